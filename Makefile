@@ -1,0 +1,40 @@
+# Every target sets up .venv by itself, from nothing.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: quickstart test test-peers lint bench clean
+
+quickstart: .venv/.ready  ## train five small models short, test them long, write runs/quickstart/report.html
+	$(RUN) experiments/extrapolation.py --config configs/quickstart.py --out runs/quickstart
+
+test: .venv/.dev  ## the tests (two processes)
+	$(RUN) -m pytest
+
+test-peers: .venv/.peers  ## the tests that compare with PyTorch and transformers
+	$(RUN) -m pytest -m peers
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+bench: .venv/.peers  ## speed beside a peer, in one alternating run
+	$(RUN) benchmarks/train_step.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.ready: .venv/bin/python requirements.txt pyproject.toml
+	.venv/bin/pip install --quiet --editable .
+	touch $@
+
+.venv/.dev: .venv/.ready
+	.venv/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/.peers: .venv/.dev
+	.venv/bin/pip install --quiet torch==2.13.0 || .venv/bin/pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch
+	.venv/bin/pip install --quiet --editable '.[peers]'
+	touch $@
+
+clean:
+	rm -rf .venv runs corpora

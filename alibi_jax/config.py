@@ -1,0 +1,399 @@
+"""The whole of a run as one frozen, typed value: checked when made, written to and read from JSON.
+
+`load_config(path, overrides)` reads a recipe (`configs/*.py`), a `config.json`, or a run's folder; overrides are the
+command line's `--section.field value`. Every check says what it got, what it expected, and what to do.
+"""
+
+import dataclasses
+import difflib
+import json
+import runpy
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+PositionName = Literal["alibi", "sinusoidal", "rotary", "t5", "learned", "none"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message says got / expected / what to do."""
+
+
+def require(condition: bool, field: str, got: Any, expected: str, do: str) -> None:
+    """Raise ConfigError with the three parts of every message here unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{field}: got {got}, expected {expected}. {do}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is types.UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if kind is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """Checks every field's type; subclasses add the checks between fields."""
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            expected = " | ".join(map(repr, typing.get_args(kind))) if typing.get_origin(kind) is Literal else None
+            expected = expected or getattr(kind, "__name__", str(kind))
+            require(_fits(value, kind), name, repr(value), expected, f"Set {name} to a value of that kind.")
+        self.check()
+
+    def check(self) -> None:
+        """Overridden with the section's own checks."""
+
+    def require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            require(value > 0, name, value, "more than 0", f"Raise {name}.")
+
+    def require_share(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            require(0 <= value < 1, name, value, "at least 0 and below 1", f"Set {name} to a share such as 0.1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(_Section):
+    position: PositionName = "alibi"  # position method
+    num_layers: int = 4  # transformer layers
+    width: int = 128  # channels of the residual stream
+    num_heads: int = 8  # attention heads; must divide width
+    mlp_width: int = 512  # channels inside the MLP
+    vocab_size: int | None = None  # rows of the embedding; None: as many as the tokenizer has
+    activation: Literal["relu", "gelu", "silu"] = "relu"  # nonlinearity of the MLP
+    use_biases: bool = True  # biases on q, k, v, out and both MLP layers
+    final_norm: bool = True  # LayerNorm before the softmax (the WikiText-103 recipe has none)
+    norm_epsilon: float = 1e-5  # added to the variance in LayerNorm
+    scale_embedding: bool = True  # multiply token embeddings by sqrt(width)
+    tied_embedding: bool = True  # the softmax uses the embedding's rows
+    embedding_dropout: float = 0.0  # share dropped from the embedding's output
+    residual_dropout: float = 0.0  # share dropped from the attention's and the MLP's output
+    attention_dropout: float = 0.0  # share of attention weights dropped
+    activation_dropout: float = 0.0  # share dropped inside the MLP
+    bias_max: float = 8.0  # ALiBi: the last power-of-two head has slope 2^-bias_max
+    rotary_base: float = 10_000.0  # rotary: longest wavelength is 2 pi times this, tokens
+    t5_buckets: int = 32  # T5 bias: number of distance buckets
+    t5_max_distance: int = 128  # T5 bias: distances from here on share the last bucket, tokens
+    learned_length: int = 1024  # learned: rows of the table, tokens; longer inputs are refused
+    attention: Literal["auto", "reference", "blockwise"] = "auto"  # implementation of attention
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
+    scan_layers: bool = False  # one compiled layer looped over stacked parameters
+    remat: bool = False  # recompute each layer in the backward pass instead of storing it
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    def check(self) -> None:
+        self.require_positive("num_layers", "width", "num_heads", "mlp_width", "bias_max", "learned_length")
+        self.require_share("embedding_dropout", "residual_dropout", "attention_dropout", "activation_dropout")
+        require(
+            self.width % self.num_heads == 0,
+            "num_heads",
+            f"{self.num_heads} heads for width {self.width}",
+            "a number of heads that divides the width",
+            f"Use width {self.num_heads * max(1, round(self.width / self.num_heads))} or another num_heads.",
+        )
+        require(
+            self.position != "rotary" or self.head_width % 2 == 0,
+            "width / num_heads",
+            self.head_width,
+            "an even head width for rotary, which turns channels in pairs",
+            "Change width or num_heads.",
+        )
+        require(
+            self.position != "sinusoidal" or self.width % 2 == 0,
+            "width",
+            self.width,
+            "an even width for sinusoidal, which is sines beside cosines",
+            "Change width.",
+        )
+        require(
+            self.t5_buckets >= 2 and self.t5_max_distance > self.t5_buckets // 2,
+            "t5_max_distance",
+            f"{self.t5_max_distance} with t5_buckets {self.t5_buckets}",
+            "at least 2 buckets and a distance beyond the first half of them",
+            "Raise t5_max_distance or lower t5_buckets.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(_Section):
+    source: Literal["stdlib", "files", "tfds"] = "stdlib"  # where text comes from
+    train_path: str = ""  # files: a file, folder or glob of UTF-8 text, .gz too
+    valid_path: str = ""  # files: the same for validation; empty: cut from the training text
+    test_path: str = ""  # files: the same for testing; empty: cut from the training text
+    tfds_name: str = ""  # tfds: data set, with config and version if wanted, such as lm1b:1.1.0
+    tfds_dir: str = ""  # tfds: folder of prepared data sets; empty: the library's own
+    tfds_text: str = "text"  # tfds: name of the text feature
+    tfds_splits: tuple[str, ...] = ("train", "validation", "test")  # tfds: split (or slice) for train, valid, test
+    tokenizer: Literal["bytes", "words", "bpe"] = "bytes"  # text to tokens
+    bpe_vocab_size: int = 1024  # bpe: tokens in the vocabulary, special ones included
+    directory: str = "corpora"  # folder of prepared corpora
+
+    def check(self) -> None:
+        self.require_positive("bpe_vocab_size")
+        require(
+            self.source != "files" or self.train_path != "",
+            "data.train_path",
+            "''",
+            "a file, folder or glob when data.source is 'files'",
+            "Pass --data.train_path PATH.",
+        )
+        require(
+            self.source != "tfds" or self.tfds_name != "",
+            "data.tfds_name",
+            "''",
+            "a data set's name when data.source is 'tfds'",
+            "Pass --data.tfds_name NAME.",
+        )
+        require(
+            len(self.tfds_splits) == 3,
+            "data.tfds_splits",
+            self.tfds_splits,
+            "three names: train, valid, test",
+            "Name 3.",
+        )
+        require(
+            self.tokenizer != "bpe" or self.bpe_vocab_size >= 257,
+            "data.bpe_vocab_size",
+            self.bpe_vocab_size,
+            "at least 257 (256 bytes and the end-of-text token)",
+            "Raise it; 1,000 to 50,000 is usual.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(_Section):
+    peak_learning_rate: float = 1e-3  # AdamW's, after warm-up
+    final_learning_rate: float = 1e-4  # where cosine and linear end
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after warm-up
+    warmup_steps: int = 100  # updates of linear warm-up from 0
+    beta1: float = 0.9  # decay of the first moment
+    beta2: float = 0.98  # decay of the second moment
+    epsilon: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # decoupled, on matrices only
+    clip_norm: float = 1.0  # largest global gradient norm
+
+    def check(self) -> None:
+        self.require_positive("peak_learning_rate", "epsilon", "clip_norm")
+        self.require_share("beta1", "beta2")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more", "Raise warmup_steps.")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more", "Raise weight_decay.")
+        require(
+            0 <= self.final_learning_rate <= self.peak_learning_rate,
+            "final_learning_rate",
+            self.final_learning_rate,
+            f"between 0 and the peak, {self.peak_learning_rate}",
+            "Lower final_learning_rate.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(_Section):
+    train_length: int = 128  # tokens of one training sequence
+    batch_size: int = 32  # sequences of one update, over all devices
+    gradient_accumulation: int = 1  # parts an update's batch is computed in; must divide batch_size
+    steps: int = 1000  # updates
+    seed: int = 0  # of initial parameters, batch order and dropout
+    log_every: int = 10  # steps between lines of metrics
+    validate_every: int = 250  # steps between validations; 0: only at the end
+    validate_tokens: int = 16_384  # validation tokens scored each time
+    validate_lengths: tuple[int, ...] = ()  # lengths scored, tokens; empty: train_length; the first decides the best
+    checkpoint_every: int = 250  # steps between checkpoints
+    max_to_keep: int = 2  # latest checkpoints kept, beside the best by validation
+
+    def check(self) -> None:
+        self.require_positive("train_length", "batch_size", "gradient_accumulation", "steps", "log_every")
+        self.require_positive("validate_tokens", "checkpoint_every", "max_to_keep")
+        require(self.validate_every >= 0, "validate_every", self.validate_every, "0 or more", "Raise validate_every.")
+        check_lengths("train.validate_lengths", self.validate_lengths)
+        require(
+            self.batch_size % self.gradient_accumulation == 0,
+            "gradient_accumulation",
+            f"{self.gradient_accumulation} parts of a batch of {self.batch_size}",
+            "a number that divides the batch",
+            "Change train.gradient_accumulation or train.batch_size.",
+        )
+
+
+def check_lengths(name: str, lengths: Sequence[int]) -> None:
+    """Every evaluation length is at least one token."""
+    for length in lengths:
+        require(length >= 1, name, length, "lengths of 1 token or more", "Remove it.")
+
+
+def parse_stride(stride: str, length: int) -> int:
+    """Stride in tokens at `length`: "L" (non-overlapping), "L/k" (rounded down) or a number of tokens."""
+    text = stride.strip().upper().replace("L/1", "L") if stride.strip().upper() == "L/1" else stride.strip().upper()
+    divisor = text.removeprefix("L/")
+    if text == "L":
+        return length
+    if text.startswith("L/") and divisor.isdigit() and int(divisor) > 0:
+        return max(1, length // int(divisor))
+    require(text.isdigit(), "stride", repr(stride), "'L', 'L/4' or a number of tokens", "Write one of these.")
+    require(
+        1 <= int(text) <= length,
+        "stride",
+        f"{text} tokens at length {length}",
+        "1 to the length (a longer stride would leave tokens unscored)",
+        "Lower the stride or raise the length.",
+    )
+    return int(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(_Section):
+    lengths: tuple[int, ...] = ()  # input lengths, tokens; empty: 1, 2, 4, 8 and 16 times the training length
+    strides: tuple[str, ...] = ("L", "L/4")  # tokens between windows: L is non-overlapping, L/4 or 64 sliding
+    far_stride: str = "L/16"  # stride at the training length against which far context is measured; 1 is exact
+    split: Literal["valid", "test"] = "valid"  # which held-out text
+    max_tokens: int = 0  # score only the first so many; 0: all
+    batch_tokens: int = 8192  # tokens of one batch of windows; at least one window
+    memory_limit_gib: float = 0.0  # a length that would need more is recorded as out of memory; 0: what is free
+    checkpoint: Literal["best", "last"] = "best"  # which checkpoint
+
+    def check(self) -> None:
+        self.require_positive("batch_tokens")
+        require(self.max_tokens >= 0, "evaluate.max_tokens", self.max_tokens, "0 or more", "Raise it.")
+        require(
+            self.memory_limit_gib >= 0, "evaluate.memory_limit_gib", self.memory_limit_gib, "0 or more", "Raise it."
+        )
+        check_lengths("evaluate.lengths", self.lengths)
+        for stride in (*self.strides, self.far_stride):
+            for length in self.lengths or (2**30,):
+                parse_stride(stride, length) if stride != self.far_stride else parse_stride(stride, 2**30)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(_Section):
+    data: int = -1  # devices that share nothing but gradients; -1: the rest
+    fsdp: int = 1  # devices over which parameters and moments are split
+    tensor: int = 1  # devices over which heads, MLP channels and vocabulary are split
+
+    def check(self) -> None:
+        sizes = [self.data, self.fsdp, self.tensor]
+        require(
+            all(size >= 1 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
+            "mesh",
+            f"data {self.data}, fsdp {self.fsdp}, tensor {self.tensor}",
+            "sizes of 1 or more, at most one of them -1 (the rest)",
+            "Correct the sizes.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(_Section):
+    """A run: what is trained, on what, how, where, and how it is judged."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def check(self) -> None:
+        lengths = {self.train.train_length, *self.train.validate_lengths}
+        require(
+            self.model.position != "learned" or max(lengths) <= self.model.learned_length,
+            "train.train_length",
+            max(lengths),
+            f"at most model.learned_length, {self.model.learned_length}, for position 'learned'",
+            "Raise model.learned_length or train shorter.",
+        )
+        require(
+            self.optimizer.warmup_steps <= self.train.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"at most train.steps, {self.train.steps}",
+            "Shorten the warm-up or train longer.",
+        )
+
+
+def replace(config: Config, section: str, **changes: Any) -> Config:
+    """The config with fields of one section changed, checked anew."""
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def _section_from_dict(kind: type, name: str, values: Any) -> Any:
+    require(isinstance(values, dict), name, type(values).__name__, "a JSON object", f"Correct {name}.")
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        path = f"{name}.{key}" if name != "config" else key
+        require(key in known, path, "an unknown key", f"one of {', '.join(known)}", f"Did you mean {near!r}?")
+    hints = typing.get_type_hints(kind)
+    made = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]):
+            value = _section_from_dict(hints[key], key, value)
+        made[key] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
+
+
+def from_json(text: str) -> Config:
+    """The config a JSON text describes; fields it lacks have their defaults. ConfigError on anything unknown."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"config: got text that is not JSON ({error}), expected an object. Correct the file."
+        ) from error
+    return _section_from_dict(Config, "config", values)
+
+
+def _read(path: Path) -> Config:
+    path = path / "config.json" if path.is_dir() else path
+    require(path.is_file(), "config", f"{path}, which does not exist", "a .py recipe or a .json", "Check the path.")
+    if path.suffix == ".py":
+        recipe = runpy.run_path(str(path))
+        require("get_config" in recipe, str(path), "no get_config", "a function get_config() -> Config", "Define it.")
+        return recipe["get_config"]()
+    return from_json(path.read_text())
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a recipe (.py with `get_config`), a .json, or a run's folder, with command-line overrides.
+
+    overrides: such as ("--model.position", "rotary"). Raises ConfigError; a bad override exits with status 2 and a
+    message that names the nearest known option.
+    """
+    config = _read(Path(path))
+    if not overrides:
+        return config
+    import tyro  # the command line only
+
+    return tyro.cli(Config, default=config, args=list(overrides))
+
+
+def differing_fields(one: Config, other: Config, ignore: Sequence[str] = ()) -> list[str]:
+    """Every field two configs disagree on, as "section.field: here -> there"; whole sections can be ignored."""
+    left, right = dataclasses.asdict(one), dataclasses.asdict(other)
+    return [
+        f"{section}.{field}: {left[section][field]} -> {right[section][field]}"
+        for section in left
+        if section not in ignore
+        for field in left[section]
+        if left[section][field] != right[section][field]
+    ]

@@ -1,0 +1,95 @@
+"""Training batches by Grain, a pure function of (seed, step): resuming is indexing, and hosts need not talk."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import grain
+import numpy as np
+from jaxtyping import Int32, Integer
+
+from alibi_jax.config import require
+from alibi_jax.data.sources import DataError
+
+Rows = Int32[np.ndarray, "B L"]
+
+
+def num_sequences(tokens: Integer[np.ndarray, " n"], length: int) -> int:
+    """Training sequences in a stream: (n - 1) // length, each `length` inputs and the targets one token later.
+
+    Neighbours share one token, so every token but the first is a target at most once. DataError when there is none.
+    """
+    count = (len(tokens) - 1) // length
+    if count < 1:
+        raise DataError(
+            f"train.train_length: got {length} with a training stream of {len(tokens)} tokens, expected at least "
+            f"{length + 1} tokens. Give more text or lower train.train_length."
+        )
+    return count
+
+
+@dataclass(frozen=True)
+class Batches:
+    """One host's share of every batch: rows [host * B / hosts, (host + 1) * B / hosts) of the global batch of B rows.
+
+    The global batch depends on (tokens, length, batch_size, seed, step) alone: global row step * B + i takes the next
+    sequence of an order that is shuffled anew each epoch, whatever the number of hosts.
+    """
+
+    tokens: Integer[np.ndarray, " n"]
+    length: int  # tokens of one sequence
+    batch_size: int  # B, sequences of one update over all hosts
+    seed: int
+    host: int = 0
+    hosts: int = 1
+
+    def __post_init__(self) -> None:
+        require(
+            self.batch_size % self.hosts == 0,
+            "train.batch_size",
+            f"{self.batch_size} sequences over {self.hosts} hosts",
+            "a multiple of the number of hosts",
+            f"Use {self.hosts * max(1, round(self.batch_size / self.hosts))}.",
+        )
+        require(0 <= self.host < self.hosts, "host", self.host, f"0 to {self.hosts - 1}", "Pass the process index.")
+        require(0 <= self.seed < 2**32, "train.seed", self.seed, "0 to 2^32 - 1", "Choose another seed.")
+        num_sequences(self.tokens, self.length)
+
+    @cached_property
+    def order(self) -> grain.MapDataset:
+        """Global row -> sequence, an endless permutation of the sequences after another."""
+        return grain.MapDataset.range(num_sequences(self.tokens, self.length)).seed(self.seed).shuffle().repeat()
+
+    def batch_at(self, step: int) -> tuple[Rows, Rows]:
+        """Inputs and targets, int32 [B / hosts, L] each, of update `step` (from 0)."""
+        rows = self.batch_size // self.hosts
+        first = step * self.batch_size + self.host * rows
+        starts = np.array([self.order[row] for row in range(first, first + rows)]) * self.length
+        windows = self.tokens[starts[:, None] + np.arange(self.length + 1)].astype(np.int32)
+        return windows[:, :-1], windows[:, 1:]
+
+
+def batches(
+    tokens: Integer[np.ndarray, " n"],
+    length: int,
+    batch_size: int,
+    seed: int,
+    host: int = 0,
+    hosts: int = 1,
+    *,
+    first_step: int = 0,
+    prefetch: int = 2,
+) -> Iterator[tuple[int, Rows, Rows]]:
+    """Endless (step, inputs, targets) from `first_step` on, equal to `Batches.batch_at`, `prefetch` batches ahead.
+
+    Earlier batches are never made. The threads end when the iterator is closed, dropped, or the program exits.
+    """
+    source = Batches(tokens, length, batch_size, seed, host, hosts)
+    ahead = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
+    steps = grain.MapDataset.range(first_step, sys.maxsize)
+    return _closing(steps.map(lambda step: (step, *source.batch_at(step))).to_iter_dataset(ahead))
+
+
+def _closing(dataset: grain.IterDataset) -> Iterator[tuple[int, Rows, Rows]]:
+    yield from dataset  # closing a generator closes what it yields from: Grain's iterator with its threads

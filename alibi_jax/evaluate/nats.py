@@ -1,0 +1,104 @@
+"""Nats of every token of a stream, scored in windows of a given length and stride (Press et al. 2022, appendix B).
+
+The stream is n targets; the input before target t is target t - 1, and before the first a token given (end-of-line). Window
+w scores targets [w S, (w+1) S) and sees the inputs of [max(0, (w+1) S - L), (w+1) S): stride S = length L is the
+non-overlapping protocol, S < L the sliding window. Windows are computed from scratch: a cache would let deeper layers see
+further back than L.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float32, Int, Int32
+
+from alibi_jax.loss import nats
+from alibi_jax.sharding import place_rows, shard
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def window_nats(
+    model: nn.Module, params: Any, inputs: Int[Array, "B L"], targets: Int[Array, "B L"]
+) -> Float32[Array, "B L"]:
+    """-log p of each target given the inputs up to it. Compiled once for each (B, L)."""
+    scores = nats(model.apply({"params": params}, inputs), targets)
+    return shard(scores, "rows", "rows")
+
+
+def memory_needed(model: nn.Module, params: Any, batch_size: int, length: int) -> int:
+    """Bytes a device takes to score one batch of windows beside the parameters, as the compiler counts them."""
+    tokens = place_rows(np.zeros((batch_size, length), np.int32))
+    analysis = window_nats.lower(model, params, tokens, tokens).compile().memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
+def _check(stream: np.ndarray, length: int, stride: int, batch_size: int) -> None:
+    if len(stream) == 0:
+        raise ValueError("token_nats: got an empty stream, expected at least one token. Give it text.")
+    if length < 1:
+        raise ValueError(f"token_nats: got length {length}, expected at least 1 token. Give a positive length.")
+    if not 1 <= stride <= length:
+        raise ValueError(
+            f"token_nats: got stride {stride} at length {length}, expected 1 to {length} (a longer stride would leave tokens "
+            "unscored). Lower the stride or raise the length."
+        )
+    if batch_size < 1:
+        raise ValueError(f"token_nats: got batch_size {batch_size}, expected at least 1 window. Raise it.")
+
+
+def _batches(
+    stream: np.ndarray, length: int, stride: int, first_input: int, batch_size: int
+) -> Iterator[tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L"], np.ndarray, np.ndarray]]:
+    """(inputs, targets, index in the stream of each target, whether it is scored there), each [B, L]; padded on the right."""
+    tokens = len(stream)
+    first = np.arange(0, tokens, stride)
+    for at in range(0, len(first), batch_size):
+        scored = first[at : at + batch_size]
+        scored = np.pad(scored, (0, batch_size - len(scored)), constant_values=tokens)  # rows that score nothing
+        index = np.maximum(scored + stride - length, 0)[:, None] + np.arange(length)[None, :]
+        is_scored = (index >= scored[:, None]) & (index < np.minimum(scored + stride, tokens)[:, None])
+        inside = np.minimum(index, tokens - 1)
+        targets = stream[inside].astype(np.int32)
+        inputs = np.where(inside == 0, first_input, stream[inside - 1]).astype(np.int32)
+        yield inputs, targets, index, is_scored
+
+
+def token_nats(
+    model: nn.Module,
+    params: Any,
+    stream: Int[np.ndarray, " n"],
+    *,
+    length: int,
+    stride: int | None = None,
+    first_input: int,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> Float32[np.ndarray, " n"]:
+    """-log p, in nats, of every token of `stream`, each scored once with up to `length` inputs.
+
+    stride: tokens scored by each window; None, or `length`, is the non-overlapping protocol, 1 the paper's analysis.
+    first_input: the token that stands before the first target. batch_size: windows computed at once (a multiple of the
+    devices along the batch under `jax.set_mesh`). progress: called with the number of tokens scored so far.
+    ValueError for an empty stream, a length below 1, a stride outside 1 ... length.
+    """
+    stride = length if stride is None else stride
+    _check(stream, length, stride, batch_size)
+    scores = np.full(len(stream), np.nan, np.float32)
+    waiting: list[tuple] = []
+
+    def collect() -> None:
+        computed, index, is_scored = waiting.pop()
+        scores[index[is_scored]] = np.asarray(computed)[is_scored]
+        if progress is not None:
+            progress(int(index[is_scored].max()) + 1)
+
+    for inputs, targets, index, is_scored in _batches(stream, length, stride, first_input, batch_size):
+        computed = window_nats(model, params, place_rows(inputs), place_rows(targets))
+        if waiting:  # one batch late, so that the device computes while this one is put away
+            collect()
+        waiting.append((computed, index, is_scored))
+    collect()
+    return scores

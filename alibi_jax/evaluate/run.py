@@ -1,0 +1,70 @@
+"""Evaluate a trained run from its folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alibi_jax.checkpoint import CheckpointError, Checkpoints
+from alibi_jax.config import Config, EvaluateConfig, load_config
+from alibi_jax.data.corpus import open_corpus
+from alibi_jax.evaluate.sweep import sweep
+from alibi_jax.model import TransformerLM
+from alibi_jax.sharding import make_mesh, tree_shardings
+
+
+def load_params(workdir: Path, config: Config, which: str) -> tuple[int, Any]:
+    """(step, parameters) of the best or last checkpoint of a run, placed on the mesh of `jax.set_mesh`."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.best() if which == "best" else checkpoints.latest()
+    if step is None:
+        raise CheckpointError(f"checkpoints: got none in {checkpoints.folder}, expected a trained run. Train it first.")
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
+    shardings = tree_shardings(shapes, jax.sharding.get_mesh())
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return step, checkpoints.restore(step, params=abstract)["params"]
+
+
+def evaluate_run(
+    workdir: str | Path, evaluate: EvaluateConfig | None = None, out: str | Path | None = None, label: str | None = None
+) -> Path:
+    """Sweeps the run in `workdir` and returns the folder of results, workdir/evaluation/<split> unless `out` is given.
+
+    evaluate: what to sweep; None: as the run's config says. label: what the run is called in tables; None: the name of its
+    folder. Errors: ConfigError, CheckpointError (no checkpoint, a damaged one), DataError, ValueError (`out` holds the
+    results of another evaluation).
+    """
+    workdir = Path(workdir)
+    config = load_config(workdir)
+    evaluate = evaluate or config.evaluate
+    corpus = open_corpus(config.data)
+    stream = corpus.tokens(evaluate.split)
+    stream = np.asarray(stream[: evaluate.max_tokens or None])
+    out = Path(out) if out else workdir / "evaluation" / evaluate.split
+    with jax.set_mesh(make_mesh(config.mesh)):
+        step, params = load_params(workdir, config, evaluate.checkpoint)
+        facts = {
+            "run": label or workdir.name,
+            "position": config.model.position,
+            "train_length": config.train.train_length,
+            "split": evaluate.split,
+            "checkpoint_step": step,
+            "corpus_fingerprint": corpus.fingerprint,
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
+            "config": dataclasses.asdict(config),
+        }
+        sweep(
+            TransformerLM(config.model),
+            params,
+            stream,
+            config=evaluate,
+            first_input=corpus.tokenizer.first_input,
+            num_bytes=corpus.num_bytes(stream),
+            folder=out,
+            facts=facts,
+        )
+    return out

@@ -1,0 +1,143 @@
+"""The loop around the step: batches in, metrics out one step late, validation, saving, clean stops."""
+
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from alibi_jax.checkpoint import Checkpoints
+from alibi_jax.config import Config
+from alibi_jax.data.batches import batches
+from alibi_jax.data.corpus import Corpus
+from alibi_jax.evaluate.nats import token_nats
+from alibi_jax.evaluate.statistics import bits_per_byte
+from alibi_jax.metrics import MetricsLog, Speed
+from alibi_jax.model import TransformerLM
+from alibi_jax.progress import Bar, loss_text
+from alibi_jax.sharding import batch_ways, put_batch
+
+VALIDATION_TOKENS = 8192  # of one batch of validation windows; at least one window a device
+
+
+class Diverged(RuntimeError):
+    """A loss or a gradient that is not finite; the last good checkpoint is kept."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop; its state is saved."""
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[list[str]]:
+    """Names of the signals (SIGTERM, Ctrl-C) that asked to stop; a second one of a kind acts at once."""
+    names: list[str] = []
+
+    def note(number: int, _: Any) -> None:
+        names.append(signal.Signals(number).name)
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield names
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+class Loop:
+    """One run's loop. What it changes is the state it is given, the run's folder, and the bar."""
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        mesh: Mesh,
+        model: TransformerLM,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        bar: Bar,
+        step: int,
+    ) -> None:
+        self.config, self.corpus, self.mesh, self.model = config, corpus, mesh, model
+        self.checkpoints, self.log, self.bar = checkpoints, log, bar
+        self.first = self.saved = step
+        train, facts = config.train, corpus.facts["splits"]["train"]
+        self.speed = Speed(config.model, train.train_length, train.batch_size * train.train_length)
+        self.bits_per_nat = facts["tokens"] / facts["bytes"] / math.log(2)  # bits a byte for each nat a token
+        self.tokens_per_second = 0.0
+
+    def run(self, state: Any, step_function: Callable, stop: list[str]) -> None:
+        """Steps until the last, or until `stop` holds a signal's name: then saves and raises Interrupted."""
+        train, waiting = self.config.train, None
+        for step, inputs, targets in self._batches():
+            state, metrics = step_function(state, inputs, targets)
+            self.speed.steps += 1
+            if waiting:  # one step late, so that the device never waits for the host
+                self._report(*waiting)
+            waiting = step, metrics
+            validates = _due(step, train.validate_every, train.steps)
+            if validates or stop or _due(step, train.checkpoint_every, train.steps):
+                self._report(*waiting)
+                waiting = None
+                self._save(step, state, self._validate(step, state.params) if validates else None)
+            if stop:
+                self.checkpoints.wait()
+                said = f"{stop[0]}: step {step} of {train.steps} is saved in {self.checkpoints.folder.parent}."
+                raise Interrupted(f"{said} Run the same command to go on from it.")
+
+    def _batches(self) -> Iterator[tuple[int, Array, Array]]:
+        """(step from 1, inputs, targets) of the steps still to do, placed on the mesh; this host reads its share."""
+        train, hosts = self.config.train, (jax.process_index(), jax.process_count())
+        tokens = self.corpus.tokens("train")
+        made = batches(tokens, train.train_length, train.batch_size, train.seed, *hosts, first_step=self.first)
+        with contextlib.closing(made):
+            for _, (done, inputs, targets) in zip(range(self.first, train.steps), made, strict=False):
+                yield done + 1, put_batch(inputs, self.mesh), put_batch(targets, self.mesh)
+
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            kept = f"The checkpoint of step {self.saved} is kept" if self.saved else "No checkpoint had been saved yet"
+            raise Diverged(
+                f"training: got {', '.join(bad)} at step {step}, expected finite numbers. {kept} in "
+                f"{self.checkpoints.folder}; train again into another --workdir with a lower "
+                "--optimizer.peak-learning-rate or a longer warm-up."
+            )
+
+    def _report(self, step: int, metrics: dict[str, Array]) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        self._check_finite(step, values)
+        if _due(step, self.config.train.log_every, self.config.train.steps):
+            readings = self.speed.reading()
+            self.tokens_per_second = readings["tokens_per_second"]
+            self.log.write(step, {**values, "bits_per_byte": values["loss"] * self.bits_per_nat, **readings})
+        self.bar.update(step, loss_text(values["loss"], self.tokens_per_second))
+
+    def _validate(self, step: int, params: Any) -> float:
+        """Logs validation loss and bits per byte at each length; returns the first length's loss in nats."""
+        train, losses = self.config.train, []
+        stream = self.corpus.tokens("valid")[: train.validate_tokens]
+        ways, first_input = batch_ways(self.mesh), self.corpus.tokenizer.first_input
+        for length in train.validate_lengths or (train.train_length,):
+            rows = -(-max(1, VALIDATION_TOKENS // length) // ways) * ways
+            scores = token_nats(self.model, params, stream, length=length, first_input=first_input, batch_size=rows)
+            losses.append(float(scores.mean(dtype="float64")))
+            self._check_finite(step, {f"validation loss at {length}": losses[-1]})
+            bits = bits_per_byte(scores, self.corpus.num_bytes(stream))
+            self.log.write(step, {f"valid_loss_{length}": losses[-1], f"valid_bits_per_byte_{length}": bits})
+        return losses[0]
+
+    def _save(self, step: int, state: Any, validation_nats: float | None) -> None:
+        rest = {"step": state.step, "moments": state.optimizer}
+        self.checkpoints.save(step, state.params, rest, validation_nats)
+        self.saved = step
+        self.speed.restart()

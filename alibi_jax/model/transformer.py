@@ -1,0 +1,172 @@
+"""Decoder-only transformer language model in Flax Linen, one module for every position method."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Float32, Int
+
+from alibi_jax.attention import attend
+from alibi_jax.config import ModelConfig
+from alibi_jax.positions import POSITIONS, Bias
+from alibi_jax.sharding import shard
+
+ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
+zeros = nn.initializers.zeros_init()
+
+
+def xavier(gain: float, in_axis: int | tuple[int, ...], out_axis: int | tuple[int, ...]) -> nn.initializers.Initializer:
+    """Uniform with variance gain^2 * 2 / (fan_in + fan_out) (Glorot & Bengio 2010)."""
+    return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform", in_axis=in_axis, out_axis=out_axis)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the position method turns q and k, or biases the scores, or neither."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L E"], bias: Bias | None, train: bool) -> Float[Array, "B L E"]:
+        config, dtype = self.config, x.dtype
+        shape = (config.width, config.num_heads, config.head_width)
+
+        def project(name: str) -> Float[Array, "B L H D"]:
+            kernel = self.param(name, xavier(2**-0.5, 0, (1, 2)), shape, jnp.float32)
+            heads = jnp.einsum("ble,ehd->blhd", x, kernel.astype(dtype))
+            if config.use_biases:
+                heads = heads + self.param(f"{name}_bias", zeros, shape[1:], jnp.float32).astype(dtype)
+            return shard(heads, "batch", "length", "heads", "head_width")
+
+        position, positions = POSITIONS[config.position](config), jnp.arange(x.shape[1])
+        queries, keys, values = project("query"), project("key"), project("value")
+        queries, keys = (position.rotate(heads, positions) for heads in (queries, keys))
+        rate = config.attention_dropout if train else 0.0
+        key = self.make_rng("dropout") if rate > 0 else None
+        mixed = attend(
+            queries, keys, values, bias=bias, implementation=config.attention, dropout_rate=rate, dropout_key=key
+        )
+        kernel = self.param("out", xavier(1.0, (0, 1), 2), (*shape[1:], config.width), jnp.float32)
+        out = jnp.einsum("blhd,hde->ble", mixed, kernel.astype(dtype))
+        return (
+            out + self.param("out_bias", zeros, (config.width,), jnp.float32).astype(dtype)
+            if config.use_biases
+            else out
+        )
+
+
+class MLP(nn.Module):
+    """Two matrices with a nonlinearity between."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L E"], train: bool) -> Float[Array, "B L E"]:
+        config, dtype = self.config, x.dtype
+        up = self.param("up", xavier(1.0, 0, 1), (config.width, config.mlp_width), jnp.float32)
+        down = self.param("down", xavier(1.0, 0, 1), (config.mlp_width, config.width), jnp.float32)
+        hidden = x @ up.astype(dtype)
+        if config.use_biases:
+            hidden = hidden + self.param("up_bias", zeros, (config.mlp_width,), jnp.float32).astype(dtype)
+        hidden = ACTIVATIONS[config.activation](shard(hidden, "batch", "length", "mlp"))
+        hidden = nn.Dropout(config.activation_dropout, deterministic=not train)(hidden)
+        out = hidden @ down.astype(dtype)
+        return (
+            out + self.param("down_bias", zeros, (config.width,), jnp.float32).astype(dtype)
+            if config.use_biases
+            else out
+        )
+
+
+class Norm(nn.Module):
+    """LayerNorm over channels, in float32 whatever the compute dtype."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.config.norm_epsilon)
+        return (normed * scale + self.param("bias", zeros, (x.shape[-1],), jnp.float32)).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), as nn.scan wants it."""
+
+    config: ModelConfig
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L E"], bias: Bias | None) -> tuple[Float[Array, "B L E"], None]:
+        config = self.config
+        drop = nn.Dropout(config.residual_dropout, deterministic=not self.train)
+        attention = Attention(config, name="attention")
+        x = x + drop(attention(Norm(config, name="attention_norm")(x), bias, self.train))
+        x = x + drop(MLP(config, name="mlp")(Norm(config, name="mlp_norm")(x), self.train))
+        return shard(x, "batch", "length", "channels"), None
+
+
+class Embedding(nn.Module):
+    """Rows for tokens, N(0, E^-0.5), scaled by sqrt(E) where the recipe says so; its transpose may be the softmax."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(self.config.width**-0.5)
+        self.table = self.param("table", init, (self.config.vocab_size, self.config.width), jnp.float32)
+
+    def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
+        x = self.table[tokens].astype(self.config.compute_dtype)
+        return x * self.config.width**0.5 if self.config.scale_embedding else x
+
+    def logits(self, x: Float[Array, "B L E"]) -> Float32[Array, "B L V"]:
+        return jnp.einsum("ble,ve->blv", x, self.table.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class Softmax(nn.Module):
+    """Untied output matrix."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L E"]) -> Float32[Array, "B L V"]:
+        kernel = self.param("kernel", xavier(1.0, 0, 1), (x.shape[-1], self.config.vocab_size), jnp.float32)
+        return jnp.einsum("ble,ev->blv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class TransformerLM(nn.Module):
+    """logits[b, t] for the token after tokens[b, :t+1]; any length L, whatever the model was trained at.
+
+    `params = model.init(key, tokens)["params"]`, `model.apply({"params": params}, tokens) -> float32 [B, L, V]`; parameters
+    are plain nested dicts of float32 arrays. With train=True dropout acts and wants rngs={"dropout": key}. ValueError for a
+    config without vocab_size, and where a position method refuses the length (`learned`).
+    """
+
+    config: ModelConfig
+
+    def _layers(self, x: Float[Array, "B L E"], bias: Bias | None, train: bool) -> Float[Array, "B L E"]:
+        config = self.config
+        layer = nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
+        if config.scan_layers:
+            split = {"params": True, "dropout": True}
+            scanned = nn.scan(
+                layer, variable_axes={"params": 0}, split_rngs=split, in_axes=nn.broadcast, length=config.num_layers
+            )
+            return scanned(config, train, name="layers")(x, bias)[0]
+        for i in range(config.num_layers):
+            x, _ = layer(config, train, name=f"layer_{i}")(x, bias)
+        return x
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "B L"], train: bool = False) -> Float32[Array, "B L V"]:
+        config = self.config
+        if config.vocab_size is None:
+            raise ValueError("model.vocab_size: got None, expected a number. Set it to the tokenizer's vocabulary.")
+        embedding = Embedding(config, name="embedding")
+        position = POSITIONS[config.position](config).copy(name="position")
+        x = position.embed(embedding(tokens), jnp.arange(tokens.shape[1]))
+        x = nn.Dropout(config.embedding_dropout, deterministic=not train)(x)
+        x = self._layers(shard(x, "batch", "length", "channels"), position.bias(), train)
+        x = Norm(config, name="final_norm")(x) if config.final_norm else x
+        logits = embedding.logits(x) if config.tied_embedding else Softmax(config, name="softmax")(x)
+        return shard(logits, "batch", "length", "vocab")

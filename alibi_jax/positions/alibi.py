@@ -1,0 +1,38 @@
+"""Attention with linear biases (Press, Smith, Lewis 2022, arXiv 2108.12409)."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from alibi_jax.positions.base import LinearBias, PositionMethod
+
+
+def _geometric(num_heads: int, bias_max: float) -> list[float]:
+    return [2.0 ** (-bias_max * k / num_heads) for k in range(1, num_heads + 1)]
+
+
+def alibi_slopes(num_heads: int, bias_max: float = 8.0) -> np.ndarray:
+    """Slopes m_1 ... m_H, float32 [H], in the order the reference code gives them to the heads.
+
+    For a power of two, m_k = 2^(-bias_max * k / H). Otherwise, with c the power of two below H: the c slopes of c heads,
+    then the first H - c of every second slope of 2c heads, unsorted (the order is part of a checkpoint's meaning).
+    bias_max is 8 in the paper; MPT calls it alibi_bias_max. ValueError for fewer than one head.
+    """
+    if num_heads < 1:
+        raise ValueError(f"num_heads: got {num_heads}, expected at least 1. Give the number of attention heads.")
+    if not bias_max > 0:
+        raise ValueError(f"bias_max: got {bias_max}, expected more than 0. The paper's value is 8.")
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = _geometric(power, bias_max) + _geometric(2 * power, bias_max)[0::2][: num_heads - power]
+    return np.array(slopes, np.float32)
+
+
+class Alibi(PositionMethod):
+    """-slope_h * distance on every score; fixed slopes (learned ones extrapolated worse, section 3 of the paper)."""
+
+    num_heads: int
+    bias_max: float = 8.0
+
+    def bias(self) -> LinearBias:
+        return LinearBias(jnp.asarray(alibi_slopes(self.num_heads, self.bias_max)))

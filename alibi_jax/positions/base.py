@@ -1,0 +1,54 @@
+"""What a position method is: three hooks, of which each method overrides one; and what a bias is: a value.
+
+The base class does nothing in each hook, and so is itself a method: no position information at all ("none", NoPE).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Float32, Int
+
+Positions = Int[Array, " T"]
+
+
+class Bias:
+    """A number for every (head, query position, key position), computed where it is needed, never stored whole."""
+
+    def block(self, q_positions: Positions, k_positions: Int[Array, " S"]) -> Float32[Array, "H T S"]:
+        """Bias added to the scaled scores of these queries and keys, before the softmax."""
+        raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearBias(Bias):
+    """ALiBi: -slope * |query position - key position| (Press et al. 2022, section 3).
+
+    The distance is taken in int32 and the product in float32, whatever the compute dtype: bfloat16 with absolute
+    positions misplaces 26 % of the softmax mass at 2,048 tokens. Symmetric, so it serves encoders too.
+    """
+
+    slopes: Any  # float32 [H]; Any, because JAX puts placeholders here when it takes trees apart
+
+    def block(self, q_positions: Positions, k_positions: Int[Array, " S"]) -> Float32[Array, "H T S"]:
+        distances = jnp.abs(q_positions[:, None] - k_positions[None, :])
+        return -self.slopes[:, None, None] * distances.astype(jnp.float32)[None]
+
+
+class PositionMethod(nn.Module):
+    """No position information (NoPE), and the three hooks a method may override."""
+
+    def embed(self, x: Float[Array, "B L E"], positions: Int[Array, " L"]) -> Float[Array, "B L E"]:
+        """Applied once, to the token embeddings."""
+        return x
+
+    def rotate(self, x: Float[Array, "B L H D"], positions: Int[Array, " L"]) -> Float[Array, "B L H D"]:
+        """Applied to the queries and to the keys of every layer."""
+        return x
+
+    def bias(self) -> Bias | None:
+        """The bias of every layer's scores."""
+        return None

@@ -1,0 +1,47 @@
+"""The bar a person watches."""
+
+import math
+import sys
+import time
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Bar:
+    """Step, loss, tokens/s and time left on a terminal; a plain line every ten seconds where output is not a terminal."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.said = label, total, time.monotonic()
+        console = Console(file=sys.stderr)
+        self.live = console.is_terminal
+        left = TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            left,
+        )
+        self.progress = Progress(*columns, console=console, disable=not self.live or jax.process_index() != 0)
+        self.task = self.progress.add_task(label, total=total, completed=done, text="")
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, done: int, text: str) -> None:
+        self.progress.update(self.task, completed=done, text=text)
+        plain = not self.live and jax.process_index() == 0
+        if plain and (time.monotonic() - self.said > 10 or done == self.total):
+            self.said = time.monotonic()
+            print(f"{self.label}: {done}/{self.total} {text}", file=sys.stderr, flush=True)
+
+
+def loss_text(nats: float, tokens_per_second: float) -> str:
+    """What stands beside the bar."""
+    return f"loss {nats:.3f} nats  perplexity {math.exp(min(nats, 50)):,.1f}  {tokens_per_second:,.0f} tokens/s"

@@ -1,0 +1,144 @@
+"""Logical dimension -> mesh axis: the only file that knows a mesh axis by name.
+
+Two tables. DIMENSIONS names the dimensions of every parameter by the end of its path; an optimizer moment's path ends in
+its parameter's, so the same rows place both. RULES says over which mesh axes a dimension is split. Activations and
+batches are placed by `shard(x, "batch", "length", ...)` with the same RULES.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from alibi_jax.config import Config, ConfigError, MeshConfig, require
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "channels": None,  # of activations: every device holds whole tokens
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "width": "fsdp",  # of parameters: gathered layer by layer where they are used
+    "head_width": None,
+    "layers": None,
+    "rows": None,  # of small tables
+}
+
+DIMENSIONS: dict[str, tuple[str, ...]] = {
+    "embedding/table": ("vocab", "width"),
+    "position/position_table": ("rows", "width"),
+    "position/bucket_table": ("rows", "heads"),
+    "attention/query": ("width", "heads", "head_width"),
+    "attention/key": ("width", "heads", "head_width"),
+    "attention/value": ("width", "heads", "head_width"),
+    "attention/out": ("heads", "head_width", "width"),
+    "attention/query_bias": ("heads", "head_width"),
+    "attention/key_bias": ("heads", "head_width"),
+    "attention/value_bias": ("heads", "head_width"),
+    "attention/out_bias": ("channels",),
+    "mlp/up": ("width", "mlp"),
+    "mlp/up_bias": ("mlp",),
+    "mlp/down": ("mlp", "width"),
+    "mlp/down_bias": ("channels",),
+    "norm/scale": ("channels",),
+    "norm/bias": ("channels",),
+    "softmax/kernel": ("width", "vocab"),
+}
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """A mesh of `data` x `fsdp` x `tensor` devices; a size of -1 takes the rest. ConfigError if they do not multiply out.
+
+    Its axes are Auto (the compiler propagates shardings), which Linen needs; jax.make_mesh's own default is Explicit.
+    """
+    devices = list(devices if devices is not None else jax.devices())
+    sizes = [config.data, config.fsdp, config.tensor]
+    named = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // named if size == -1 else size for size in sizes]
+    require(
+        math.prod(sizes) == len(devices),
+        "mesh",
+        f"data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} on {len(devices)} devices",
+        "sizes that multiply to the number of devices (-1: the rest)",
+        "Change the sizes of the mesh.",
+    )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check_mesh(config: Config, mesh: Mesh) -> None:
+    """ConfigError, with the numbers, where a dimension of the run does not divide over its mesh axes."""
+    train, model = config.train, config.model
+    part = train.batch_size // train.gradient_accumulation
+    sizes = [
+        ("train.batch_size / train.gradient_accumulation", part, "batch"),
+        ("model.num_heads", model.num_heads, "heads"),
+        ("model.mlp_width", model.mlp_width, "mlp"),
+        ("model.width", model.width, "width"),
+        ("model.vocab_size", model.vocab_size or 0, "vocab"),
+    ]
+    for field, size, dimension in sizes:
+        ways = _ways(mesh, dimension)
+        expected = f"a multiple of {ways}, the devices along {RULES[dimension]}"
+        near = -(-size // ways) * ways
+        require(size % ways == 0, field, size, expected, f"Use {near}, or change the mesh.")
+
+
+def _ways(mesh: Mesh, dimension: str) -> int:
+    axes = RULES[dimension] or ()
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return _ways(mesh, "batch")
+
+
+def _spec(dimensions: tuple[str, ...]) -> PartitionSpec:
+    return PartitionSpec(*(RULES[dimension] for dimension in dimensions))
+
+
+def shard(x: jax.Array, *dimensions: str) -> jax.Array:
+    """Constrains an activation inside jit to the mesh of `jax.set_mesh`; without a mesh it is the identity."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, _spec(dimensions))
+
+
+def _leaf_spec(path: tuple, leaf: Any) -> PartitionSpec:
+    if np.ndim(leaf) == 0:
+        return PartitionSpec()
+    name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path[-2:])
+    known = [row for row in DIMENSIONS if name == row or name.endswith("_" + row)]
+    if not known:
+        raise ConfigError(f"sharding: got a parameter {name!r}, expected a row for it in DIMENSIONS. Add one.")
+    dimensions = DIMENSIONS[known[0]]
+    stacked = np.ndim(leaf) - len(dimensions)  # one more in front when layers are scanned
+    return _spec(("layers",) * stacked + dimensions)
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """NamedSharding of every parameter, moment or count in a tree of arrays or shapes, after DIMENSIONS and RULES."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf)), tree)
+
+
+def put_batch(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """This host's rows of a batch [B, L] as one global array split over the batch axes."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, _spec(("batch", "length"))), rows)
+
+
+def place_rows(rows: np.ndarray) -> jax.Array:
+    """A batch [B, L] every host holds whole, split over the batch axes of `jax.set_mesh`; one device without a mesh."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.device_put(rows)
+    ways = batch_ways(mesh)
+    if rows.shape[0] % ways:
+        raise ValueError(
+            f"batch: got {rows.shape[0]} rows, expected a multiple of {ways} devices. Change the batch size."
+        )
+    sharding = NamedSharding(mesh, _spec(("batch", "length")))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])

@@ -1,0 +1,145 @@
+"""Training: one pure step, and what is checked and restored before the first."""
+
+import contextlib
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32, Int, Int32
+
+from alibi_jax.checkpoint import Checkpoints, open_workdir
+from alibi_jax.config import Config, ConfigError, replace
+from alibi_jax.data.corpus import Corpus, open_corpus
+from alibi_jax.loop import Loop, stop_requested
+from alibi_jax.loss import nats
+from alibi_jax.metrics import MetricsLog
+from alibi_jax.model import TransformerLM
+from alibi_jax.optimizer import learning_rate, make_optimizer
+from alibi_jax.progress import Bar
+from alibi_jax.sharding import check_mesh, make_mesh, tree_shardings
+
+
+class State(NamedTuple):
+    """All that training changes. Batches and dropout are functions of (seed, step), so nothing else is saved."""
+
+    step: Int32[Array, ""]
+    params: Any
+    optimizer: Any
+
+
+def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> State:
+    """Parameters from the seed, moments at zero, step 0."""
+    tokens = jnp.zeros((1, config.train.train_length), jnp.int32)
+    params = model.init(jax.random.key(config.train.seed), tokens)["params"]
+    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def _sum_nats(model: nn.Module, params: Any, inputs: Array, targets: Array, key: Array) -> Float32[Array, ""]:
+    logits = model.apply({"params": params}, inputs, train=True, rngs={"dropout": key})
+    return nats(logits, targets).sum()
+
+
+def _gradients(model: nn.Module, params: Any, inputs: Array, targets: Array, key: Array, parts: int) -> tuple:
+    """(sum of nats, its gradients) over the batch, in `parts` one after the other; part i holds rows i, i + parts ..., so
+    that every device keeps its own rows."""
+    gradient = jax.value_and_grad(functools.partial(_sum_nats, model))
+    if parts == 1:
+        return gradient(params, inputs, targets, key)
+
+    def add(total: tuple, part: tuple) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+
+    split = (jnp.moveaxis(x.reshape(-1, parts, x.shape[-1]), 1, 0) for x in (inputs, targets))
+    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, zeros, (*split, jax.random.split(key, parts)))[0]
+
+
+def train_step(
+    config: Config,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    state: State,
+    inputs: Int[Array, "B L"],
+    targets: Int[Array, "B L"],
+) -> tuple[State, dict[str, Float32[Array, ""]]]:
+    """One update from one global batch, and its metrics: loss (mean nats a token), grad_norm, learning_rate."""
+    key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+    total, gradients = _gradients(model, state.params, inputs, targets, key, config.train.gradient_accumulation)
+    gradients = jax.tree.map(lambda gradient: gradient / targets.size, gradients)
+    updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+    metrics = {
+        "loss": total / targets.size,
+        "grad_norm": optax.global_norm(gradients),
+        "learning_rate": jnp.asarray(learning_rate(config.optimizer, config.train.steps)(state.step), jnp.float32),
+    }
+    return State(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
+
+
+def resolve(config: Config, corpus: Corpus) -> Config:
+    """The config with the vocabulary size of the corpus filled in; ConfigError if the one given is smaller."""
+    size = corpus.tokenizer.vocab_size
+    if config.model.vocab_size is None:
+        return replace(config, "model", vocab_size=size)
+    if config.model.vocab_size < size:
+        raise ConfigError(
+            f"model.vocab_size: got {config.model.vocab_size}, expected at least the tokenizer's {size}. "
+            "Raise it or leave it out."
+        )
+    return config
+
+
+def train(config: Config, workdir: str | Path, label: str = "train") -> Config:
+    """Trains `config` in `workdir`, going on from the checkpoint there if there is one; returns the config as resolved.
+
+    Writes config.json, checkpoints/, metrics.jsonl and tensorboard/. Errors before any work: ConfigError (fields, mesh,
+    a workdir of another config), DataError. While training: Diverged (a loss that is not finite; nothing after it is
+    saved), Interrupted (SIGTERM, Ctrl-C; saved), CheckpointError (a full disk, a damaged checkpoint).
+    """
+    workdir = Path(workdir)
+    mesh = make_mesh(config.mesh)
+    corpus = open_corpus(config.data)
+    config = resolve(config, corpus)
+    check_mesh(config, mesh)
+    open_workdir(workdir, config, corpus.fingerprint)
+    checkpoints = Checkpoints(workdir, config.train.max_to_keep)
+    with jax.set_mesh(mesh), stop_requested() as stop, contextlib.closing(checkpoints):
+        if checkpoints.latest() != config.train.steps:
+            _train(config, corpus, mesh, checkpoints, workdir, label, stop)
+    return config
+
+
+def _train(
+    config: Config, corpus: Corpus, mesh: Mesh, checkpoints: Checkpoints, workdir: Path, label: str, stop: list[str]
+) -> None:
+    """What `train` does once everything has been checked and there are steps left."""
+    model, optimizer = TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
+    make_state = functools.partial(init_state, config, model, optimizer)
+    shardings = tree_shardings(jax.eval_shape(make_state), mesh)
+    state = restore_or(jax.jit(make_state, out_shardings=shardings), checkpoints, shardings)
+    step = int(state.step)
+    step_function = jax.jit(
+        functools.partial(train_step, config, model, optimizer), donate_argnums=0, out_shardings=(shardings, None)
+    )
+    log = MetricsLog(workdir, step)
+    with contextlib.closing(log), Bar(label, config.train.steps, step) as bar:
+        Loop(config, corpus, mesh, model, checkpoints, log, bar, step).run(state, step_function, stop)
+
+
+def restore_or(make: Any, checkpoints: Checkpoints, shardings: State) -> State:
+    """The latest checkpoint's state placed as `shardings` say, or a new one from `make()` if there is none."""
+    step = checkpoints.latest()
+    if step is None:
+        return make()
+    shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(make),
+        shardings,
+    )
+    rest = {"step": shapes.step, "moments": shapes.optimizer}
+    restored = checkpoints.restore(step, params=shapes.params, optimizer=rest)
+    return State(restored["optimizer"]["step"], restored["params"], restored["optimizer"]["moments"])

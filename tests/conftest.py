@@ -1,0 +1,42 @@
+"""What all tests share: eight CPU devices, strict JAX, and the one table of tolerances."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Largest absolute error allowed, by what is compared. Measured errors are a third of these or less; never loosen to pass.
+TOLERANCE = {
+    "attention": 2e-6,  # float32 outputs against float64
+    "attention gradient": 2e-5,  # of a sum of squares, float32 against float64
+    "attention bfloat16": 2e-2,
+    "logits": 2e-5,  # float32, one layer order of sums against another
+    "loss": 1e-5,  # nats
+    "sharded loss": 2e-5,  # nats, after a few updates on a mesh against one device
+    "position": 2e-6,
+    "peer": 5e-5,  # log-probabilities against another library's model
+}
+
+
+def assert_close(actual, expected, what: str) -> None:
+    """|actual - expected| at most TOLERANCE[what] everywhere, with the largest error in the message."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape}"
+    error = np.max(np.abs(actual - expected), initial=0.0)
+    assert error <= TOLERANCE[what], f"{what}: largest error {error:.3g}, allowed {TOLERANCE[what]:.3g}"
+
+
+@pytest.fixture
+def tiny_data(tmp_path):
+    """A DataConfig over a few kilobytes of text of its own, as bytes."""
+    from alibi_jax.config import DataConfig
+
+    words = np.random.default_rng(0).choice(["north", "south", "east", "west", "and", "the", "\n"], 6000)
+    (tmp_path / "text.txt").write_text(" ".join(words))
+    return DataConfig(source="files", train_path=str(tmp_path / "text.txt"), directory=str(tmp_path / "corpora"))
