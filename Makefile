@@ -32,7 +32,6 @@ bench: .venv/.peers  ## speed beside a peer, in one alternating run
 	touch $@
 
 .venv/.peers: .venv/.dev
-	.venv/bin/pip install --quiet torch==2.13.0 || .venv/bin/pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch
 	.venv/bin/pip install --quiet --editable '.[peers]'
 	touch $@
 

@@ -24,10 +24,12 @@ from alibi_jax.data.corpus import prepare
 from alibi_jax.data.sources import DataError
 from alibi_jax.evaluate.report import read_records, summary_table, write_report
 from alibi_jax.evaluate.run import evaluate_run
-from alibi_jax.train import Diverged, Interrupted, train
+from alibi_jax.loop import Diverged, Interrupted
+from alibi_jax.metrics import MetricsError
+from alibi_jax.train import train
 
 INTERRUPTED = 75  # exit status: stopped on request with everything saved; the same command goes on
-REFUSED, FAILED = 2, 1
+REFUSED, FAILED, KILLED = 2, 1, 130
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +108,27 @@ def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Report:
 
 def main(arguments: list[str]) -> int:
     """Runs one command; prints errors a user can act on as one message, without a traceback."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         print(parse(arguments)())
-    except (ConfigError, DataError, FileNotFoundError, ValueError) as error:
+    except (ConfigError, DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
-    except (CheckpointError, Diverged) as error:
+    except ValueError as error:
+        if arguments[0] not in ("evaluate", "report"):  # those two refuse results with ValueError itself
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    except (CheckpointError, MetricsError, Diverged, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return INTERRUPTED
+    except KeyboardInterrupt:
+        print("stopped at once; a run goes on from its last checkpoint", file=sys.stderr)
+        return KILLED
     return 0
 
 

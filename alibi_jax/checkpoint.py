@@ -1,20 +1,72 @@
 """A run's folder: its config, its lock on one model, and its checkpoints (Orbax: asynchronous, whole or absent)."""
 
+import contextlib
+import json
+import math
 import tempfile
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from alibi_jax.atomic import write_atomically
-from alibi_jax.config import Config, ConfigError, differing_fields, from_json, to_json
+from alibi_jax.config import Config, ConfigError, differing_fields, load_config, to_json
 
 MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
+RAISED = (OSError, ValueError, KeyError, RuntimeError)  # by Orbax and TensorStore, for what is on the disk
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read or written; what was saved before is untouched."""
+
+
+class _Explained(contextlib.AbstractContextManager):
+    """What Orbax raises for a damaged or foreign checkpoint or a full disk, as a CheckpointError."""
+
+    def __init__(self, what: str, folder: Path) -> None:
+        self.what, self.folder = what, folder
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: TracebackType | None) -> None:
+        # Orbax 0.12 raises the bare class for a truncated array; a class of its own is a programming error and passes
+        if kind is Exception or (kind is not None and issubclass(kind, RAISED)):
+            raise self.error(next(iter(str(error).strip().splitlines()), kind.__name__)) from error
+
+    def error(self, reason: str) -> CheckpointError:
+        reason = reason.split(" [")[
+            0
+        ]  # TensorStore ends in its whole specification, and says what happened before that
+        reason = reason if len(reason) <= 400 else f"{reason[:200]} ... {reason[-200:]}"
+        steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+        return CheckpointError(
+            f"checkpoints: could not {self.what} in {self.folder}: {reason}. Expected a whole checkpoint of this config and "
+            f"room on the disk. Steps on the disk: {', '.join(map(str, steps)) or 'none'}. If one is damaged, remove its "
+            "folder to go on from the one before; if the disk is full, free it; then run the same command again."
+        )
+
+
+def _bits_sum(x: jax.Array) -> jax.Array:
+    """Sum of an array's words, each times an odd number of its place, mod 2^32: one wrong bit changes it, a mesh does not."""
+    words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+    strides = [math.prod(x.shape[axis + 1 :]) % 2**32 for axis in range(x.ndim)]
+    places = [
+        jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride) for axis, stride in enumerate(strides)
+    ]
+    return (words * (2 * sum(places, jnp.uint32(0)) + 1)).sum(dtype=jnp.uint32)
+
+
+@jax.jit
+def _bits_sums(tree: Any) -> Any:
+    return jax.tree.map(_bits_sum, tree)
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """Name of each array -> a checksum of its bits. Orbax has none of its own for the values in its data files."""
+    sums = jax.tree_util.tree_leaves_with_path(jax.device_get(_bits_sums(tree)))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(value) for path, value in sums}
 
 
 def open_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
@@ -36,7 +88,7 @@ def open_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
             f"workdir: got {workdir}, which cannot be written ({error.strerror}), expected a writable folder. "
             "Choose another --workdir or free the disk."
         ) from error
-    differing = differing_fields(from_json((workdir / "config.json").read_text()), config, MAY_DIFFER)
+    differing = differing_fields(load_config(workdir), config, MAY_DIFFER)
     if (workdir / "corpus.txt").read_text() != fingerprint:
         differing.append("the corpus's fingerprint (its text was changed and prepared again)")
     if differing:
@@ -53,11 +105,15 @@ def _loss(metrics: dict[str, float]) -> float:
 class Checkpoints:
     """The checkpoints of one run: the latest `max_to_keep` and the best by validation loss.
 
-    A state is saved as two items, "params" and "optimizer" (everything else), so that evaluation reads the parameters alone.
+    A state is saved as two items, "params" and "optimizer" (everything else), so that evaluation reads the parameters alone,
+    and a third, the checksums of both.
     """
 
     def __init__(self, workdir: Path, max_to_keep: int = 1, read_only: bool = False) -> None:
         self.folder = (workdir / "checkpoints").absolute()
+        if read_only and not self.folder.is_dir():
+            raise CheckpointError(f"checkpoints: got none in {self.folder}, expected a trained run. Train it first.")
+        self._check_metrics()
         best = BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=_loss,
@@ -67,9 +123,14 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
         )
-        if read_only and not self.folder.is_dir():
-            raise CheckpointError(f"checkpoints: got none in {self.folder}, expected a trained run. Train it first.")
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        with _Explained("open what is", self.folder):
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def _check_metrics(self) -> None:
+        """Orbax reads every step's validation loss when it opens a folder, and does not say which one it could not read."""
+        for path in self.folder.glob("*/metrics/metrics"):
+            with _Explained(f"read step {path.parents[1].name}", self.folder):
+                _loss(json.loads(path.read_text()))
 
     def latest(self) -> int | None:
         """The newest step saved, None if there is none."""
@@ -82,33 +143,33 @@ class Checkpoints:
 
     def save(self, step: int, params: Any, optimizer: Any, validation_nats: float | None) -> None:
         """Starts an asynchronous save of a step; CheckpointError if this or the last one could not be written."""
-        items = ocp.args.Composite(params=ocp.args.StandardSave(params), optimizer=ocp.args.StandardSave(optimizer))
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            optimizer=ocp.args.StandardSave(optimizer),
+            checksums=ocp.args.JsonSave({"params": checksums(params), "optimizer": checksums(optimizer)}),
+        )
         metrics = None if validation_nats is None else {"validation_nats": validation_nats}
-        self._or_error(lambda: self.manager.save(step, args=items, metrics=metrics, force=True), "write")
+        with _Explained(f"write step {step}", self.folder):
+            self.manager.save(step, args=items, metrics=metrics, force=True)
 
     def restore(self, step: int, **abstract: Any) -> dict[str, Any]:
         """The items asked for, shaped, typed and sharded as the ShapeDtypeStructs given: restore(step, params=...)."""
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        restored = self._or_error(
-            lambda: self.manager.restore(step, args=ocp.args.Composite(**items)), f"read step {step}"
-        )
+        explained = _Explained(f"read step {step}", self.folder)
+        with explained:
+            restored = self.manager.restore(step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore(), **items))
+        for name in abstract:
+            saved, found = restored["checksums"][name], checksums(restored[name])
+            damaged = [array for array in found if saved.get(array) != found[array]]
+            if damaged:
+                raise explained.error(f"{name}: {', '.join(damaged)} is not what was saved")
         return {name: restored[name] for name in abstract}
 
     def wait(self) -> None:
         """Until what was started is on the disk; CheckpointError if it could not be written."""
-        self._or_error(self.manager.wait_until_finished, "write")
+        with _Explained("write", self.folder):
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
-        self._or_error(self.manager.close, "write")
-
-    def _or_error(self, action: Any, what: str) -> Any:
-        try:
-            return action()
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            steps = ", ".join(map(str, self.manager.all_steps())) or "none"
-            reason = str(error).strip().splitlines()[0][:400]
-            raise CheckpointError(
-                f"checkpoints: could not {what} in {self.folder}: {reason}. Expected a whole checkpoint of this config and "
-                f"room on the disk. Steps on the disk: {steps}. If one is damaged, remove its folder to go on from the one "
-                "before; if the disk is full, free it; then run the same command again."
-            ) from error
+        with _Explained("write", self.folder):
+            self.manager.close()

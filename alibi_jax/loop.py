@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from alibi_jax.progress import Bar, loss_text
 from alibi_jax.sharding import batch_ways, put_batch
 
 VALIDATION_TOKENS = 8192  # of one batch of validation windows; at least one window a device
+SHOW_CURSOR = "\x1b[?25h"  # the bar hides it, and a second signal would leave it so
 
 
 class Diverged(RuntimeError):
@@ -34,12 +36,18 @@ class Interrupted(RuntimeError):
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[list[str]]:
-    """Names of the signals (SIGTERM, Ctrl-C) that asked to stop; a second one of a kind acts at once."""
+    """Names of the signals (SIGTERM, Ctrl-C) that asked to stop; a second one of a kind ends the process at once.
+
+    The second is left to the operating system: Python would act on it only after the computation it waits for, and an
+    exception in the middle of a save can leave Orbax waiting for ever. What is saved by then is whole all the same.
+    """
     names: list[str] = []
 
     def note(number: int, _: Any) -> None:
         names.append(signal.Signals(number).name)
-        signal.signal(number, previous[number])
+        signal.signal(number, signal.SIG_DFL)
+        cursor = SHOW_CURSOR if os.isatty(2) else ""
+        os.write(2, f"{cursor}{names[-1]}: saving after this step; a second one stops at once.\n".encode())
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -47,6 +55,13 @@ def stop_requested() -> Iterator[list[str]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def batch_arguments(config: Config, corpus: Corpus) -> tuple:
+    """What `batches` and `Batches` are given on this host."""
+    train = config.train
+    hosts = jax.process_index(), jax.process_count()
+    return corpus.tokens("train"), train.train_length, train.batch_size, train.seed, *hosts
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -61,14 +76,13 @@ class Loop:
         config: Config,
         corpus: Corpus,
         mesh: Mesh,
-        model: TransformerLM,
         checkpoints: Checkpoints,
         log: MetricsLog,
         bar: Bar,
         step: int,
     ) -> None:
-        self.config, self.corpus, self.mesh, self.model = config, corpus, mesh, model
-        self.checkpoints, self.log, self.bar = checkpoints, log, bar
+        self.config, self.corpus, self.mesh = config, corpus, mesh
+        self.model, self.checkpoints, self.log, self.bar = TransformerLM(config.model), checkpoints, log, bar
         self.first = self.saved = step
         train, facts = config.train, corpus.facts["splits"]["train"]
         self.speed = Speed(config.model, train.train_length, train.batch_size * train.train_length)
@@ -80,27 +94,25 @@ class Loop:
         train, waiting = self.config.train, None
         for step, inputs, targets in self._batches():
             state, metrics = step_function(state, inputs, targets)
-            self.speed.steps += 1
+            stopping = list(stop)  # read once a step: a signal may come at any moment
             if waiting:  # one step late, so that the device never waits for the host
                 self._report(*waiting)
             waiting = step, metrics
             validates = _due(step, train.validate_every, train.steps)
-            if validates or stop or _due(step, train.checkpoint_every, train.steps):
+            if validates or stopping or _due(step, train.checkpoint_every, train.steps):
                 self._report(*waiting)
                 waiting = None
                 self._save(step, state, self._validate(step, state.params) if validates else None)
-            if stop:
+            if stopping:
                 self.checkpoints.wait()
-                said = f"{stop[0]}: step {step} of {train.steps} is saved in {self.checkpoints.folder.parent}."
+                said = f"{stopping[0]}: step {step} of {train.steps} is saved in {self.checkpoints.folder.parent}."
                 raise Interrupted(f"{said} Run the same command to go on from it.")
 
     def _batches(self) -> Iterator[tuple[int, Array, Array]]:
         """(step from 1, inputs, targets) of the steps still to do, placed on the mesh; this host reads its share."""
-        train, hosts = self.config.train, (jax.process_index(), jax.process_count())
-        tokens = self.corpus.tokens("train")
-        made = batches(tokens, train.train_length, train.batch_size, train.seed, *hosts, first_step=self.first)
+        made = batches(*batch_arguments(self.config, self.corpus), first_step=self.first)
         with contextlib.closing(made):
-            for _, (done, inputs, targets) in zip(range(self.first, train.steps), made, strict=False):
+            for _, (done, inputs, targets) in zip(range(self.first, self.config.train.steps), made, strict=False):
                 yield done + 1, put_batch(inputs, self.mesh), put_batch(targets, self.mesh)
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
@@ -115,6 +127,7 @@ class Loop:
 
     def _report(self, step: int, metrics: dict[str, Array]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
+        self.speed.steps += 1
         self._check_finite(step, values)
         if _due(step, self.config.train.log_every, self.config.train.steps):
             readings = self.speed.reading()

@@ -1,43 +1,93 @@
 """Where a run's numbers go: metrics.jsonl and TensorBoard."""
 
+import contextlib
 import json
+import socket
+import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 
 from alibi_jax.atomic import write_atomically
 from alibi_jax.config import ModelConfig
 from alibi_jax.model.flops import peak_flops, train_flops_per_token
 
 
+class MetricsError(RuntimeError):
+    """Metrics that cannot be written or read."""
+
+
+@contextlib.contextmanager
+def _explained(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MetricsError(
+            f"metrics: could not write in {workdir}: {error.strerror}, expected a writable folder and room on the disk. Free "
+            "the disk, then run the same command again; it goes on from the last checkpoint."
+        ) from error
+
+
+def _lines(path: Path, step: int) -> list[str]:
+    """The whole lines of metrics.jsonl up to a step; a line cut short by a kill is left out."""
+    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}")]
+    try:
+        return [line for line in whole if json.loads(line)["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MetricsError(
+            f"metrics: got a line in {path} that cannot be read ({error}), expected a JSON object with a step on each. "
+            "Correct the line, or move the file away: the run goes on without it."
+        ) from error
+
+
+def _record(event: Event) -> bytes:
+    """An event as TensorBoard reads it: TFRecord, which is length, data, and a checksum of each."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+
+
 class MetricsLog:
     """metrics.jsonl and TensorBoard events in a run's folder, written by the first host only.
 
     Lines past `step` (left by a run that was killed after its last checkpoint) are dropped, so that a resumed run's file
-    reads as if it had never stopped.
+    reads as if it had never stopped. Events are written by the caller's thread: tensorboardX's own SummaryWriter leaves
+    them to a thread that dies in silence on a full disk, and then blocks the run for ever. MetricsError where the disk is
+    full or the file is damaged.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
-        self.writes = jax.process_index() == 0
+        self.workdir, self.writes = workdir, jax.process_index() == 0
         if not self.writes:
             return
-        path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_atomically(path, "".join(line + "\n" for line in kept))
-        self.file = path.open("a", buffering=1)
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        path, folder = workdir / "metrics.jsonl", workdir / "tensorboard"
+        with _explained(workdir):
+            write_atomically(path, "".join(line + "\n" for line in _lines(path, step)))
+            self.file = path.open("ab", buffering=0)
+            folder.mkdir(exist_ok=True)
+            self.board = (folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}").open(
+                "xb", buffering=0
+            )
+            first = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+            if step:  # TensorBoard forgets what another file says of later steps
+                first.append(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+            self.board.write(b"".join(map(_record, first)))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": ..., name: value ...}; the same values to TensorBoard."""
         if not self.writes:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        now = time.time()
+        events = [Event(wall_time=now, step=step, summary=scalar(name, value)) for name, value in values.items()]
+        with _explained(self.workdir):
+            self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+            self.board.write(b"".join(map(_record, events)))
 
     def close(self) -> None:
         if self.writes:
@@ -56,6 +106,7 @@ class Speed:
         self.steps, self.since = 0, time.perf_counter()
 
     def reading(self) -> dict[str, float]:
+        """Of the steps reported since the last reading; `steps` counts them."""
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         tokens = self.steps * self.tokens_per_step / elapsed
         self.restart()

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from jaxtyping import Array, Float32, Int, Int32
 
 from alibi_jax.checkpoint import Checkpoints, open_workdir
 from alibi_jax.config import Config, ConfigError, replace
+from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
-from alibi_jax.loop import Loop, stop_requested
+from alibi_jax.loop import Loop, batch_arguments, stop_requested
 from alibi_jax.loss import nats
 from alibi_jax.metrics import MetricsLog
 from alibi_jax.model import TransformerLM
@@ -74,7 +76,7 @@ def train_step(
     updates, moments = optimizer.update(gradients, state.optimizer, state.params)
     metrics = {
         "loss": total / targets.size,
-        "grad_norm": optax.global_norm(gradients),
+        "grad_norm": optax.tree.norm(gradients),
         "learning_rate": jnp.asarray(learning_rate(config.optimizer, config.train.steps)(state.step), jnp.float32),
     }
     return State(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
@@ -98,13 +100,15 @@ def train(config: Config, workdir: str | Path, label: str = "train") -> Config:
 
     Writes config.json, checkpoints/, metrics.jsonl and tensorboard/. Errors before any work: ConfigError (fields, mesh,
     a workdir of another config), DataError. While training: Diverged (a loss that is not finite; nothing after it is
-    saved), Interrupted (SIGTERM, Ctrl-C; saved), CheckpointError (a full disk, a damaged checkpoint).
+    saved), Interrupted (SIGTERM, Ctrl-C; saved), CheckpointError and MetricsError (a full disk, a damaged file).
     """
     workdir = Path(workdir)
     mesh = make_mesh(config.mesh)
+    check_mesh(config, mesh)  # before a corpus is prepared, which may take long
     corpus = open_corpus(config.data)
     config = resolve(config, corpus)
-    check_mesh(config, mesh)
+    check_mesh(config, mesh)  # with the vocabulary
+    Batches(*batch_arguments(config, corpus))  # refuses a seed, a text or a number of hosts that does not fit
     open_workdir(workdir, config, corpus.fingerprint)
     checkpoints = Checkpoints(workdir, config.train.max_to_keep)
     with jax.set_mesh(mesh), stop_requested() as stop, contextlib.closing(checkpoints):
@@ -117,20 +121,29 @@ def _train(
     config: Config, corpus: Corpus, mesh: Mesh, checkpoints: Checkpoints, workdir: Path, label: str, stop: list[str]
 ) -> None:
     """What `train` does once everything has been checked and there are steps left."""
+    make_state, step_function, shardings = programs(config, mesh)
+    state = restore_or(make_state, checkpoints, shardings)
+    step = int(state.step)
+    log = MetricsLog(workdir, step)
+    with contextlib.closing(log), Bar(label, config.train.steps, step) as bar:
+        Loop(config, corpus, mesh, checkpoints, log, bar, step).run(state, step_function, stop)
+
+
+def programs(config: Config, mesh: Mesh) -> tuple[Callable[[], State], Callable, State]:
+    """What a run compiles: make() -> state, and step(state, inputs, targets) -> (state, metrics), which consumes the state
+    it is given; and the shardings that both leave the state in. Called inside `jax.set_mesh(mesh)`."""
     model, optimizer = TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
     make_state = functools.partial(init_state, config, model, optimizer)
     shardings = tree_shardings(jax.eval_shape(make_state), mesh)
-    state = restore_or(jax.jit(make_state, out_shardings=shardings), checkpoints, shardings)
-    step = int(state.step)
-    step_function = jax.jit(
-        functools.partial(train_step, config, model, optimizer), donate_argnums=0, out_shardings=(shardings, None)
+    step = functools.partial(train_step, config, model, optimizer)
+    return (
+        jax.jit(make_state, out_shardings=shardings),
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        shardings,
     )
-    log = MetricsLog(workdir, step)
-    with contextlib.closing(log), Bar(label, config.train.steps, step) as bar:
-        Loop(config, corpus, mesh, model, checkpoints, log, bar, step).run(state, step_function, stop)
 
 
-def restore_or(make: Any, checkpoints: Checkpoints, shardings: State) -> State:
+def restore_or(make: Callable[[], State], checkpoints: Checkpoints, shardings: State) -> State:
     """The latest checkpoint's state placed as `shardings` say, or a new one from `make()` if there is none."""
     step = checkpoints.latest()
     if step is None:

@@ -4,7 +4,6 @@ import functools
 import logging
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

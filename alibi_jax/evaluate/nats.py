@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float32, Int, Int32
+from jaxtyping import Array, Float32, Int, Int32, Integer
 
 from alibi_jax.loss import nats
 from alibi_jax.sharding import place_rows, shard
@@ -69,7 +69,7 @@ def _batches(
 def token_nats(
     model: nn.Module,
     params: Any,
-    stream: Int[np.ndarray, " n"],
+    stream: Integer[np.ndarray, " n"],
     *,
     length: int,
     stride: int | None = None,

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from numpy.typing import ArrayLike
 
 from alibi_jax.evaluate.statistics import position_loss
 
@@ -29,9 +30,9 @@ COLOURS = {
     "learned": "#B8860B",
     "none": "#555555",
 }
-MARKERS = {"alibi": "o", "sinusoidal": "s", "rotary": "^", "t5": "D", "learned": "v", "none": "P"}
+MARKERS = {"alibi": "o", "sinusoidal": "s", "rotary": "^", "t5": "D", "learned": "v", "none": "p"}
 NAMES = {"alibi": "ALiBi", "t5": "T5 bias", "none": "no positions"}  # the others are called as they are written
-FAILURE_MARKERS = {"out of memory": "X", "refused": "|"}
+FAILURE_MARKERS = {"out of memory": "x", "refused": "+"}
 INK, FAINT = "#222222", "#D9D9D9"
 
 
@@ -47,14 +48,14 @@ def non_overlapping(records: Iterable[Record]) -> list[Record]:
 
 
 def sliding(records: Sequence[Record]) -> tuple[str, list[Record]]:
-    """The one sliding protocol, "L/4" or a fixed "64", that was evaluated most, as (name, records).
+    """The one sliding protocol, "L/4" or a fixed "64", that was evaluated most (the finest of equals), as (name, records).
 
     ("", []) when no protocol spans more than one length though the non-overlapping one does: a single stride at the
     training length is there to measure far context, not to be drawn.
     """
     candidates = [record for record in records if record["stride"] < record["length"]]
     families = {}
-    for divisor in sorted({round(record["length"] / record["stride"]) for record in candidates}):
+    for divisor in sorted({round(record["length"] / record["stride"]) for record in candidates}, reverse=True):
         same_share = [record for record in candidates if record["stride"] == max(1, record["length"] // divisor)]
         families[f"L/{divisor}"] = same_share
     for stride in sorted({record["stride"] for record in candidates}):
@@ -64,33 +65,27 @@ def sliding(records: Sequence[Record]) -> tuple[str, list[Record]]:
     return (name, chosen) if len(span) > 1 or len(whole) <= 1 else ("", [])
 
 
-def by_line(records: Iterable[Record]) -> dict[str, list[list[Record]]]:
-    """line name -> its runs -> each run's records by rising length."""
-    lines: dict[str, dict[str, list[Record]]] = {}
-    for record in sorted(records, key=lambda record: record["length"]):
-        lines.setdefault(line_name(record), {}).setdefault(record["run"], []).append(record)
-    return {name: list(runs.values()) for name, runs in lines.items()}
-
-
 def readable_ticks(low: float, high: float) -> list[float]:
-    """Ticks for a log axis from `low` to `high`: about five or more, at round numbers."""
-    choices = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], np.arange(1, 10, 0.5), np.arange(1, 10, 0.25)]
+    """Ticks for a log axis from `low` to `high`: four or more, at round numbers."""
+    steps = (np.arange(1, 10, step) for step in (0.5, 0.25, 0.1, 0.05, 0.02))
+    choices = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 4, 6, 8], *steps]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks: list[float] = []
     for mantissas in choices:
         ticks = [float(f"{m}e{d}") for d in decades for m in mantissas if low <= float(f"{m}e{d}") <= high]
-        if len(ticks) >= 5:
+        if len(ticks) >= 4:
             break
     return ticks
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights in the order given, neighbours pushed apart until they are `gap` from each other."""
+    """Heights in [0, 1], in the order given, with neighbours pushed apart to `gap` and all kept in [0, 1]."""
     order, placed = np.argsort(heights, kind="stable"), np.sort(np.asarray(heights, float))
     for _ in range(200):
         overlap = np.maximum(0, gap - np.diff(placed)) / 2
         placed[:-1] -= overlap
         placed[1:] += overlap
+        placed = np.clip(placed, 0, 1)
     moved = np.empty_like(placed)
     moved[order] = placed
     return moved.tolist()
@@ -101,6 +96,13 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
+
+
+def _figure(height: float) -> Figure:
+    """1600 pixels wide, `height` inches of 140 pixels high, on white whatever surrounds it."""
+    figure = Figure(figsize=(80 / 7, height), dpi=140, facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.03)
+    return figure
 
 
 def _style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
@@ -132,7 +134,7 @@ def _length_ticks(axes: Axes, lengths: Sequence[int], train_lengths: Sequence[in
         axes.axvline(length, color="#777777", linestyle=(0, (1, 2)), linewidth=1.3, zorder=1)
 
 
-def _draw_line(axes: Axes, position: str, xs: Sequence, ys: Sequence, thin: bool, markers: bool) -> None:
+def _draw_line(axes: Axes, position: str, xs: ArrayLike, ys: ArrayLike, thin: bool, markers: bool) -> None:
     main = position == "alibi"
     axes.plot(
         xs,
@@ -147,86 +149,93 @@ def _draw_line(axes: Axes, position: str, xs: Sequence, ys: Sequence, thin: bool
     )
 
 
-def _label_lines(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
-    """Names to the right of the axes, each tied to its line's end; ends: (name, position, x, y)."""
+class _Tip(NamedTuple):
+    """Where a run's line ends, for its label."""
+
+    name: str  # of the line
+    position: str  # method
+    length: int  # longest scored
+    height: float
+
+
+def _label_lines(axes: Axes, tips: Sequence[_Tip]) -> None:
+    """Names right of the axes, once a line, tied to its end; one that ends early says up to where it was scored."""
+    lines = {name: [tip for tip in tips if tip.name == name] for name in dict.fromkeys(tip.name for tip in tips)}
+    longest = max(tip.length for tip in tips)
     to_axes = axes.transData + axes.transAxes.inverted()
-    points = [to_axes.transform((x, y)) for _, _, x, y in ends]
-    for (name, position, _, _), (x, y), height in zip(ends, points, spread([y for _, y in points], 0.062), strict=True):
-        colour = COLOURS[position]
-        knee = [max(x, 0.985), 1.03]
-        axes.plot([x, *knee], [y, y, height], color=colour, lw=0.7, alpha=0.6, transform=axes.transAxes, clip_on=False)
+    ends = [to_axes.transform((longest, np.mean([tip.height for tip in line]))) for line in lines.values()]
+    for (name, line), (x, y), height in zip(lines.items(), ends, spread([y for _, y in ends], 0.062), strict=True):
+        position, reached = line[0].position, max(tip.length for tip in line)
+        style = {"color": COLOURS[position], "transform": axes.transAxes, "clip_on": False}
+        if reached == longest:
+            axes.plot([x, max(x, 0.985), 1.03], [y, y, height], linewidth=0.7, alpha=0.6, **style)
+        label = name if reached == longest else f"{name} \u2264 {reached:,}"
         weight = "bold" if position == "alibi" else "normal"
-        text = {"fontsize": 10.5, "color": colour, "fontweight": weight, "va": "center", "clip_on": False}
-        axes.text(1.035, height, name, transform=axes.transAxes, **text)
+        axes.text(1.037, height, label, fontsize=10.5, fontweight=weight, verticalalignment="center", **style)
 
 
-def _draw_failure(axes: Axes, scored: Sequence[Record], failed: Sequence[Record]) -> float:
-    """A mark at the first length past the line that could not be scored; returns where the line now ends."""
-    last = scored[-1]
+def _draw_failure(axes: Axes, last: Record, failed: Sequence[Record]) -> None:
+    """A mark at the first length past `last`, the line's end, that could not be scored."""
     beyond = [record for record in failed if record["length"] > last["length"]]
-    if not beyond:
-        return last["length"]
-    colour, end, height = COLOURS[last["position"]], beyond[0]["length"], last["perplexity"]
-    axes.plot([last["length"], end], [height, height], color=colour, linewidth=1.2, linestyle=(0, (2, 2)))
-    marker = FAILURE_MARKERS[beyond[0]["status"]]
-    axes.plot([end], [height], color=colour, marker=marker, markersize=10, markeredgewidth=1.6, zorder=5)
-    return end
+    if beyond:
+        colour, end, height = COLOURS[last["position"]], beyond[0]["length"], last["perplexity"]
+        axes.plot([last["length"], end], [height, height], color=colour, linewidth=1.2, linestyle=(0, (2, 2)))
+        marker = FAILURE_MARKERS[beyond[0]["status"]]
+        axes.plot([end], [height], color=colour, marker=marker, markersize=8, markeredgewidth=2.2, zorder=5)
 
 
 def _draw_protocol(axes: Axes, records: Sequence[Record]) -> None:
-    ends = []
-    for name, runs in by_line(records).items():
-        tips = []
-        for run in runs:
-            scored = [record for record in run if record["status"] == "ok"]
-            if not scored:
-                continue
+    runs: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record["length"]):
+        runs.setdefault(record["run"], []).append(record)
+    names = [line_name(run[0]) for run in runs.values()]
+    tips = []
+    for name, run in zip(names, runs.values(), strict=True):
+        scored = [record for record in run if record["status"] == "ok"]
+        if scored:
             lengths, heights = ([record[key] for record in scored] for key in ("length", "perplexity"))
-            _draw_line(axes, run[0]["position"], lengths, heights, thin=len(runs) > 1, markers=True)
-            end = _draw_failure(axes, scored, [record for record in run if record["status"] != "ok"])
-            tips.append((end, heights[-1]))
-        if tips:
-            x, y = np.exp(np.mean(np.log(tips), axis=0))
-            ends.append((name, runs[0][0]["position"], max(x, max(tip[0] for tip in tips)), y))
-    _label_lines(axes, ends)
+            _draw_line(axes, run[0]["position"], lengths, heights, thin=names.count(name) > 1, markers=True)
+            _draw_failure(axes, scored[-1], [record for record in run if record["status"] != "ok"])
+            tips.append(_Tip(name, run[0]["position"], lengths[-1], heights[-1]))
+    _label_lines(axes, tips)
 
 
 def _failure_legend(axes: Axes, records: Sequence[Record]) -> None:
     seen = sorted({record["status"] for record in records} - {"ok"})
-    marks = [
-        Line2D([], [], color="#555555", linestyle="none", marker=FAILURE_MARKERS[status], markersize=9, label=status)
-        for status in seen
-    ]
+    style = {"color": "#555555", "linestyle": "none", "markersize": 8, "markeredgewidth": 2}
+    marks = [Line2D([], [], marker=FAILURE_MARKERS[status], label=status, **style) for status in seen]
     if marks:
-        axes.legend(handles=marks, loc="upper left", fontsize=9.5, frameon=False, labelcolor=INK)
+        place = {"loc": "upper left", "bbox_to_anchor": (0.06, 1.0)}
+        axes.legend(handles=marks, fontsize=9.5, frameon=False, labelcolor=INK, **place)
+
+
+def _perplexity_ticks(axes: Axes, perplexities: Sequence[float]) -> None:
+    pad = max((max(perplexities) / min(perplexities)) ** 0.06, 1.02)
+    low, high = min(perplexities) / pad, max(perplexities) * pad
+    ticks = readable_ticks(low, high)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:,.10g}" for tick in ticks]))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def extrapolation_figure(records: Sequence[Record]) -> Figure:
     """Perplexity (log) against evaluation length (log2, tokens), non-overlapping beside sliding, 1600 x 700 pixels.
 
-    Both panels share their scales. Dotted: the training length. A cross is where a method ran out of memory.
+    Both panels share their scales; a protocol that was not evaluated has none. Dotted: the training length. A cross
+    is the first length for which a method ran out of memory or that it refused. Needs one scored record.
     """
     stride, slid = sliding(records)
-    panels = [("Non-overlapping windows", non_overlapping(records)), (f"Sliding window, stride {stride}", slid)]
-    shown = [record for _, some in panels for record in some]
-    scored = [record["perplexity"] for record in shown if record["status"] == "ok"]
-    figure = Figure(figsize=(80 / 7, 5), dpi=140, facecolor="white")
-    figure.subplots_adjust(left=0.06, right=0.905, bottom=0.155, top=0.89, wspace=0.42)
+    panels = {"Non-overlapping windows": non_overlapping(records), f"Sliding window, stride {stride}": slid}
+    panels = {title: some for title, some in panels.items() if any(record["status"] == "ok" for record in some)}
+    shown = [record for some in panels.values() for record in some]
     train_lengths = sorted({record["train_length"] for record in records})
-    for axes, (title, some) in zip(figure.subplots(1, 2), panels, strict=True):
-        if not any(record["status"] == "ok" for record in some):
-            axes.set_axis_off()
-            axes.text(0.5, 0.5, f"No {title.split()[0].lower()} evaluation in these records", ha="center", color=INK)
-            continue
+    figure = _figure(height=5.0)
+    for axes, (title, some) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _style(axes, title, "evaluation length, tokens", "perplexity (lower is better)")
-        low, high = min(scored) / 1.06, max(scored) * 1.1
-        axes.set_yscale("log")
-        axes.set_ylim(low, high)
         _length_ticks(axes, [record["length"] for record in shown], train_lengths)
-        ticks = readable_ticks(low, high)
-        axes.yaxis.set_major_locator(FixedLocator(ticks))
-        axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:,.10g}" for tick in ticks]))
-        axes.yaxis.set_minor_locator(NullLocator())
+        _perplexity_ticks(axes, [record["perplexity"] for record in shown if record["status"] == "ok"])
         _draw_protocol(axes, some)
         _failure_legend(axes, some)
     return figure
@@ -264,8 +273,7 @@ def position_figure(records: Sequence[Record]) -> Figure | None:
     if not chosen:
         return None
     curves = [log_bins(position_loss(np.load(record["nats_file"]), record["length"])) for record in chosen]
-    figure = Figure(figsize=(80 / 7, 4.3), dpi=140, facecolor="white")
-    figure.subplots_adjust(left=0.06, right=0.88, bottom=0.18, top=0.88)
+    figure = _figure(height=4.3)
     axes = figure.subplots()
     _style(axes, "Loss by position in the window", "inputs the target sees, tokens", "nats per token")
     longest, train_lengths = max(record["length"] for record in chosen), {record["train_length"] for record in chosen}
@@ -276,7 +284,6 @@ def position_figure(records: Sequence[Record]) -> Figure | None:
         _draw_line(axes, record["position"], centres, means, thin=names.count(name) > 1, markers=False)
     axes.margins(y=0.08)
     axes.autoscale_view(scalex=False)
-    ends = {name: (name, record["position"], *map(float, (xs[-1], ys[-1]))) for record, name, (xs, ys) in
-            zip(chosen, names, curves, strict=True)}  # fmt: skip
-    _label_lines(axes, list(ends.values()))
+    ends = zip(names, chosen, curves, strict=True)
+    _label_lines(axes, [_Tip(name, run["position"], run["length"], means[-1]) for name, run, (_, means) in ends])
     return figure

@@ -9,7 +9,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
 
@@ -25,9 +25,10 @@ from alibi_jax.evaluate.plots import (
 from alibi_jax.evaluate.statistics import longest_useful_length
 
 COLUMNS = (
-    "run position train_length length stride status detail split num_tokens num_bytes mean_nats perplexity "
-    "bits_per_byte standard_error seconds checkpoint_step parameters corpus_fingerprint date"
-).split()
+    *("run", "position", "train_length", "length", "stride", "status", "detail", "split", "num_tokens", "num_bytes"),
+    *("mean_nats", "perplexity", "bits_per_byte", "standard_error", "seconds", "checkpoint_step", "parameters"),
+    *("corpus_fingerprint", "date"),
+)
 GAIN_COLUMNS = ("total", "far_context", "early_tokens", "far_context_error")
 TEXT_WIDTH = 100  # columns of a terminal the plain table stays within
 DASH = "–"
@@ -75,6 +76,10 @@ def _check(records: Sequence[Record]) -> None:
     splits = sorted({str(record.get("split")) for record in records})
     if len(splits) != 1:
         raise ValueError(f"records: got splits {splits}, expected one or more records of one split. Pass one split's.")
+    if not any(record["status"] == "ok" for record in non_overlapping(records)):
+        raise ValueError(
+            "records: got none scored with non-overlapping windows, expected one or more. Evaluate with stride L."
+        )
 
 
 def csv_text(records: Sequence[Record]) -> str:
@@ -131,9 +136,7 @@ def summary_table(records: Sequence[Record]) -> str:
     """Non-overlapping perplexity as plain text, runs by lengths, at most 100 columns wide: more lengths go below."""
     grid = _Grid(non_overlapping(records))
     names = max(map(len, [*grid.runs, "run"]))
-    columns = [
-        [grid.heading(length), *(grid.text(run, length) for run in grid.runs)] for length in grid.lengths
-    ]  # fmt: skip
+    columns = [[grid.heading(length), *(grid.text(run, length) for run in grid.runs)] for length in grid.lengths]
     widths = [max(map(len, column)) for column in columns]
     blocks, used = [[]], names
     for column, width in zip(columns, widths, strict=True):
@@ -188,11 +191,10 @@ def _useful(records: Sequence[Record]) -> str:
 def perplexity_html(records: Sequence[Record]) -> str:
     """Runs by lengths: perplexity ± its standard error, the best of each column bold, and the longest useful length."""
     grid = _Grid(records)
-    rows = [
-        [html.escape(run), *(_cell(grid, run, length) for length in grid.lengths),
-         _useful([record for record in records if record["run"] == run])]
-        for run in grid.runs
-    ]  # fmt: skip
+    rows = []
+    for run in grid.runs:
+        useful = _useful([record for record in records if record["run"] == run])
+        rows.append([html.escape(run), *(_cell(grid, run, length) for length in grid.lengths), useful])
     return _rows(rows, ["run", *map(grid.heading, grid.lengths), "useful up to"])
 
 
@@ -296,7 +298,8 @@ $sliding
 <p>A longer input can lower the loss in two ways. <b>Far context</b>: targets past the training length are predicted
 better than with only the training length to read, measured target by target against a sliding window of the training
 length. <b>Early tokens</b>: the rest; longer windows leave fewer targets with little to read. Only the first is
-extrapolation. Below zero, reading past the training length hurts. Nats per token; positive is better.</p>
+extrapolation. Below zero, reading past the training length hurts. Nats per token; positive is better. Where that
+sliding window moves by more than one token, far context comes out a little high.</p>
 $gains
 $position
 <h2>How it was measured</h2>
@@ -332,7 +335,9 @@ def _page(records: Sequence[Record], title: str, command: str, picture: bytes) -
     counted = f"{runs} run{'s' if runs > 1 else ''}"
     return PAGE.substitute(
         title=html.escape(title),
-        subtitle=html.escape(f"{counted} trained at {lengths} tokens · {tokens} {records[0]['split']} tokens scored"),
+        subtitle=html.escape(
+            f"{counted} trained at {lengths} tokens · {tokens} tokens of the {records[0]['split']} split"
+        ),
         warning=_warning(records),
         figure=_image(picture, "Perplexity against evaluation length, non-overlapping and sliding"),
         table=perplexity_html(non_overlapping(records)),
@@ -344,10 +349,10 @@ def _page(records: Sequence[Record], title: str, command: str, picture: bytes) -
     )
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, never half of it."""
+def _write(path: Path, content: bytes) -> None:
+    """Aside, then renamed: a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(path.name + ".partial")
-    write(aside)
+    aside.write_bytes(content)
     os.replace(aside, path)
 
 
@@ -362,7 +367,7 @@ def write_report(records: Sequence[Record], folder: Path, title: str, command: s
     picture = png_bytes(extrapolation_figure(records))
     page = _page(records, title, command, picture)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "sweep.csv", lambda aside: aside.write_text(csv_text(records), encoding="utf-8"))
-    _replace(folder / "extrapolation.png", lambda aside: aside.write_bytes(picture))
-    _replace(folder / "report.html", lambda aside: aside.write_text(page, encoding="utf-8"))
+    _write(folder / "sweep.csv", csv_text(records).encode())
+    _write(folder / "extrapolation.png", picture)
+    _write(folder / "report.html", page.encode())
     return folder / "report.html"

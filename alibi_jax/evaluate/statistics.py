@@ -92,7 +92,10 @@ def positions(n: int, length: int, stride: int) -> NDArray[np.int32]:
 
 
 def position_loss(nats: ArrayLike, length: int) -> NDArray[np.float64]:
-    """Mean nats at each position of the non-overlapping windows of `length`: float64 [L], entry p - 1 for position p."""
+    """Mean nats at each position of the non-overlapping windows of `length`: float64 [L], entry p - 1 for position p.
+
+    nats: [n], n at least L. The last, shorter window counts for the positions it has.
+    """
     array = _checked(nats)
     _require_at_least(length, "length", 1)
     if array.size < length:

@@ -19,6 +19,13 @@ def xavier(gain: float, in_axis: int | tuple[int, ...], out_axis: int | tuple[in
     return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform", in_axis=in_axis, out_axis=out_axis)
 
 
+def add_bias(module: nn.Module, name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """x [B, L, *shape] plus a parameter of `shape` that starts at zero, where the recipe uses biases."""
+    if not module.config.use_biases:
+        return x
+    return x + module.param(name, zeros, shape, jnp.float32).astype(x.dtype)[None, None]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; the position method turns q and k, or biases the scores, or neither."""
 
@@ -31,9 +38,7 @@ class Attention(nn.Module):
 
         def project(name: str) -> Float[Array, "B L H D"]:
             kernel = self.param(name, xavier(2**-0.5, 0, (1, 2)), shape, jnp.float32)
-            heads = jnp.einsum("ble,ehd->blhd", x, kernel.astype(dtype))
-            if config.use_biases:
-                heads = heads + self.param(f"{name}_bias", zeros, shape[1:], jnp.float32).astype(dtype)
+            heads = add_bias(self, f"{name}_bias", jnp.einsum("ble,ehd->blhd", x, kernel.astype(dtype)), shape[1:])
             return shard(heads, "batch", "length", "heads", "head_width")
 
         position, positions = POSITIONS[config.position](config), jnp.arange(x.shape[1])
@@ -45,12 +50,7 @@ class Attention(nn.Module):
             queries, keys, values, bias=bias, implementation=config.attention, dropout_rate=rate, dropout_key=key
         )
         kernel = self.param("out", xavier(1.0, (0, 1), 2), (*shape[1:], config.width), jnp.float32)
-        out = jnp.einsum("blhd,hde->ble", mixed, kernel.astype(dtype))
-        return (
-            out + self.param("out_bias", zeros, (config.width,), jnp.float32).astype(dtype)
-            if config.use_biases
-            else out
-        )
+        return add_bias(self, "out_bias", jnp.einsum("blhd,hde->ble", mixed, kernel.astype(dtype)), (config.width,))
 
 
 class MLP(nn.Module):
@@ -63,17 +63,10 @@ class MLP(nn.Module):
         config, dtype = self.config, x.dtype
         up = self.param("up", xavier(1.0, 0, 1), (config.width, config.mlp_width), jnp.float32)
         down = self.param("down", xavier(1.0, 0, 1), (config.mlp_width, config.width), jnp.float32)
-        hidden = x @ up.astype(dtype)
-        if config.use_biases:
-            hidden = hidden + self.param("up_bias", zeros, (config.mlp_width,), jnp.float32).astype(dtype)
+        hidden = add_bias(self, "up_bias", x @ up.astype(dtype), (config.mlp_width,))
         hidden = ACTIVATIONS[config.activation](shard(hidden, "batch", "length", "mlp"))
         hidden = nn.Dropout(config.activation_dropout, deterministic=not train)(hidden)
-        out = hidden @ down.astype(dtype)
-        return (
-            out + self.param("down_bias", zeros, (config.width,), jnp.float32).astype(dtype)
-            if config.use_biases
-            else out
-        )
+        return add_bias(self, "down_bias", hidden @ down.astype(dtype), (config.width,))
 
 
 class Norm(nn.Module):
@@ -87,7 +80,8 @@ class Norm(nn.Module):
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.config.norm_epsilon)
-        return (normed * scale + self.param("bias", zeros, (x.shape[-1],), jnp.float32)).astype(x.dtype)
+        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        return (normed * scale[None, None] + bias[None, None]).astype(x.dtype)
 
 
 class Block(nn.Module):

@@ -1,0 +1,1 @@
+"""Tests against PyTorch and transformers; `make test-peers` runs them."""

@@ -1,0 +1,36 @@
+"""A run small enough for a test, and what it saved."""
+
+import jax
+import numpy as np
+
+from alibi_jax.checkpoint import Checkpoints
+from alibi_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from alibi_jax.sharding import make_mesh
+from alibi_jax.train import State, programs, restore_or
+
+DROPOUT = {f"{place}_dropout": 0.1 for place in ("embedding", "residual", "attention", "activation")}
+
+
+def tiny_config(data: DataConfig, model: dict | None = None, **train) -> Config:
+    """One layer, 16 channels, 4 heads, 16 tokens; every size a multiple of 8 devices where it has to be."""
+    sizes = {"train_length": 16, "batch_size": 8, "steps": 4, "log_every": 1, "validate_tokens": 256}
+    return Config(
+        model=ModelConfig(num_layers=1, width=16, num_heads=4, mlp_width=32, vocab_size=256, **(model or {})),
+        data=data,
+        optimizer=OptimizerConfig(warmup_steps=1),
+        train=TrainConfig(**(sizes | {"validate_every": 0, "checkpoint_every": 2} | train)),
+    )
+
+
+def saved_state(config: Config, workdir) -> State:
+    """The latest checkpoint of a run as numpy arrays."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        make_state, _, shardings = programs(config, mesh)
+        state = restore_or(make_state, Checkpoints(workdir, read_only=True), shardings)
+    return jax.tree.map(np.asarray, state)
+
+
+def assert_identical(actual, expected) -> None:
+    """Two trees agree in every bit."""
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)

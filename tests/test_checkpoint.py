@@ -1,0 +1,268 @@
+"""A run's folder: what is saved is what was there, whole or absent, and nothing damaged or foreign is taken for it."""
+
+import gc
+import re
+import shutil
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import assert_identical, tiny_config
+
+import main
+from alibi_jax import loop
+from alibi_jax.checkpoint import CheckpointError, Checkpoints, checksums, open_workdir
+from alibi_jax.config import ConfigError, DataConfig, replace, to_json
+
+# Orbax leaves what it was reading beside a damaged file to the garbage collector, which warns
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def garbage_of_this_test():
+    yield
+    gc.collect()
+
+
+def params(step: int) -> dict:
+    return {"layer": {"kernel": jax.random.normal(jax.random.key(step), (50, 100)), "bias": jnp.full(3, step, float)}}
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def optimizer(step: int) -> dict:
+    return {"step": jnp.int32(step), "moments": (params(step), ())}
+
+
+def save(workdir, losses: list[float | None], max_to_keep: int = 2) -> Checkpoints:
+    """Steps 1, 2, ... with these validation losses, all on the disk."""
+    checkpoints = Checkpoints(workdir, max_to_keep)
+    for step, loss in enumerate(losses, start=1):
+        checkpoints.save(step, params(step), optimizer(step), loss)
+    checkpoints.wait()
+    return checkpoints
+
+
+def steps(workdir) -> set[str]:
+    return {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def test_restores_every_bit_and_the_parameters_alone(tmp_path):
+    save(tmp_path, [None]).close()
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    restored = checkpoints.restore(1, params=shapes(params(1)), optimizer=shapes(optimizer(1)))
+    assert_identical(restored, {"params": params(1), "optimizer": optimizer(1)})
+    assert_identical(checkpoints.restore(1, params=shapes(params(1))), {"params": params(1)})
+
+
+def test_save_keeps_what_was_there_while_the_next_steps_reuse_its_memory(tmp_path):
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x + 1, tree), donate_argnums=0)
+    state = {str(i): jnp.full((500, 1000), i, jnp.float32) for i in range(8)}
+    copy = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    checkpoints, before = Checkpoints(tmp_path), state["0"]
+    checkpoints.save(1, state, {"step": jnp.int32(1)}, None)
+    for _ in range(5):
+        state = step(state)
+    assert before.is_deleted(), "the memory was not reused, and this shows nothing"
+    checkpoints.wait()
+    assert_identical(checkpoints.restore(1, params=shapes(state))["params"], copy)
+
+
+def test_keeps_the_latest_and_the_best(tmp_path):
+    checkpoints = save(tmp_path, [3.0, 1.0, 2.5, None, 2.0, None])
+    assert steps(tmp_path) == {"2", "5", "6"}
+    assert (checkpoints.latest(), checkpoints.best()) == (6, 2)
+    checkpoints.close()
+    again = Checkpoints(tmp_path, max_to_keep=1)
+    assert (again.latest(), again.best()) == (6, 2)
+    again.save(7, params(7), optimizer(7), 0.5)
+    again.close()
+    assert steps(tmp_path) == {"7"}
+
+
+def test_best_is_the_latest_where_none_was_validated(tmp_path):
+    assert Checkpoints(tmp_path / "new").best() is None
+    assert save(tmp_path, [None, None]).best() == 2
+
+
+def test_checksum_sees_every_bit_and_every_place_and_no_mesh():
+    x = np.random.default_rng(0).normal(size=(8, 6, 5)).astype(np.float32)
+    words = x.view(np.uint32).astype(np.uint64)
+    expected = int((words.ravel() * (2 * np.arange(x.size, dtype=np.uint64) + 1)).sum() % 2**32)
+    mesh = jax.make_mesh((8,), ("rows",))
+    split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("rows")))
+    assert checksums({"x": jnp.asarray(x)}) == checksums({"x": split}) == {"x": expected}
+    for bit in range(32):
+        flipped = x.copy()
+        flipped.view(np.uint32)[3, 2, 1] ^= np.uint32(1 << bit)
+        assert checksums({"x": jnp.asarray(flipped)}) != {"x": expected}
+    assert checksums({"x": jnp.asarray(x[::-1].copy())}) != {"x": expected}
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sound")
+    save(workdir, [2.0, 1.0]).close()
+    return workdir
+
+
+DAMAGES = {
+    "manifest cut": (halve, "params/manifest.ocdbt"),
+    "manifest gone": (remove, "params/manifest.ocdbt"),
+    "moments' manifest cut": (halve, "optimizer/manifest.ocdbt"),
+    "index cut": (halve, "params/d/*"),
+    "index gone": (remove, "params/d/*"),
+    "data cut": (halve, "params/ocdbt.process_0/d/*"),
+    "data gone": (remove, "optimizer/ocdbt.process_0/d/*"),
+    "data changed": (flip, "params/ocdbt.process_0/d/*"),
+    "tree cut": (halve, "params/_METADATA"),
+    "arrays' facts cut": (halve, "params/array_metadatas/process_0"),
+    "validation loss cut": (halve, "metrics/metrics"),
+    "checksums cut": (halve, "checksums/metadata"),
+    "checksums gone": (remove, "checksums"),
+    "moments gone": (remove, "optimizer"),
+    "empty folder": (remove, "*"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoint_is_named_and_never_passed_over(sound, tmp_path, damage):
+    shutil.copytree(sound, tmp_path / "run")
+    change, pattern = DAMAGES[damage]
+    paths = list((tmp_path / "run/checkpoints/2").glob(pattern))
+    assert paths
+    for path in paths:
+        change(path)
+    with pytest.raises(CheckpointError, match="could not read step 2 .*remove its folder") as raised:
+        checkpoints = Checkpoints(tmp_path / "run")
+        checkpoints.restore(checkpoints.latest(), params=shapes(params(2)), optimizer=shapes(optimizer(2)))
+    assert str(tmp_path / "run/checkpoints") in str(raised.value)
+    shutil.rmtree(tmp_path / "run/checkpoints/2")  # as the message says
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert_identical(checkpoints.restore(checkpoints.latest(), params=shapes(params(1)))["params"], params(1))
+
+
+FOREIGN = {
+    "shape": {"layer": {"kernel": jnp.zeros((50, 101)), "bias": jnp.zeros(3)}},
+    "dtype": {"layer": {"kernel": jnp.zeros((50, 100), jnp.bfloat16), "bias": jnp.zeros(3)}},
+    "missing": {"layer": {"kernel": jnp.zeros((50, 100))}},
+    "more": {"layer": {"kernel": jnp.zeros((50, 100)), "bias": jnp.zeros(3), "scale": jnp.zeros(3)}},
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_checkpoint_of_another_model_is_refused(sound, kind):
+    with pytest.raises(CheckpointError, match="could not read step 2"):
+        Checkpoints(sound, read_only=True).restore(2, params=shapes(FOREIGN[kind]))
+
+
+def test_programming_error_is_not_a_damaged_checkpoint(sound, monkeypatch):
+    checkpoints = Checkpoints(sound, read_only=True)
+    monkeypatch.setattr(checkpoints.manager, "restore", lambda *_, **__: 1 + "1")
+    with pytest.raises(TypeError):
+        checkpoints.restore(2, params=shapes(params(2)))
+
+
+def test_read_only_makes_nothing(tmp_path):
+    with pytest.raises(CheckpointError, match="got none in .*Train it first"):
+        Checkpoints(tmp_path / "run", read_only=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_belongs_to_one_config_and_one_text(tmp_path):
+    config = tiny_config(DataConfig())
+    open_workdir(tmp_path, config, "text")
+    open_workdir(tmp_path, replace(replace(config, "mesh", fsdp=2), "evaluate", max_tokens=9), "text")
+    other = replace(replace(config, "model", width=32), "optimizer", beta2=0.5)
+    with pytest.raises(ConfigError, match=r"model\.width: 16 -> 32; optimizer\.beta2: 0\.98 -> 0\.5"):
+        open_workdir(tmp_path, other, "text")
+    with pytest.raises(ConfigError, match="fingerprint"):
+        open_workdir(tmp_path, config, "another text")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not JSON"):
+        open_workdir(tmp_path, config, "text")
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match=re.escape(f"got {workdir}, which cannot be written")):
+            open_workdir(workdir, tiny_config(DataConfig()), "text")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of four megabytes; `python -m pytest` has to run as root to mount it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=False, capture_output=True, text=True
+    )
+    assert mounted.returncode == 0, f"a full disk cannot be shown without a tmpfs: {mounted.stderr} Run as root."
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk) -> None:
+    with open(disk / "ballast", "wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                pass  # full
+
+
+FULL = {"checkpoint": (100, "checkpoints: could not write step 9"), "metrics": (1, "metrics: could not write in")}
+
+
+@pytest.mark.parametrize("what", FULL)
+def test_full_disk_stops_the_run_and_spoils_nothing(small_disk, tmp_path, tiny_data, monkeypatch, capsys, what):
+    log_every, message = FULL[what]
+    config = tiny_config(tiny_data, steps=12, log_every=log_every, checkpoint_every=3, validate_tokens=16)
+    (tmp_path / "config.json").write_text(to_json(config))
+    command = ["train", str(tmp_path / "config.json"), "--workdir", str(small_disk / "run")]
+    calls, put_batch = iter(range(100)), loop.put_batch
+
+    def full_at_step_5(rows, mesh):
+        if next(calls) == 8:
+            while not (small_disk / "run/checkpoints/3").exists():
+                time.sleep(0.01)
+            fill(small_disk)
+        return put_batch(rows, mesh)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "put_batch", full_at_step_5)
+        assert main.main(command) == main.FAILED
+    errors = capsys.readouterr().err
+    assert message in errors and "No space left on device" in errors and "Traceback" not in errors
+    (small_disk / "ballast").unlink()
+    assert Checkpoints(small_disk / "run", read_only=True).latest() == 3
+    assert main.main(command) == 0
+    assert Checkpoints(small_disk / "run", read_only=True).latest() == 12
+    assert not list((small_disk / "run/checkpoints").glob("*tmp*"))
+
+
+def test_full_disk_before_the_start(small_disk):
+    fill(small_disk)
+    with pytest.raises(ConfigError, match="cannot be written .No space left on device.*free the disk"):
+        open_workdir(small_disk / "run", tiny_config(DataConfig()), "text")

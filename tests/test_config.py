@@ -1,0 +1,134 @@
+"""Configs: everything wrong is said before work starts, with got / expected / what to do."""
+
+import dataclasses
+import json
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from alibi_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    EvaluateConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    differing_fields,
+    from_json,
+    load_config,
+    parse_stride,
+    replace,
+    to_json,
+)
+
+
+def test_json_round_trip():
+    config = Config(
+        model=ModelConfig(position="t5", num_heads=4), evaluate=EvaluateConfig(lengths=(8, 16), strides=("L", "4"))
+    )
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model": {"positon": "alibi"}}', r"model\.positon.*Did you mean 'position'"),
+        ('{"modle": {}}', r"modle.*Did you mean 'model'"),
+        ('{"model": {"width": "128"}}', r"width: got '128', expected int"),
+        ('{"model": {"width": true}}', r"width: got True, expected int"),
+        ('{"model": {"position": "alibbi"}}', r"position: got 'alibbi', expected 'alibi' \| 'sinusoidal'"),
+        ('{"model": []}', r"model: got list, expected a JSON object"),
+        ('{"train": {"validate_lengths": [1.5]}}', r"validate_lengths: got \(1\.5,\)"),
+        ("{", r"not JSON"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelConfig(width=100, num_heads=8), r"8 heads for width 100.*Use width 96"),
+        (lambda: ModelConfig(position="rotary", width=6, num_heads=2), r"even head width"),
+        (lambda: ModelConfig(position="sinusoidal", width=7, num_heads=1), r"even width"),
+        (lambda: ModelConfig(attention_dropout=1.0), r"attention_dropout: got 1\.0"),
+        (lambda: ModelConfig(num_layers=0), r"num_layers: got 0"),
+        (lambda: ModelConfig(t5_max_distance=16), r"t5_max_distance"),
+        (lambda: DataConfig(source="files"), r"data\.train_path"),
+        (lambda: DataConfig(source="tfds"), r"data\.tfds_name"),
+        (lambda: DataConfig(tokenizer="bpe", bpe_vocab_size=256), r"at least 257"),
+        (lambda: OptimizerConfig(final_learning_rate=1.0), r"between 0 and the peak"),
+        (lambda: TrainConfig(batch_size=10, gradient_accumulation=4), r"4 parts of a batch of 10"),
+        (lambda: TrainConfig(validate_lengths=(0,)), r"got 0, expected lengths of 1"),
+        (lambda: EvaluateConfig(lengths=(0,)), r"got 0, expected lengths of 1"),
+        (lambda: EvaluateConfig(lengths=(-4,)), r"got -4"),
+        (lambda: EvaluateConfig(lengths=(128,), strides=("256",)), r"256 tokens at length 128"),
+        (lambda: EvaluateConfig(strides=("half",)), r"'HALF'|'half'"),
+        (lambda: MeshConfig(data=-1, fsdp=-1), r"at most one of them -1"),
+        (lambda: MeshConfig(tensor=0), r"tensor 0"),
+        (
+            lambda: Config(
+                model=ModelConfig(position="learned", learned_length=64), train=TrainConfig(train_length=128)
+            ),
+            r"at most model\.learned_length, 64",
+        ),
+        (lambda: Config(optimizer=OptimizerConfig(warmup_steps=2000)), r"at most train\.steps, 1000"),
+    ],
+)
+def test_impossible_values_are_refused_when_made(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+@hypothesis.given(st.integers(1, 10_000), st.integers(1, 100))
+def test_strides_are_shares_or_tokens(length, divisor):
+    assert parse_stride("L", length) == length
+    assert parse_stride(f"L/{divisor}", length) == max(1, length // divisor)
+    assert parse_stride(str(length), length) == length
+    with pytest.raises(ConfigError, match="lower the stride|Lower the stride"):
+        parse_stride(str(length + 1), length)
+
+
+def test_overrides_are_typed_and_name_the_nearest_option(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(to_json(Config()))
+    config = load_config(tmp_path, ["--model.position", "rotary", "--train.validate-lengths", "64", "128"])
+    assert config.model.position == "rotary"
+    assert config.train.validate_lengths == (64, 128)
+    with pytest.raises(SystemExit):
+        load_config(tmp_path, ["--model.positoin", "rotary"])
+    assert "--model.position" in capsys.readouterr().err
+
+
+def test_every_field_has_a_meaning_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        load_config("configs/quickstart.py", ["--help"])
+    shown = capsys.readouterr().out
+    for section in ("model", "data", "optimizer", "train", "evaluate", "mesh"):
+        for field in dataclasses.fields(getattr(Config(), section)):
+            assert f"--{section}.{field.name.replace('_', '-')}" in shown
+
+
+def test_missing_files_and_recipes_without_get_config_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="get_config"):
+        load_config(tmp_path / "empty.py")
+
+
+def test_differing_fields_are_named_and_sections_can_be_left_out():
+    one, other = Config(), replace(replace(Config(), "model", width=256), "mesh", fsdp=2)
+    assert differing_fields(one, other) == ["model.width: 128 -> 256", "mesh.fsdp: 1 -> 2"]
+    assert differing_fields(one, other, ignore=("mesh",)) == ["model.width: 128 -> 256"]
+
+
+def test_configs_are_frozen_and_json_holds_every_field():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().model.width = 3
+    written = json.loads(to_json(Config()))
+    assert {f.name for f in dataclasses.fields(ModelConfig)} == set(written["model"])

@@ -1,0 +1,70 @@
+"""Imports run one way, and nothing heavy is imported by importing the library."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# room -> rooms it may import from; "train" stands for train.py and its loop, metrics and progress
+ALLOWED = {
+    "positions": set(),
+    "loss": set(),
+    "config": set(),
+    "atomic": set(),
+    "progress": set(),
+    "attention": {"positions"},
+    "sharding": {"config"},
+    "model": {"config", "positions", "attention", "sharding"},
+    "data": {"config"},
+    "optimizer": {"config"},
+    "checkpoint": {"config", "atomic"},
+    "metrics": {"config", "atomic", "model"},
+    "evaluate": {"atomic", "checkpoint", "config", "data", "loss", "model", "positions", "progress", "sharding"},
+    "loop": {"checkpoint", "config", "data", "evaluate", "metrics", "model", "progress", "sharding"},
+    "train": {"atomic checkpoint config data evaluate loop loss metrics model optimizer progress sharding"},
+    "cli": {"checkpoint", "config", "data", "evaluate", "loop", "train"},
+}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        rooms |= {name.split(".")[1] for name in names if name.startswith("alibi_jax.")}
+    return rooms
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "alibi_jax").rglob("*.py")), ids=lambda path: path.stem)
+def test_rooms_import_one_way(path):
+    room = path.relative_to(ROOT / "alibi_jax").parts[0].removesuffix(".py")
+    if room == "__init__":
+        return  # the public names come from every room
+    allowed = {word for words in ALLOWED[room] for word in words.split()} | {room}
+    assert imported_rooms(path) <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_configs_import_the_config_alone_and_make_one(path):
+    from alibi_jax.config import Config, load_config
+
+    assert imported_rooms(path) == {"config"}
+    assert isinstance(load_config(path), Config)
+
+
+def test_importing_the_library_brings_no_tensorflow_torch_or_data_sets():
+    code = "import sys, alibi_jax; print([name for name in sys.argv[1:] if name in sys.modules])"
+    heavy = ["tensorflow", "torch", "transformers", "tensorflow_datasets"]
+    done = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_mesh_axis_is_named_outside_sharding():
+    for path in (ROOT / "alibi_jax").rglob("*.py"):
+        if path.name not in ("sharding.py", "config.py"):
+            strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+            assert not {"fsdp", "tensor"} & {s for s in strings if isinstance(s, str)}, path

@@ -1,0 +1,194 @@
+"""A run that is killed or asked to stop at any moment goes on as if nothing had happened."""
+
+import json
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import DROPOUT, assert_identical, saved_state, tiny_config
+
+import main
+from alibi_jax import loop
+from alibi_jax.config import replace, to_json
+from alibi_jax.data.corpus import prepare
+from alibi_jax.train import train
+
+LIMIT = 120  # seconds in which a child must have got somewhere
+# Children fork from a process that has imported everything and started nothing: they begin in a tenth of a second.
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(["alibi_jax"])
+
+
+def be_quick(folder: Path) -> None:
+    """One device, and what another child has compiled is not compiled again."""
+    os.environ["XLA_FLAGS"] = ""
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def run(config, workdir: Path, killed_after: int | None = None) -> None:
+    """A child trains; it may kill itself as soon as the checkpoint of a step is whole."""
+    be_quick(workdir.parent)
+    calls, put_batch = [], loop.put_batch
+
+    def put_batch_or_die(rows, mesh):
+        calls.append(rows)
+        if len(calls) == 2 * killed_after + 1:  # inputs and targets of each step
+            wait_for(lambda: (workdir / "checkpoints" / str(killed_after)).exists())
+            os.kill(os.getpid(), signal.SIGKILL)
+        return put_batch(rows, mesh)
+
+    if killed_after is not None:
+        loop.put_batch = put_batch_or_die
+    train(config, workdir)
+
+
+def run_command(arguments: list[str], errors: Path) -> None:
+    be_quick(errors.parent)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.exit(main.main(arguments))
+
+
+def start(function, *arguments):
+    child = CHILDREN.Process(target=function, args=arguments)
+    child.start()
+    return child
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing came in {LIMIT} seconds"
+        time.sleep(0.002)
+
+
+def exit_status(child) -> int | None:
+    child.join(LIMIT)
+    return child.exitcode
+
+
+def lines(workdir: Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def values(workdir: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    return [
+        {name: value for name, value in line.items() if not name.endswith("_per_second")} for line in lines(workdir)
+    ]
+
+
+def latest(workdir: Path) -> int:
+    return max([0, *(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())])
+
+
+def test_killed_run_goes_on_bit_for_bit(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, model=DROPOUT, gradient_accumulation=2)
+    prepare(tiny_data, quiet=True)
+    whole = start(run, config, tmp_path / "whole")
+    killed = start(run, config, tmp_path / "killed", 2)
+    assert exit_status(killed) == -signal.SIGKILL and latest(tmp_path / "killed") == 2
+    assert exit_status(start(run, config, tmp_path / "killed")) == 0
+    assert exit_status(whole) == 0
+    state = saved_state(config, tmp_path / "killed")
+    assert state.step == 4
+    assert_identical(state, saved_state(config, tmp_path / "whole"))
+    assert values(tmp_path / "killed") == values(tmp_path / "whole")
+
+
+def kill_while_saving(child, workdir: Path, share: float) -> None:
+    """Kills a child that saves every step: `share` of the time a save takes after it has begun its third.
+
+    The first save takes longer than the others, and so says little about them.
+    """
+    step = latest(workdir) + 2
+
+    def moment(condition: Callable[[], bool]) -> float:
+        wait_for(lambda: condition() or not child.is_alive())
+        return time.monotonic()
+
+    began = moment(lambda: any(workdir.glob(f"checkpoints/{step}*")))
+    ended = moment(lambda: latest(workdir) >= step)
+    moment(lambda: any(workdir.glob(f"checkpoints/{step + 1}*")))
+    time.sleep(share * (ended - began))
+    child.kill()
+    assert exit_status(child) == -signal.SIGKILL, f"the child ended by itself at step {latest(workdir)}"
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_while_saving_leave_a_run_that_goes_on(tiny_data, tmp_path, kills):
+    config = tiny_config(tiny_data, model=DROPOUT, steps=10 * kills, checkpoint_every=1, log_every=1000, max_to_keep=1)
+    prepare(tiny_data, quiet=True)
+    whole, killed, torn = tmp_path / "whole", tmp_path / "killed", 0
+    for share in np.random.default_rng(kills).uniform(0, 1.5, kills):
+        kill_while_saving(start(run, config, killed), killed, share)
+        torn += any(killed.glob("checkpoints/*tmp*"))
+    print(f"{kills} kills, {torn} in the middle of a save, the last after step {latest(killed)}")
+    assert torn > 0
+    assert exit_status(start(run, config, killed)) == 0
+    seldom = replace(config, "train", checkpoint_every=config.train.steps)
+    assert exit_status(start(run, seldom, whole)) == 0
+    assert_identical(saved_state(config, killed), saved_state(config, whole))
+
+
+@pytest.fixture
+def endless(tiny_data, tmp_path) -> list[str]:
+    """Arguments of a training run that will not end while a test runs."""
+    config = tiny_config(tiny_data, steps=10**6, checkpoint_every=10**6)
+    (tmp_path / "config.json").write_text(to_json(config))
+    prepare(tiny_data, quiet=True)
+    return ["train", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
+
+
+def stopped_at(errors: str, name: str, workdir: Path) -> int:
+    """The step a message names, once the whole message is as it should be."""
+    said = re.search(
+        rf"{name}: step (\d+) of 1000000 is saved in (.*)\. Run the same command to go on from it\.", errors
+    )
+    assert said, errors
+    assert said[2] == str(workdir) and "Traceback" not in errors
+    return int(said[1])
+
+
+def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(endless, tmp_path):
+    workdir = tmp_path / "run"
+    environment = os.environ | {"XLA_FLAGS": ""}
+    command = [sys.executable, main.__file__, *endless]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        wait_for(lambda: len(lines(workdir)) > 3 or process.poll() is not None)
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=LIMIT)[1]
+    assert process.returncode == main.INTERRUPTED == 75, errors
+    first = stopped_at(errors, "SIGTERM", workdir)
+    assert latest(workdir) == first == lines(workdir)[-1]["step"]
+
+    child = start(run_command, endless, tmp_path / "errors")
+    wait_for(lambda: len(lines(workdir)) > first + 3 or not child.is_alive())
+    os.kill(child.pid, signal.SIGINT)
+    assert exit_status(child) == main.INTERRUPTED
+    second = stopped_at((tmp_path / "errors").read_text(), "SIGINT", workdir)
+    assert latest(workdir) == second > first
+    assert [line["step"] for line in lines(workdir)] == list(range(1, second + 1))
+
+
+def test_second_ctrl_c_acts_at_once(endless, tmp_path):
+    child = start(run_command, endless, tmp_path / "errors")
+    wait_for(lambda: len(lines(tmp_path / "run")) > 3 or not child.is_alive())
+    os.kill(child.pid, signal.SIGSTOP)  # so that both come before the run can act on the first
+    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, signal.SIGCONT)
+    wait_for(lambda: "a second one stops at once" in (tmp_path / "errors").read_text())
+    os.kill(child.pid, signal.SIGINT)
+    assert exit_status(child) in (-signal.SIGINT, main.INTERRUPTED)

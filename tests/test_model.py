@@ -1,0 +1,163 @@
+"""The language model: causal, of any length, the same however its layers are run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_close
+
+from alibi_jax.config import ModelConfig
+from alibi_jax.model import TransformerLM
+from alibi_jax.model.flops import forward_flops_per_token, peak_flops
+from alibi_jax.positions import POSITIONS, LengthError
+
+SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_width": 64, "vocab_size": 37, "learned_length": 40}
+
+
+def make(**changes):
+    model = TransformerLM(ModelConfig(**(SMALL | changes)))
+    tokens = jax.random.randint(jax.random.key(1), (2, 24), 0, 37)
+    return model, jax.jit(model.init)(jax.random.key(0), tokens)["params"], tokens
+
+
+def logits(model, params, tokens, **options):
+    """Compiled as one program: op by op, each little shape would be compiled alone."""
+    return jax.jit(functools.partial(model.apply, **options))({"params": params}, tokens)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_no_gradient_reaches_a_logit_from_a_later_token(position):
+    """Causality by gradient: d logits[t] / d embedding of token s is zero for s > t and not for s <= t."""
+    model, params, tokens = make(position=position, tied_embedding=False)
+    tokens = jnp.arange(12)[None]  # all different, so that a row of the table is one place in the text
+
+    def logit(params, t):
+        return jnp.square(model.apply({"params": params}, tokens)[0, t]).sum()
+
+    gradient = jax.jit(jax.grad(logit))
+    for t in (0, 5, 11):
+        reached = np.abs(gradient(params, t)["embedding"]["table"][:12]).max(-1) > 0
+        assert reached.tolist() == [s <= t for s in range(12)]
+
+
+@pytest.mark.parametrize("position", [name for name in POSITIONS if name != "learned"])
+def test_runs_at_any_length_and_a_prefix_gives_the_same_logits(position):
+    model, params, _ = make(position=position)
+    tokens = jax.random.randint(jax.random.key(2), (1, 300), 0, 37)
+    assert_close(logits(model, params, tokens)[:, :100], logits(model, params, tokens[:, :100]), "logits")
+
+
+def test_learned_positions_refuse_longer_inputs():
+    model, params, _ = make(position="learned")
+    with pytest.raises(LengthError, match=r"41 tokens.*at most 40"):
+        model.apply({"params": params}, jnp.zeros((1, 41), int))
+
+
+@pytest.mark.parametrize("position", [name for name in POSITIONS if name != "none"])
+def test_order_matters_to_every_method_beyond_the_causal_mask(position):
+    """With one layer and no position, the last logit does not see the order of what precedes; with a method it does."""
+    for name, differs in ((position, True), ("none", False)):
+        model, params, tokens = make(position=name, num_layers=1)
+        params["position"] = jax.tree.map(
+            lambda x: jax.random.normal(jax.random.key(3), x.shape), params.get("position", {})
+        )
+        swapped = tokens.at[:, 3].set(tokens[:, 7]).at[:, 7].set(tokens[:, 3])
+        last = [logits(model, params, t)[:, -1] for t in (tokens, swapped)]
+        assert (float(jnp.abs(last[0] - last[1]).max()) > 1e-4) == differs
+
+
+@pytest.mark.parametrize("position", ["alibi", "t5"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_scan_and_remat_change_nothing(position, remat):
+    """The same parameters, stacked, give the same loss and gradients through nn.scan, with and without nn.remat."""
+    plain, params, tokens = make(position=position)
+    scanned = TransformerLM(ModelConfig(**(SMALL | {"position": position, "scan_layers": True, "remat": remat})))
+    stack = jax.tree.map(lambda *layers: jnp.stack(layers), params["layer_0"], params["layer_1"])
+    stacked = {name: tree for name, tree in params.items() if not name.startswith("layer_")} | {"layers": stack}
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, make(position=position, scan_layers=True)[1])
+
+    def loss(model, params):
+        return jnp.square(model.apply({"params": params}, tokens)).mean()
+
+    one, gradient = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(params)
+    other, stacked_gradient = jax.jit(jax.value_and_grad(lambda p: loss(scanned, p)))(stacked)
+    assert_close(one, other, "logits")
+    assert_close(stacked_gradient["layers"]["mlp"]["up"][1], gradient["layer_1"]["mlp"]["up"], "logits")
+    assert_close(stacked_gradient["embedding"]["table"], gradient["embedding"]["table"], "logits")
+
+
+def test_implementations_of_attention_agree_in_the_model():
+    _, params, _ = make()
+    tokens = jax.random.randint(jax.random.key(2), (2, 200), 0, 37)
+    outs = [
+        logits(TransformerLM(ModelConfig(**SMALL, attention=a)), params, tokens) for a in ("reference", "blockwise")
+    ]
+    assert_close(*outs, "logits")
+
+
+def test_parameters_are_float32_dicts_and_bfloat16_computes_nearly_the_same():
+    model, params, tokens = make()
+    low = TransformerLM(ModelConfig(**SMALL, compute_dtype="bfloat16"))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert type(params) is dict
+    full, half = (logits(m, params, tokens) for m in (model, low))
+    assert full.dtype == half.dtype == jnp.float32
+    error = float(jnp.abs(full - half).mean())
+    assert 1e-5 < error < 0.03  # it did compute in bfloat16, and well
+
+
+def test_options_change_the_parameters_they_name():
+    def names(**changes):
+        leaves = jax.tree_util.tree_leaves_with_path(make(**changes)[1])
+        return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
+
+    assert names() - names(use_biases=False) == {
+        f"layer_{i}/{name}"
+        for i in range(2)
+        for name in [f"attention/{x}_bias" for x in ("query", "key", "value", "out")] + ["mlp/up_bias", "mlp/down_bias"]
+    }
+    assert names() - names(final_norm=False) == {"final_norm/scale", "final_norm/bias"}
+    assert names(tied_embedding=False) - names() == {"softmax/kernel"}
+    assert names(position="t5") - names() == {"position/bucket_table"}
+
+
+@pytest.mark.parametrize("field", ["embedding_dropout", "residual_dropout", "attention_dropout", "activation_dropout"])
+def test_every_dropout_acts_in_training_only(field):
+    model, params, tokens = make(**{field: 0.5})
+    plain = logits(make()[0], params, tokens)
+    assert (logits(model, params, tokens) == plain).all()
+    trained = logits(model, params, tokens, train=True, rngs={"dropout": jax.random.key(0)})
+    assert float(jnp.abs(trained - plain).max()) > 1e-3
+
+
+def test_embedding_scale_and_norm_against_numpy():
+    """One layer of zeros: the logits are norm(sqrt(E) * embedding) times the embedding's transpose."""
+    model, params, tokens = make(num_layers=1, position="none")
+    params["layer_0"] = jax.tree.map(jnp.zeros_like, params["layer_0"])
+    table = np.asarray(params["embedding"]["table"], np.float64)
+    x = np.sqrt(32) * table[np.asarray(tokens)]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    assert_close(logits(model, params, tokens), x @ table.T, "logits")
+
+
+def test_a_config_without_vocabulary_is_refused():
+    with pytest.raises(ValueError, match=r"vocab_size: got None"):
+        TransformerLM(ModelConfig()).init(jax.random.key(0), jnp.zeros((1, 4), int))
+
+
+def test_flops_equal_the_compilers_count_of_the_dense_model():
+    """Within 10 %: the compiler also counts norms and the softmax, and the reference attends to all L keys."""
+    config = ModelConfig(**(SMALL | {"width": 128, "mlp_width": 512, "vocab_size": 512}), attention="reference")
+    model, length = TransformerLM(config), 16
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, length), int))
+    lowered = jax.jit(model.apply).lower(shapes, jax.ShapeDtypeStruct((4, length), jnp.int32))
+    counted = lowered.compile().cost_analysis()["flops"] / (4 * length)
+    assert forward_flops_per_token(config, length) == pytest.approx(counted, rel=0.1)
+
+
+def test_peaks_are_known_by_device_kind_and_unknown_ones_are_none():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("TPU v5 lite") == 197e12
+    assert peak_flops("cpu") is None

@@ -1,0 +1,282 @@
+"""Training: the same numbers on every mesh, clean stops, and a log that can be read."""
+
+import dataclasses
+import functools
+import json
+import signal
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import TOLERANCE, assert_close
+from jax.sharding import PartitionSpec as P
+from runs import DROPOUT, tiny_config
+from tensorboardX.proto.event_pb2 import Event
+
+from alibi_jax import loop
+from alibi_jax.checkpoint import Checkpoints
+from alibi_jax.config import Config, ConfigError, DataConfig, MeshConfig, replace
+from alibi_jax.data.sources import DataError
+from alibi_jax.loop import Diverged, Interrupted, stop_requested
+from alibi_jax.metrics import MetricsError, MetricsLog
+from alibi_jax.positions import alibi, alibi_slopes
+from alibi_jax.sharding import check_mesh, make_mesh, put_batch, shard
+from alibi_jax.train import programs, restore_or, train
+
+ONE, MESHES = (1, 1, 1), [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+PLACED = {  # where a parameter and both its moments lie: dimensions over mesh axes
+    "embedding/table": P("tensor", "fsdp"),
+    "attention/query": P("fsdp", "tensor", None),
+    "attention/query_bias": P("tensor", None),
+    "attention/out": P("tensor", None, "fsdp"),
+    "mlp/up": P("fsdp", "tensor"),
+    "mlp/down": P("tensor", "fsdp"),
+    "mlp_norm/scale": P(None),
+    "position/bucket_table": P(None, "tensor"),
+}
+
+
+def mesh_of(sizes):
+    return make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+
+
+def rows(seed: int, shape=(8, 16)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.int32)
+
+
+def steps(config: Config, sizes, count: int = 3, first: int = 0, state=None):
+    """(losses of `count` updates, the state after them) on a mesh, on batches that depend on the update alone."""
+    mesh = mesh_of(sizes)
+    with jax.set_mesh(mesh):
+        make_state, step, _ = programs(config, mesh)
+        state, losses = make_state() if state is None else state, []
+        for i in range(first, first + count):
+            state, metrics = step(state, put_batch(rows(2 * i), mesh), put_batch(rows(2 * i + 1), mesh))
+            losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@functools.cache
+def one_device(position: str) -> list[float]:
+    return steps(tiny_config(DataConfig(), {"position": position}), ONE)[0]
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_parameters_and_moments_lie_where_the_table_says(scan_layers):
+    config = tiny_config(DataConfig(), {"position": "t5", "scan_layers": scan_layers})
+    mesh = mesh_of((2, 2, 2))
+    with jax.set_mesh(mesh):
+        state = programs(config, mesh)[0]()
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.sharding for path, leaf in leaves}
+    for name, spec in PLACED.items():
+        stacked = scan_layers and not name.startswith(("embedding", "position"))
+        expected = jax.NamedSharding(mesh, P(None, *spec) if stacked else spec)
+        placed = {path: sharding for path, sharding in found.items() if path.endswith("/" + name)}
+        assert (
+            len(placed) == 3 and sum("/mu/" in path for path in placed) == sum("/nu/" in path for path in placed) == 1
+        )
+        for path, sharding in placed.items():
+            assert sharding.is_equivalent_to(expected, len(expected.spec)), f"{path}: {sharding.spec}"
+    assert all(leaf.sharding.is_fully_replicated for _, leaf in leaves if leaf.ndim == 0)
+    assert sum(leaf.ndim == 0 for _, leaf in leaves) >= 2
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_alibi_learns_the_same_on_every_mesh(sizes):
+    assert_close(steps(tiny_config(DataConfig()), sizes)[0], one_device("alibi"), "sharded loss")
+
+
+@pytest.mark.parametrize("position", ["rotary", "t5", "sinusoidal", "learned", "none"])
+def test_every_position_method_learns_the_same_on_a_mesh(position):
+    config = tiny_config(DataConfig(), {"position": position})
+    assert_close(steps(config, (2, 2, 2))[0], one_device(position), "sharded loss")
+
+
+def test_slopes_that_forgot_the_other_devices_would_show(monkeypatch):
+    monkeypatch.setattr(alibi, "alibi_slopes", lambda heads, bias_max: np.tile(alibi_slopes(heads // 2, bias_max), 2))
+    local = steps(tiny_config(DataConfig()), ONE)[0]
+    assert np.abs(np.subtract(local, one_device("alibi"))).max() > 10 * TOLERANCE["sharded loss"]
+
+
+def test_saved_on_one_mesh_goes_on_upon_another(tmp_path):
+    config = tiny_config(DataConfig())
+    _, state = steps(config, (2, 2, 2), 2)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, state.params, {"step": state.step, "moments": state.optimizer}, None)
+    checkpoints.wait()
+    mesh = mesh_of((1, 8, 1))
+    with jax.set_mesh(mesh):
+        make_state, _, shardings = programs(config, mesh)
+        restored = restore_or(make_state, checkpoints, shardings)
+    assert restored.params["embedding"]["table"].sharding.spec == P("tensor", "fsdp")
+    losses, _ = steps(config, (1, 8, 1), 1, first=2, state=restored)
+    assert_close(losses, one_device("alibi")[2:], "sharded loss")
+
+
+def test_constraint_acts_under_a_mesh_and_refuses_what_it_does_not_know():
+    x = jnp.zeros((8, 4, 4, 2))
+    constrained = jax.jit(lambda x: shard(2 * x, "batch", "length", "heads", "head_width"))
+    mesh = mesh_of((2, 2, 2))
+    with jax.set_mesh(mesh):
+        assert constrained(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
+        with pytest.raises(KeyError):
+            shard(x, "batch", "length", "hands", "head_width")
+    assert len(shard(x, "batch", "length", "heads", "head_width").devices()) == 1
+
+
+def test_step_constrains_its_activations():
+    config, mesh = tiny_config(DataConfig()), mesh_of((2, 2, 2))
+    with jax.set_mesh(mesh):
+        make_state, step, _ = programs(config, mesh)
+        batch = put_batch(rows(0), mesh)
+        text = step.lower(jax.eval_shape(make_state), batch, batch).as_text()
+    heads = [line for line in text.splitlines() if "sharding_constraint" in line and "8x16x4x4xf32" in line]
+    assert len(heads) >= 3 and all('"tensor"' in line for line in heads), "queries, keys and values are split by head"
+
+
+def test_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="data 3 x fsdp 1 x tensor 1 on 8 devices"):
+        make_mesh(MeshConfig(data=3))
+    config = tiny_config(DataConfig(), batch_size=12)
+    with pytest.raises(ConfigError, match=r"batch_size.*got 12, expected a multiple of 8.*Use 16"):
+        check_mesh(config, mesh_of((8, 1, 1)))
+    with pytest.raises(ConfigError, match=r"num_heads: got 4, expected a multiple of 8"):
+        check_mesh(config, mesh_of((1, 1, 8)))
+
+
+def test_parts_of_a_batch_add_up_to_it():
+    config = tiny_config(DataConfig())
+    config = replace(config, "optimizer", epsilon=1e-3)  # or Adam would turn rounding into whole steps
+    (whole, one), (parts, four) = (steps(replace(config, "train", gradient_accumulation=n), ONE, 2) for n in (1, 4))
+    assert_close(parts, whole, "loss")
+    jax.tree.map(functools.partial(assert_close, what="loss"), four.params, one.params)
+    jax.tree.map(functools.partial(assert_close, what="loss"), four.optimizer, one.optimizer)
+
+
+def test_bfloat16_keeps_float32_parameters_and_learns():
+    config = tiny_config(DataConfig(), {"compute_dtype": "bfloat16", "scan_layers": True, "remat": True})
+    optimizer = dataclasses.replace(config.optimizer, peak_learning_rate=3e-2, schedule="constant")
+    mesh = mesh_of(ONE)
+    with jax.set_mesh(mesh):
+        make_state, step, _ = programs(dataclasses.replace(config, optimizer=optimizer), mesh)
+        state, batch, losses = make_state(), put_batch(rows(0), mesh), []
+        for _ in range(20):
+            state, metrics = step(state, batch, batch)
+            losses.append(float(metrics["loss"]))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.optimizer)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+    assert losses[-1] < losses[0] - 1, losses
+
+
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def signal_at_step(monkeypatch, step: int) -> None:
+    """SIGTERM while the batch of a step is placed."""
+    calls, placed = iter(range(10**6)), loop.put_batch
+
+    def put_batch_with_signal(*arguments):
+        if next(calls) == 2 * (step - 1):
+            signal.raise_signal(signal.SIGTERM)
+        return placed(*arguments)
+
+    monkeypatch.setattr(loop, "put_batch", put_batch_with_signal)
+
+
+def test_run_stops_when_asked_and_a_whole_run_is_left_alone(tiny_data, tmp_path, monkeypatch):
+    config = tiny_config(tiny_data, DROPOUT, steps=4, validate_every=2, checkpoint_every=10)
+    with monkeypatch.context() as patch:
+        signal_at_step(patch, 3)
+        with pytest.raises(Interrupted, match=r"SIGTERM: step 3 of 4 is saved .*Run the same command to go on"):
+            train(config, tmp_path / "run")
+    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 3
+    with pytest.raises(ConfigError, match=r"optimizer\.beta1: 0\.9 -> 0\.5"):
+        train(replace(config, "optimizer", beta1=0.5), tmp_path / "run")
+
+    train(replace(replace(config, "mesh", fsdp=2), "evaluate", max_tokens=100), tmp_path / "run")
+    found = lines(tmp_path / "run")
+    assert [line["step"] for line in found] == [1, 2, 2, 3, 4, 4]
+    measured = {"step", "loss", "bits_per_byte", "grad_norm", "learning_rate", "tokens_per_second", "flops_per_second"}
+    assert set(found[0]) == measured
+    assert set(found[2]) == {"step", "valid_loss_16", "valid_bits_per_byte_16"}
+    assert all(line.get("tokens_per_second", 1) > 0 for line in found), "a speed of 0 was logged"
+    assert found[0]["bits_per_byte"] == pytest.approx(found[0]["loss"] / np.log(2))
+
+    before = (tmp_path / "run/metrics.jsonl").stat().st_mtime_ns
+    train(config, tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, steps=20, checkpoint_every=1)
+    config = replace(config, "optimizer", peak_learning_rate=1e30)
+    with pytest.raises(Diverged, match=r"got .*loss nan.* at step 3, .*The checkpoint of step 2 is kept in"):
+        train(config, tmp_path / "run")
+    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 2
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
+
+
+def test_infinite_gradient_stops_before_anything_is_saved(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(optax.tree, "norm", lambda _: jnp.float32(jnp.inf))
+    with pytest.raises(Diverged, match=r"grad_norm inf at step 1, .*No checkpoint had been saved yet"):
+        train(tiny_config(tiny_data, checkpoint_every=1), tmp_path / "run")
+    assert Checkpoints(tmp_path / "run", read_only=True).latest() is None
+
+
+def test_bad_input_is_refused_before_any_work(tiny_data, tmp_path):
+    for change, error, message in [
+        ({"batch_size": 12}, ConfigError, "multiple of 8"),
+        ({"train_length": 10**6}, DataError, r"train_length: got 1000000 with a training stream of \d+ tokens"),
+        ({"seed": -1}, ConfigError, "seed: got -1"),
+    ]:
+        with pytest.raises(error, match=message):
+            train(tiny_config(tiny_data, **change), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        assert (tmp_path / "corpora").exists() == ("batch_size" not in change)
+
+
+def test_signals_are_given_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with stop_requested() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop == ["SIGTERM"] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def events(path) -> list[Event]:
+    """A TensorBoard file: records of length, checksum, event, checksum."""
+    content, found = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        found.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    return found
+
+
+def test_log_drops_what_came_after_the_checkpoint(tmp_path):
+    with_lines = MetricsLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        with_lines.write(step, {"loss": step / 2})
+    with_lines.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # cut short by a kill
+    again = MetricsLog(tmp_path, 2)
+    again.write(3, {"loss": 7.0})
+    again.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 7.0}]
+    first, second = (events(path) for path in sorted((tmp_path / "tensorboard").iterdir()))
+    assert first[0].file_version == "brain.Event:2"
+    assert [(event.step, event.summary.value[0].tag) for event in first[1:]] == [(1, "loss"), (2, "loss"), (3, "loss")]
+    assert second[1].step == 3 and second[1].session_log.status == second[1].session_log.START
+    assert second[2].summary.value[0].simple_value == 7.0
+
+
+def test_log_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 2}\n')
+    with pytest.raises(MetricsError, match=r"got a line in .*metrics\.jsonl that cannot be read"):
+        MetricsLog(tmp_path, 5)
