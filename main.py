@@ -10,7 +10,6 @@ config is an option, such as --model.position rotary. `python main.py COMMAND --
 """
 
 import dataclasses
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -18,18 +17,12 @@ from typing import Annotated
 
 import tyro
 
-from alibi_jax.checkpoint import CheckpointError
+from alibi_jax.cli import REFUSED, run_command
 from alibi_jax.config import Config, ConfigError, EvaluateConfig, load_config
 from alibi_jax.data.corpus import prepare
-from alibi_jax.data.sources import DataError
 from alibi_jax.evaluate.report import read_records, summary_table, write_report
 from alibi_jax.evaluate.run import evaluate_run
-from alibi_jax.loop import Diverged, Interrupted
-from alibi_jax.metrics import MetricsError
 from alibi_jax.train import train
-
-INTERRUPTED = 75  # exit status: stopped on request with everything saved; the same command goes on
-REFUSED, FAILED, KILLED = 2, 1, 130
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,29 +100,8 @@ def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Report:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one command; prints errors a user can act on as one message, without a traceback."""
-    for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        print(parse(arguments)())
-    except (ConfigError, DataError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    except ValueError as error:
-        if arguments[0] not in ("evaluate", "report"):  # those two refuse results with ValueError itself
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    except (CheckpointError, MetricsError, Diverged, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        print("stopped at once; a run goes on from its last checkpoint", file=sys.stderr)
-        return KILLED
-    return 0
+    """Runs one command; returns its exit status."""
+    return run_command(lambda: parse(arguments))
 
 
 if __name__ == "__main__":

@@ -7,23 +7,31 @@ from collections.abc import Callable
 from alibi_jax.checkpoint import CheckpointError
 from alibi_jax.config import ConfigError
 from alibi_jax.data.sources import DataError
+from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.loop import Diverged, Interrupted
+from alibi_jax.metrics import MetricsError
 
-FAILED, REFUSED, INTERRUPTED = 1, 2, 75  # 75: stopped on request with everything saved; the same command goes on
+REFUSED, FAILED = 2, 1  # exit statuses: bad input, before any work; a run that could not go on
+INTERRUPTED = 75  # stopped on request with everything saved; the same command goes on
+KILLED = 130  # stopped at once
 
 
 def run_command(parse: Callable[[], Callable[[], str]]) -> int:
-    """Parses a command, runs it, prints what it says; returns the exit status."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what is meant: read-only folders, unscored steps
+    """Parses a command, runs it, prints what it says; returns the exit status. Other errors are bugs, with a traceback."""
+    for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         print(parse()())
-    except (ConfigError, DataError, FileNotFoundError, ValueError) as error:
+    except (ConfigError, DataError, ResultsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
-    except (CheckpointError, Diverged) as error:
+    except (CheckpointError, MetricsError, Diverged, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return INTERRUPTED
+    except KeyboardInterrupt:
+        print("stopped at once; the same command goes on from what was finished", file=sys.stderr)
+        return KILLED
     return 0

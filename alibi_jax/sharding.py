@@ -90,11 +90,11 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
 
 def _ways(mesh: Mesh, dimension: str) -> int:
     axes = RULES[dimension] or ()
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    return math.prod(mesh.shape.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Into how many parts a batch is split; 1 without a mesh."""
     return _ways(mesh, "batch")
 
 

@@ -49,9 +49,9 @@ class Options:
     tokens: int = 4096  # tokens of a step, where the length divides it; at least one sequence
     repeats: int = 3  # timed turns of each, after one that is not
     width: int = 256  # channels of the residual stream; the MLP has four times as many
-    num_layers: int = 4  # transformer layers
+    num_layers: int = 2  # transformer layers
     num_heads: int = 8  # attention heads
-    vocab_size: int = 8192  # rows of the tied embedding
+    vocab_size: int = 4096  # rows of the tied embedding
     attention: str = "auto"  # ours: implementation of attention
     compiled: bool = True  # also BLOOM under torch.compile; its compilation takes most of the run
     out: Path | None = None  # also write the results there, as JSON

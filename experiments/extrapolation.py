@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from alibi_jax.cli import run_command
 
+from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, load_config, replace
 from alibi_jax.evaluate.report import read_records, summary_table, write_report
 from alibi_jax.evaluate.run import evaluate_run

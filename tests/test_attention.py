@@ -165,12 +165,14 @@ def test_dropout_masks_are_independent_across_every_axis():
         ({"dropout_rate": 1.0, "dropout_key": jax.random.key(0)}, r"\[0, 1\)"),
     ],
 )
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_bad_shapes_and_rates_are_refused(change, message):
     arrays = {name: jnp.zeros(change.pop(name, (1, 8, 2, 4))) for name in ("q", "k", "v")}
     with pytest.raises(ValueError, match=message):
         attend(*arrays.values(), **change)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_an_unknown_implementation_is_refused_naming_those_there_are():
     q = jnp.zeros((1, 8, 2, 4))
     with pytest.raises(NotImplementedError, match="reference, blockwise"):

@@ -13,7 +13,7 @@ import pytest
 from runs import assert_identical, tiny_config
 
 import main
-from alibi_jax import loop
+from alibi_jax import cli, loop
 from alibi_jax.checkpoint import CheckpointError, Checkpoints, checksums, open_workdir
 from alibi_jax.config import ConfigError, DataConfig, replace, to_json
 
@@ -232,33 +232,36 @@ def fill(disk) -> None:
                 pass  # full
 
 
-FULL = {"checkpoint": (100, "checkpoints: could not write step 9"), "metrics": (1, "metrics: could not write in")}
+FULL = {  # steps between lines of metrics and between checkpoints, and what fails first once the disk is full
+    "checkpoint": (1000, 3, r"checkpoints: could not write"),
+    "metrics": (1, 20, r"metrics: could not write in"),  # the last page of a file takes some more lines
+}
 
 
 @pytest.mark.parametrize("what", FULL)
 def test_full_disk_stops_the_run_and_spoils_nothing(small_disk, tmp_path, tiny_data, monkeypatch, capsys, what):
-    log_every, message = FULL[what]
-    config = tiny_config(tiny_data, steps=12, log_every=log_every, checkpoint_every=3, validate_tokens=16)
+    log_every, every, message = FULL[what]
+    config = tiny_config(tiny_data, steps=3 * every, log_every=log_every, checkpoint_every=every, validate_tokens=16)
     (tmp_path / "config.json").write_text(to_json(config))
     command = ["train", str(tmp_path / "config.json"), "--workdir", str(small_disk / "run")]
-    calls, put_batch = iter(range(100)), loop.put_batch
+    calls, put_batch = iter(range(1000)), loop.put_batch
 
-    def full_at_step_5(rows, mesh):
-        if next(calls) == 8:
-            while not (small_disk / "run/checkpoints/3").exists():
+    def full_after_a_checkpoint(rows, mesh):
+        if next(calls) == 2 * (every + 1):
+            while not (small_disk / f"run/checkpoints/{every}").exists():
                 time.sleep(0.01)
             fill(small_disk)
         return put_batch(rows, mesh)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "put_batch", full_at_step_5)
-        assert main.main(command) == main.FAILED
+        patch.setattr(loop, "put_batch", full_after_a_checkpoint)
+        assert main.main(command) == cli.FAILED
     errors = capsys.readouterr().err
-    assert message in errors and "No space left on device" in errors and "Traceback" not in errors
+    assert message in errors and "No space left on device" in errors and "Traceback" not in errors, errors
     (small_disk / "ballast").unlink()
-    assert Checkpoints(small_disk / "run", read_only=True).latest() == 3
+    assert Checkpoints(small_disk / "run", read_only=True).latest() == every
     assert main.main(command) == 0
-    assert Checkpoints(small_disk / "run", read_only=True).latest() == 12
+    assert Checkpoints(small_disk / "run", read_only=True).latest() == 3 * every
     assert not list((small_disk / "run/checkpoints").glob("*tmp*"))
 
 

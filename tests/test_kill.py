@@ -18,7 +18,7 @@ import pytest
 from runs import DROPOUT, assert_identical, saved_state, tiny_config
 
 import main
-from alibi_jax import loop
+from alibi_jax import cli, loop
 from alibi_jax.config import replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.train import train
@@ -129,7 +129,7 @@ def kill_while_saving(child, workdir: Path, share: float) -> None:
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_while_saving_leave_a_run_that_goes_on(tiny_data, tmp_path, kills):
-    config = tiny_config(tiny_data, model=DROPOUT, steps=10 * kills, checkpoint_every=1, log_every=1000, max_to_keep=1)
+    config = tiny_config(tiny_data, model=DROPOUT, steps=6 * kills, checkpoint_every=1, log_every=1000, max_to_keep=1)
     prepare(tiny_data, quiet=True)
     whole, killed, torn = tmp_path / "whole", tmp_path / "killed", 0
     for share in np.random.default_rng(kills).uniform(0, 1.5, kills):
@@ -170,14 +170,14 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(endless, tmp_path)
         wait_for(lambda: len(lines(workdir)) > 3 or process.poll() is not None)
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=LIMIT)[1]
-    assert process.returncode == main.INTERRUPTED == 75, errors
+    assert process.returncode == cli.INTERRUPTED == 75, errors
     first = stopped_at(errors, "SIGTERM", workdir)
     assert latest(workdir) == first == lines(workdir)[-1]["step"]
 
     child = start(run_command, endless, tmp_path / "errors")
     wait_for(lambda: len(lines(workdir)) > first + 3 or not child.is_alive())
     os.kill(child.pid, signal.SIGINT)
-    assert exit_status(child) == main.INTERRUPTED
+    assert exit_status(child) == cli.INTERRUPTED
     second = stopped_at((tmp_path / "errors").read_text(), "SIGINT", workdir)
     assert latest(workdir) == second > first
     assert [line["step"] for line in lines(workdir)] == list(range(1, second + 1))
@@ -191,4 +191,4 @@ def test_second_ctrl_c_acts_at_once(endless, tmp_path):
     os.kill(child.pid, signal.SIGCONT)
     wait_for(lambda: "a second one stops at once" in (tmp_path / "errors").read_text())
     os.kill(child.pid, signal.SIGINT)
-    assert exit_status(child) in (-signal.SIGINT, main.INTERRUPTED)
+    assert exit_status(child) in (-signal.SIGINT, cli.INTERRUPTED)

@@ -47,11 +47,18 @@ def rows(seed: int, shape=(8, 16)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.int32)
 
 
-def steps(config: Config, sizes, count: int = 3, first: int = 0, state=None):
-    """(losses of `count` updates, the state after them) on a mesh, on batches that depend on the update alone."""
+@functools.cache
+def compiled(config: Config, sizes):
+    """(mesh, what `programs` gives on it), compiled once a process: seconds each."""
     mesh = mesh_of(sizes)
     with jax.set_mesh(mesh):
-        make_state, step, _ = programs(config, mesh)
+        return mesh, programs(config, mesh)
+
+
+def steps(config: Config, sizes, count: int = 3, first: int = 0, state=None):
+    """(losses of `count` updates, the state after them) on a mesh, on batches that depend on the update alone."""
+    mesh, (make_state, step, _) = compiled(config, sizes)
+    with jax.set_mesh(mesh):
         state, losses = make_state() if state is None else state, []
         for i in range(first, first + count):
             state, metrics = step(state, put_batch(rows(2 * i), mesh), put_batch(rows(2 * i + 1), mesh))
@@ -98,7 +105,10 @@ def test_every_position_method_learns_the_same_on_a_mesh(position):
 
 def test_slopes_that_forgot_the_other_devices_would_show(monkeypatch):
     monkeypatch.setattr(alibi, "alibi_slopes", lambda heads, bias_max: np.tile(alibi_slopes(heads // 2, bias_max), 2))
+    compiled.cache_clear()
     local = steps(tiny_config(DataConfig()), ONE)[0]
+    compiled.cache_clear()
+    monkeypatch.undo()
     assert np.abs(np.subtract(local, one_device("alibi"))).max() > 10 * TOLERANCE["sharded loss"]
 
 
@@ -108,9 +118,8 @@ def test_saved_on_one_mesh_goes_on_upon_another(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, state.params, {"step": state.step, "moments": state.optimizer}, None)
     checkpoints.wait()
-    mesh = mesh_of((1, 8, 1))
+    mesh, (make_state, _, shardings) = compiled(config, (1, 8, 1))
     with jax.set_mesh(mesh):
-        make_state, _, shardings = programs(config, mesh)
         restored = restore_or(make_state, checkpoints, shardings)
     assert restored.params["embedding"]["table"].sharding.spec == P("tensor", "fsdp")
     losses, _ = steps(config, (1, 8, 1), 1, first=2, state=restored)
@@ -129,9 +138,8 @@ def test_constraint_acts_under_a_mesh_and_refuses_what_it_does_not_know():
 
 
 def test_step_constrains_its_activations():
-    config, mesh = tiny_config(DataConfig()), mesh_of((2, 2, 2))
+    mesh, (make_state, step, _) = compiled(tiny_config(DataConfig()), (2, 2, 2))
     with jax.set_mesh(mesh):
-        make_state, step, _ = programs(config, mesh)
         batch = put_batch(rows(0), mesh)
         text = step.lower(jax.eval_shape(make_state), batch, batch).as_text()
     heads = [line for line in text.splitlines() if "sharding_constraint" in line and "8x16x4x4xf32" in line]

@@ -22,7 +22,7 @@ from alibi_jax.evaluate.plots import (
     position_figure,
     sliding,
 )
-from alibi_jax.evaluate.statistics import longest_useful_length
+from alibi_jax.evaluate.statistics import ResultsError, longest_useful_length
 
 COLUMNS = (
     *("run", "position", "train_length", "length", "stride", "status", "detail", "split", "num_tokens", "num_bytes"),
@@ -38,17 +38,19 @@ def _read_line(line: str, place: str) -> Record:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: got text that is not JSON ({error}), expected a record. Evaluate again.") from error
+        raise ResultsError(
+            f"{place}: got text that is not JSON ({error}), expected a record. Evaluate again."
+        ) from error
     missing = {"run", "position", "train_length", "length", "stride", "status"} - set(record)
     if missing:
-        raise ValueError(f"{place}: got a record without {sorted(missing)}, expected them. Evaluate again.")
+        raise ResultsError(f"{place}: got a record without {sorted(missing)}, expected them. Evaluate again.")
     return record
 
 
 def read_records(folders: Sequence[Path]) -> list[Record]:
     """The records of every folder's sweep.jsonl, in order; `nats_file` is made relative to where the program runs.
 
-    Raises FileNotFoundError for a folder without one, and ValueError that names file and line for a corrupt line or
+    Raises FileNotFoundError for a folder without one, and ResultsError that names file and line for a corrupt line or
     for a second record of the same (run, split, length, stride): two runs under one label would be drawn as one.
     """
     records: list[Record] = []
@@ -61,7 +63,7 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
             record = _read_line(line, place)
             key = (record["run"], record.get("split"), record["length"], record["stride"])
             if key in places:
-                raise ValueError(
+                raise ResultsError(
                     f"{place}: got run {key[0]!r} at length {key[2]}, stride {key[3]} again, expected it once (it is "
                     f"in {places[key]}). Give the runs different labels, or pass each folder once."
                 )
@@ -75,9 +77,11 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
 def _check(records: Sequence[Record]) -> None:
     splits = sorted({str(record.get("split")) for record in records})
     if len(splits) != 1:
-        raise ValueError(f"records: got splits {splits}, expected one or more records of one split. Pass one split's.")
+        raise ResultsError(
+            f"records: got splits {splits}, expected one or more records of one split. Pass one split's."
+        )
     if not any(record["status"] == "ok" for record in non_overlapping(records)):
-        raise ValueError(
+        raise ResultsError(
             "records: got none scored with non-overlapping windows, expected one or more. Evaluate with stride L."
         )
 
@@ -305,8 +309,9 @@ $position
 <h2>How it was measured</h2>
 <p><b>Non-overlapping</b>: the text is cut into windows of the evaluation length, and every target sees what precedes it
 in its own window. <b>Sliding</b>: windows of the evaluation length overlap, only the last <i>stride</i> targets of each
-are scored, and all windows are computed from scratch, so that nearly every target has a full window to read. In both,
-every token is scored once, and perplexity is the exponential of the total loss over the number of tokens.</p>
+are scored, and all windows are computed from scratch, so that past the start of the text no target has less to read
+than the length less the stride. In both, every token is scored once, and perplexity is the exponential of the total
+loss over the number of tokens.</p>
 <h2>What was run</h2>
 <pre>$command</pre>
 $provenance

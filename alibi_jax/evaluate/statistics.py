@@ -1,7 +1,7 @@
 """Every number an evaluation reports, each a small pure function of nats, one per token of the stream.
 
 n is the number of targets, L an input length, S a stride, all in tokens. Inside, everything is numpy float64.
-Bad input raises ValueError with got / expected / what to do.
+Bad input raises ResultsError, a ValueError, with got / expected / what to do.
 """
 
 import dataclasses
@@ -14,16 +14,20 @@ from numpy.typing import ArrayLike, NDArray
 NUM_BLOCKS = 64  # blocks behind a standard error, whose own relative error is then 1 / sqrt(2 * 63) = 9 %
 
 
+class ResultsError(ValueError):
+    """Losses or records of an evaluation that cannot be used."""
+
+
 def _checked(nats: ArrayLike, name: str = "nats", like: NDArray | None = None) -> NDArray[np.float64]:
     """The array in float64, refused when it is empty, not one-dimensional, not finite, or not as long as `like`."""
     array = np.asarray(nats, np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"{name}: got shape {array.shape}, expected [n], n >= 1. Pass one loss per token.")
+        raise ResultsError(f"{name}: got shape {array.shape}, expected [n], n >= 1. Pass one loss per token.")
     if like is not None and array.size != like.size:
-        raise ValueError(f"{name}: got {array.size} tokens, expected {like.size}. Score the same stream in both.")
+        raise ResultsError(f"{name}: got {array.size} tokens, expected {like.size}. Score the same stream in both.")
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:
-        raise ValueError(
+        raise ResultsError(
             f"{name}: got {bad.size} of {array.size} losses NaN or infinite, the first at index {bad[0]}, expected "
             "finite nats. Look at the model's output for that token; a mean over the rest would mean nothing."
         )
@@ -32,7 +36,7 @@ def _checked(nats: ArrayLike, name: str = "nats", like: NDArray | None = None) -
 
 def _require_at_least(value: int, name: str, least: int) -> None:
     if value < least:
-        raise ValueError(f"{name}: got {value}, expected {least} or more. Raise {name}.")
+        raise ResultsError(f"{name}: got {value}, expected {least} or more. Raise {name}.")
 
 
 def mean_nats(nats: ArrayLike) -> float:
@@ -63,7 +67,7 @@ def standard_error(nats: ArrayLike, block: int | None = None) -> float:
     _require_at_least(block, "block", 1)
     count = array.size // block
     if count < 2:
-        raise ValueError(f"block: got {block} for {array.size} tokens, expected two whole blocks. Lower block.")
+        raise ResultsError(f"block: got {block} for {array.size} tokens, expected two whole blocks. Lower block.")
     means = array[: count * block].reshape(count, block).mean(axis=1)
     return float(means.std(ddof=1) / math.sqrt(count))
 
@@ -85,7 +89,7 @@ def positions(n: int, length: int, stride: int) -> NDArray[np.int32]:
     """
     _require_at_least(n, "n", 1)
     if not 1 <= stride <= length:
-        raise ValueError(f"stride: got {stride} at length {length}, expected 1 to the length. Lower the stride.")
+        raise ResultsError(f"stride: got {stride} at length {length}, expected 1 to the length. Lower the stride.")
     targets = np.arange(n)
     starts = np.maximum(0, (targets // stride + 1) * stride - length)
     return (targets - starts + 1).astype(np.int32)
@@ -99,7 +103,7 @@ def position_loss(nats: ArrayLike, length: int) -> NDArray[np.float64]:
     array = _checked(nats)
     _require_at_least(length, "length", 1)
     if array.size < length:
-        raise ValueError(f"length: got {length} for {array.size} tokens, expected one whole window. Lower length.")
+        raise ResultsError(f"length: got {length} for {array.size} tokens, expected one whole window. Lower length.")
     index = positions(array.size, length, length) - 1
     return np.bincount(index, weights=array) / np.bincount(index)
 
@@ -142,7 +146,7 @@ def longest_useful_length(losses: Mapping[int, float], train_length: int) -> int
     losses: evaluated length -> mean nats. A length that could not be evaluated is left out by the caller.
     """
     if train_length not in losses:
-        raise ValueError(
+        raise ResultsError(
             f"losses: got lengths {sorted(losses)}, expected the training length, {train_length}, among them. "
             "Evaluate at the training length too."
         )

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from alibi_jax.atomic import write_atomically
 from alibi_jax.config import EvaluateConfig, parse_stride
 from alibi_jax.evaluate import statistics
 from alibi_jax.evaluate.nats import memory_needed, token_nats
+from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.positions import LengthError
 from alibi_jax.progress import Bar
 from alibi_jax.sharding import batch_ways
@@ -70,12 +70,12 @@ def plan(config: EvaluateConfig, train_length: int) -> list[tuple[int, int]]:
 
 
 def _read(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records there are, all of this very evaluation; ValueError if they are of another."""
+    """The records there are, all of this very evaluation; ResultsError if they are of another."""
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for record in records:
         differing = [f"{name} {record[name]}, now {facts[name]}" for name in SAME if record[name] != facts[name]]
         if differing:
-            raise ValueError(
+            raise ResultsError(
                 f"{path}: got results of another evaluation ({'; '.join(differing)}), expected none or the same one's. "
                 "Write into another --out folder, or remove that one."
             )
@@ -141,7 +141,7 @@ def sweep(
     num_bytes: UTF-8 bytes of the text scored. facts: what every record also says; needs run, position, train_length, split,
     checkpoint_step, corpus_fingerprint. Pairs already in sweep.jsonl are not run again. A length that needs more memory
     than config.memory_limit_gib (0: than is free) is recorded as "out of memory", one a method refuses as "refused".
-    Returns the records. ValueError for a folder that holds another evaluation.
+    Returns the records. ResultsError for a folder that holds another evaluation.
     """
     facts = {**facts, "num_tokens": len(stream), "num_bytes": num_bytes}
     path = folder / "sweep.jsonl"
@@ -186,8 +186,3 @@ def sweep(
 
 def _progress(bar: Bar, before: int, text: str) -> Any:
     return lambda scored: bar.update(before + scored, text)
-
-
-def lengths_of(records: Sequence[dict[str, Any]]) -> list[int]:
-    """Lengths of a sweep's records, ascending."""
-    return sorted({record["length"] for record in records})

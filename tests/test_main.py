@@ -1,0 +1,195 @@
+"""The command line: bad input is answered with one message and an exit status, and nothing is started."""
+
+import json
+
+import pytest
+from runs import tiny_config
+
+import main
+from alibi_jax import cli
+from alibi_jax.config import replace, to_json
+from alibi_jax.data.corpus import prepare
+
+
+@pytest.fixture
+def call(capsys):
+    """(exit status, everything printed) of one command line."""
+
+    def run(*arguments) -> tuple[int, str]:
+        try:
+            status = main.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, " ".join((printed.out + printed.err).replace("│", " ").split())
+
+    return run
+
+
+@pytest.fixture
+def recipe(tiny_data, tmp_path):
+    """The path of a config that can be run."""
+    path = tmp_path / "tiny.json"
+    path.write_text(to_json(tiny_config(tiny_data)))
+    return path
+
+
+@pytest.fixture
+def untouched(tmp_path):
+    """After the test: no corpus was prepared and no run was started."""
+    yield
+    assert not (tmp_path / "corpora").exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help_names_every_command(call, arguments):
+    status, text = call(*arguments)
+    assert status == (0 if arguments else cli.REFUSED)
+    assert all(f"python main.py {name}" in text for name in ("prepare", "train", "evaluate", "report"))
+
+
+OPTIONS = {
+    "prepare": ("--force", "--data.source", "--data.tokenizer"),
+    "train": (
+        "--workdir",
+        "--model.position",
+        "alibi",
+        "rotary",
+        "--train.train-length",
+        "tokens of one training sequence",
+    ),
+    "evaluate": ("--lengths", "--strides", "--out", "--label", "folder of a trained run"),
+    "report": ("--out", "--title", "folders that `evaluate` wrote"),
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_of_each_command_lists_its_options(call, command):
+    status, text = call(command, "--help")
+    assert status == 0
+    assert [option for option in OPTIONS[command] if option not in text] == []
+
+
+REFUSED_OPTIONS = {
+    "unknown option": (["--model.widht", "32"], "--model.width"),
+    "wrong type": (["--train.steps", "many"], "many"),
+    "unknown choice": (["--model.position", "alibo"], "alibo"),
+    "heads": (
+        ["--model.num-heads", "3"],
+        "num_heads: got 3 heads for width 16, expected a number of heads that divides",
+    ),
+    "batch over mesh": (["--train.batch-size", "12"], "got 12, expected a multiple of 8"),
+    "accumulation": (["--train.gradient-accumulation", "3"], "got 3 parts of a batch of 8"),
+    "mesh": (["--mesh.data", "3"], "data 3 x fsdp 1 x tensor 1 on 8 devices, expected sizes that multiply"),
+    "warm-up": (["--optimizer.warmup-steps", "9"], "warmup_steps: got 9, expected at most train.steps, 4"),
+    "length 0": (["--evaluate.lengths", "0"], "evaluate.lengths: got 0, expected lengths of 1 token or more"),
+    "negative length": (["--evaluate.lengths", "-5"], "-5"),
+    "stride": (["--evaluate.lengths", "8", "--evaluate.strides", "16"], "got 16 tokens at length 8, expected 1 to the"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_OPTIONS)
+def test_bad_option_starts_nothing(call, recipe, tmp_path, untouched, case):
+    options, message = REFUSED_OPTIONS[case]
+    status, text = call("train", recipe, "--workdir", tmp_path / "run", *options)
+    assert status == cli.REFUSED == 2
+    assert message in text and "Traceback" not in text
+
+
+def test_bad_config_starts_nothing(call, recipe, tmp_path, untouched):
+    run = ("--workdir", tmp_path / "run")
+    (tmp_path / "broken.json").write_text("{")
+    values = json.loads(recipe.read_text())
+    values["model"]["widht"] = 3
+    (tmp_path / "unknown.json").write_text(json.dumps(values))
+    for command, message in [
+        (("train", *run), "train: got no config, expected a recipe"),
+        (("train", tmp_path / "none.json", *run), "none.json, which does not exist"),
+        (("train", tmp_path / "broken.json", *run), "text that is not JSON"),
+        (("train", tmp_path / "unknown.json", *run), "model.widht: got an unknown key, expected one of"),
+        (("train", tmp_path / "unknown.json", *run), "Did you mean 'width'?"),
+    ]:
+        status, text = call(*command)
+        assert status == cli.REFUSED and message in text and "Traceback" not in text, text
+
+
+TEXTS = {
+    "missing": (None, "which matches no file"),
+    "empty": (b"", "got an empty file, expected text"),
+    "not UTF-8": (b"north \xff south\n" * 100, "got byte 0xff at byte offset 6, which is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_bad_text_starts_nothing(call, recipe, tmp_path, case):
+    content, message = TEXTS[case]
+    path = tmp_path / "text.txt"
+    path.unlink() if content is None else path.write_bytes(content)
+    for command in (("prepare", recipe), ("train", recipe, "--workdir", tmp_path / "run")):
+        status, text = call(*command)
+        assert status == cli.REFUSED and message in text and "Traceback" not in text, text
+    assert not (tmp_path / "run").exists() and not any((tmp_path / "corpora").iterdir())
+
+
+def test_text_shorter_than_a_sequence(call, recipe, tmp_path):
+    status, text = call("train", recipe, "--workdir", tmp_path / "run", "--train.train-length", 10**6)
+    assert status == cli.REFUSED and "train.train_length: got 1000000 with a training stream of" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_that_cannot_be_written(call, recipe, tiny_data, tmp_path):
+    prepare(tiny_data, quiet=True)
+    status, text = call("train", recipe, "--workdir", tmp_path / "text.txt" / "run")
+    assert status == cli.REFUSED and "which cannot be written (Not a directory)" in text
+
+
+def test_evaluation_needs_a_trained_run(call, recipe, tiny_data, tmp_path):
+    prepare(tiny_data, quiet=True)
+    run = tmp_path / "run"
+    status, text = call("evaluate", run)
+    assert status == cli.REFUSED and "which does not exist" in text and not run.exists()
+    run.mkdir()
+    (run / "config.json").write_text(recipe.read_text())
+    status, text = call("evaluate", run)
+    assert status == cli.FAILED == 1 and "expected a trained run. Train it first." in text
+    (run / "config.json").write_text(recipe.read_text()[:50])
+    status, text = call("evaluate", run)
+    assert status == cli.REFUSED and "text that is not JSON" in text
+
+
+def test_damaged_checkpoint_is_one_message(call, recipe, tiny_data, tmp_path):
+    prepare(tiny_data, quiet=True)
+    run = tmp_path / "run"
+    (run / "checkpoints" / "2").mkdir(parents=True)
+    for command in (("train", recipe, "--workdir", run), ("evaluate", run)):
+        status, text = call(*command)
+        assert status == cli.FAILED and "could not read step 2" in text and "Traceback" not in text, text
+
+
+def test_run_of_another_config_is_refused(call, recipe, tiny_data, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(to_json(replace(tiny_config(tiny_data), "model", width=32)))
+    status, text = call("train", recipe, "--workdir", run)
+    assert status == cli.REFUSED and "model.width: 32 -> 16; expected the same" in text
+    assert not (run / "checkpoints").exists()
+
+
+def test_report_needs_results(call, tmp_path):
+    status, text = call("report", tmp_path, "--out", tmp_path / "report")
+    assert status == cli.REFUSED and "expected the results of an evaluation. Run evaluate." in text
+    assert not (tmp_path / "report").exists()
+
+
+def test_programming_error_is_not_dressed_up_as_bad_input(call, recipe, monkeypatch):
+    monkeypatch.setattr(main, "train", lambda *_: int("one"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        call("train", recipe)
+
+
+def test_second_interrupt_is_no_traceback(call, recipe, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "prepare", interrupted)
+    assert call("prepare", recipe) == (cli.KILLED, "stopped at once; the same command goes on from what was finished")
