@@ -20,8 +20,9 @@ import tyro
 from alibi_jax.cli import REFUSED, run_command
 from alibi_jax.config import Config, ConfigError, EvaluateConfig, load_config
 from alibi_jax.data.corpus import prepare
-from alibi_jax.evaluate.report import read_records, summary_table, write_report
+from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import evaluate_run
+from alibi_jax.evaluate.tables import summary_table
 from alibi_jax.train import train
 
 

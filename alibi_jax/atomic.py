@@ -1,14 +1,17 @@
 """Files that are whole or absent."""
 
 import os
-import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Whole or not at all: written aside, flushed to the disk, renamed."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Written aside, flushed to the disk, renamed; text as UTF-8. A write that fails leaves nothing behind."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -36,9 +36,7 @@ class _Explained(contextlib.AbstractContextManager):
             raise self.error(next(iter(str(error).strip().splitlines()), kind.__name__)) from error
 
     def error(self, reason: str) -> CheckpointError:
-        reason = reason.split(" [")[
-            0
-        ]  # TensorStore ends in its whole specification, and says what happened before that
+        reason = reason.partition(" [")[0]  # from there on TensorStore gives its whole specification
         reason = reason if len(reason) <= 400 else f"{reason[:200]} ... {reason[-200:]}"
         steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
         return CheckpointError(

@@ -370,7 +370,10 @@ def _read(path: Path) -> Config:
         recipe = runpy.run_path(str(path))
         require("get_config" in recipe, str(path), "no get_config", "a function get_config() -> Config", "Define it.")
         return recipe["get_config"]()
-    return from_json(path.read_text())
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

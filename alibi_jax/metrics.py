@@ -7,11 +7,9 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
 
 from alibi_jax.atomic import write_atomically
 from alibi_jax.config import ModelConfig
@@ -46,11 +44,14 @@ def _lines(path: Path, step: int) -> list[str]:
         ) from error
 
 
-def _record(event: Event) -> bytes:
-    """An event as TensorBoard reads it: TFRecord, which is length, data, and a checksum of each."""
-    data = event.SerializeToString()
-    length = struct.pack("<Q", len(data))
-    return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+def _events(events: list[dict[str, Any]]) -> bytes:
+    """Events as TensorBoard reads them: TFRecords, each its length, its data, and a checksum of both."""
+    from tensorboardX.proto.event_pb2 import Event  # here, for the package imports PyTorch where there is one
+    from tensorboardX.record_writer import masked_crc32c
+
+    datas = [Event(**event).SerializeToString() for event in events]
+    parts = [part for data in datas for part in (struct.pack("<Q", len(data)), data)]
+    return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
 
 
 class MetricsLog:
@@ -74,20 +75,20 @@ class MetricsLog:
             self.board = (folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}").open(
                 "xb", buffering=0
             )
-            first = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+            first = [{"wall_time": time.time(), "file_version": "brain.Event:2"}]
             if step:  # TensorBoard forgets what another file says of later steps
-                first.append(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-            self.board.write(b"".join(map(_record, first)))
+                first.append({"step": step + 1, "session_log": {"status": 1}})
+            self.board.write(_events(first))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": ..., name: value ...}; the same values to TensorBoard."""
         if not self.writes:
             return
         now = time.time()
-        events = [Event(wall_time=now, step=step, summary=scalar(name, value)) for name, value in values.items()]
+        summary = {"value": [{"tag": name, "simple_value": value} for name, value in values.items()]}
         with _explained(self.workdir):
             self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
-            self.board.write(b"".join(map(_record, events)))
+            self.board.write(_events([{"wall_time": now, "step": step, "summary": summary}]))
 
     def close(self) -> None:
         if self.writes:

@@ -18,8 +18,9 @@ import tyro
 
 from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, load_config, replace
-from alibi_jax.evaluate.report import read_records, summary_table, write_report
+from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import evaluate_run
+from alibi_jax.evaluate.tables import summary_table
 from alibi_jax.train import train
 
 

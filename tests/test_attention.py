@@ -136,6 +136,23 @@ def test_blockwise_memory_grows_linearly():
     assert temporary(16384) < 16384 * 4 * 16 * 4 * 16  # sixteen arrays the size of q; the scores alone would be 256
 
 
+def test_fixed_slopes_cost_the_backward_pass_nothing():
+    """No loop carries a gradient [H] that nobody reads; where slopes are learned, one does."""
+    q, bias = jnp.zeros((1, 256, 5, 4)), make_bias("alibi", 5)
+
+    def compiled(argnums):
+        loss = lambda q, bias: attend(q, q, q, bias=bias, implementation="blockwise").sum()  # noqa: E731
+        if argnums == 0:
+            return jax.jit(jax.grad(lambda q: loss(q, bias))).lower(q).as_text()
+        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(q, bias).as_text()
+
+    def carried(text):
+        return sum("stablehlo.while" in line and line.count("tensor<5xf32>") > 1 for line in text.splitlines())
+
+    assert carried(compiled(0)) == 0
+    assert carried(compiled(1)) >= 1
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_dropout_drops_the_rate_and_keeps_the_mean(implementation):
     q, k = (jnp.zeros((1, 256, 2, 4)),) * 2

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from alibi_jax.config import PositionName
-from alibi_jax.evaluate import plots, report
+from alibi_jax.evaluate import plots, report, tables
+from alibi_jax.evaluate.page import gain_html
 
 TITLE = "Train <short> & test long"
 TRAIN_LENGTH, NUM_TOKENS = 16, 256
@@ -145,18 +146,18 @@ def test_csv_round_trip(tmp_path):
 
 
 def test_summary_table_says_what_failed_and_fits_a_terminal():
-    lines = report.summary_table(some_records()).splitlines()
+    lines = tables.summary_table(some_records()).splitlines()
     assert lines[0].split() == ["run", "16", "(1x)", "32", "(2x)", "64", "(4x)"]
     assert lines[1].split() == ["alibi", "8.000", "7.500", "7.250"]
     assert lines[2].split() == ["t5", "7.000", "7.750", "out", "of", "memory"]
     many = [record("a-run-with-a-name", "alibi", 16 * k, 16 * k, 5.0 + k) for k in range(1, 30)]
-    wide = report.summary_table(many)
+    wide = tables.summary_table(many)
     assert max(map(len, wide.splitlines())) <= 100
     assert all(f"{5.0 + k:.3f}" in wide or f"{5.0 + k:.2f}" in wide for k in range(1, 30))
 
 
 def test_markdown_table_marks_the_best_of_each_column():
-    assert report.markdown_table(some_records()).splitlines() == [
+    assert tables.markdown_table(some_records()).splitlines() == [
         "| run | 16 (1x) | 32 (2x) | 64 (4x) |",
         "| --- | ---: | ---: | ---: |",
         "| alibi | 8.000 | **7.500** | **7.250** |",
@@ -187,7 +188,7 @@ def test_the_page_s_tables(tmp_path):
 @pytest.mark.parametrize("far, verdict", [(0.2, "helps"), (-0.2, "hurts"), (0.1, "no clear effect")])
 def test_the_verdict_needs_two_standard_errors(far, verdict):
     one = record("alibi", "alibi", 64, 64, 7.0, gain={**GAIN, "far_context": far})
-    assert verdict in report.gain_html([one])
+    assert verdict in gain_html([one])
 
 
 def test_the_page_has_loss_by_position_where_nats_are_at_hand(tmp_path):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, Float, Float32, Int, UInt32
 
 from alibi_jax.attention.dropout import keep_mask
@@ -108,8 +109,8 @@ def _forward(options, q, k, v, bias, q_offset, seed):
     return jax.lax.map(row, (jnp.arange(q.shape[0]), q))
 
 
-def _backward_block(options, q, k, v, logsumexp, d_output, delta, bias, q_positions, k_positions, seed):
-    """Gradients one (query block, key block) pair gives: (dq, dk, dv, dbias)."""
+def _backward_block(options, q, k, v, logsumexp, d_output, delta, bias, learned, q_positions, k_positions, seed):
+    """Gradients one (query block, key block) pair gives: (dq, dk, dv, dbias), the last None where it is not `learned`."""
     block_bias, bias_vjp = (None, None) if bias is None else jax.vjp(lambda b: b.block(q_positions, k_positions), bias)
     weights = jnp.exp(_scores(options, q, k, block_bias, q_positions, k_positions) - logsumexp[..., None])
     d_weights = jnp.einsum("bhtd,bhsd->bhts", d_output, v, preferred_element_type=jnp.float32)
@@ -119,21 +120,20 @@ def _backward_block(options, q, k, v, logsumexp, d_output, delta, bias, q_positi
         dropped, d_weights = weights * keep, d_weights * keep
     dv = jnp.einsum("bhts,bhtd->bhsd", dropped.astype(d_output.dtype), d_output, preferred_element_type=jnp.float32)
     d_scores = weights * (d_weights - delta[..., None])
-    d_bias = None if bias is None else bias_vjp(d_scores.sum(0))[0]
+    d_bias = bias_vjp(d_scores.sum(0))[0] if learned else None
     d_scores = (d_scores * q.shape[-1] ** -0.5).astype(q.dtype)
     dq = jnp.einsum("bhts,bhsd->bhtd", d_scores, k, preferred_element_type=jnp.float32)
     dk = jnp.einsum("bhts,bhtd->bhsd", d_scores, q, preferred_element_type=jnp.float32)
     return dq, dk, dv, d_bias
 
 
-def _add_at(
-    whole: Float32[Array, "N ..."], index: Int[Array, ""], part: Float32[Array, "..."]
-) -> Float32[Array, "N ..."]:
-    return whole.at[index].add(part, mode="promise_in_bounds")
+def _add_at(whole: Float32[Array, "N *part"], index: Int[Array, ""], part: Float32[Array, "*part"]) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(whole, whole[index] + part, index, 0)
 
 
 def _backward(options, residuals, d_output):
-    q, k, v, bias, q_offset, seed, output, logsumexp = residuals
+    q, k, v, bias, q_offset, seed, output, logsumexp, learned = residuals
+    learned = learned is not None
     delta = jnp.sum(d_output.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
 
     def row(carry, inputs):
@@ -143,7 +143,7 @@ def _backward(options, residuals, d_output):
         def visit(j, carry):
             dq, dk, dv, d_bias = carry
             positions = q_positions, _positions(j, options.block)
-            parts = _backward_block(options, q_block, k[j], v[j], *rest, bias, *positions, seed)
+            parts = _backward_block(options, q_block, k[j], v[j], *rest, bias, learned, *positions, seed)
             d_bias = jax.tree.map(jnp.add, d_bias, parts[3])
             return dq + parts[0], _add_at(dk, j, parts[1]), _add_at(dv, j, parts[2]), d_bias
 
@@ -151,7 +151,11 @@ def _backward(options, residuals, d_output):
         dq, *carry = jax.lax.fori_loop(0, count, visit, (jnp.zeros(q_block.shape, jnp.float32), *carry))
         return tuple(carry), dq.astype(q.dtype)
 
-    zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32), jax.tree.map(jnp.zeros_like, bias)
+    zeros = (
+        jnp.zeros(k.shape, jnp.float32),
+        jnp.zeros(v.shape, jnp.float32),
+        jax.tree.map(jnp.zeros_like, bias) if learned else None,
+    )
     inputs = jnp.arange(q.shape[0]), q, logsumexp, d_output, delta
     (dk, dv, d_bias), dq = jax.lax.scan(row, zeros, inputs)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), d_bias, None, None
@@ -162,12 +166,19 @@ def _attend_blocks(options, q, k, v, bias, q_offset, seed):
     return _forward(options, q, k, v, bias, q_offset, seed)[0]
 
 
-def _attend_blocks_forward(options, q, k, v, bias, q_offset, seed):
+def _attend_blocks_forward(options, *primals):
+    """Also whether anything asks for the bias's gradient: fixed slopes have none, and it costs a third of the backward."""
+
+    def is_primal(leaf):
+        return isinstance(leaf, CustomVJPPrimal)
+
+    learned = () if any(leaf.perturbed for leaf in jax.tree.leaves(primals[3], is_leaf=is_primal)) else None
+    q, k, v, bias, q_offset, seed = jax.tree.map(lambda leaf: leaf.value, primals, is_leaf=is_primal)
     output, logsumexp = _forward(options, q, k, v, bias, q_offset, seed)
-    return output, (q, k, v, bias, q_offset, seed, output, logsumexp)
+    return output, (q, k, v, bias, q_offset, seed, output, logsumexp, learned)
 
 
-_attend_blocks.defvjp(_attend_blocks_forward, _backward)
+_attend_blocks.defvjp(_attend_blocks_forward, _backward, symbolic_zeros=True)
 
 
 def blockwise_attention(

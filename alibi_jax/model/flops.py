@@ -22,7 +22,7 @@ def forward_flops_per_token(model: ModelConfig, length: int) -> float:
     """2 per multiply-add of every matrix, and 4 E (L + 1) / 2 a layer for causal attention over L tokens."""
     matrices = model.num_layers * (4 * model.width**2 + 2 * model.width * model.mlp_width)
     softmax = model.width * (model.vocab_size or 0)
-    return 2 * (matrices + softmax) + 2 * model.num_layers * model.width * (length + 1)
+    return 2.0 * (matrices + softmax) + 2 * model.num_layers * model.width * (length + 1)
 
 
 def train_flops_per_token(model: ModelConfig, length: int) -> float:

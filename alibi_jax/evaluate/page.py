@@ -1,0 +1,202 @@
+"""One self-contained HTML page from the records of one or more sweeps."""
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Sequence
+from string import Template
+
+from alibi_jax.evaluate.plots import NAMES, Record, non_overlapping, png_bytes, position_figure, sliding
+from alibi_jax.evaluate.statistics import longest_useful_length
+from alibi_jax.evaluate.tables import DASH, Grid, digits
+
+
+def _rows(rows: Iterable[Sequence[str]], heading: Sequence[str]) -> str:
+    """An HTML table of cells that are HTML already."""
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in heading)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(grid: Grid, run: str, length: int) -> str:
+    record = grid.cells.get((run, length))
+    text = html.escape(grid.text(run, length))
+    if record is None or record["status"] != "ok":
+        detail = html.escape(str((record or {}).get("detail") or ""))
+        return f'<span class="faint" title="{detail}">{text}</span>'
+    value = record["perplexity"]
+    error = f"<small> ± {value * record['standard_error']:,.{digits(value)}f}</small>"
+    return (f"<b>{text}</b>" if grid.is_best(run, length) else text) + error
+
+
+def _useful(records: Sequence[Record]) -> str:
+    train_length = records[0]["train_length"]
+    losses = {record["length"]: record["mean_nats"] for record in records if record["status"] == "ok"}
+    if train_length not in losses:
+        return DASH
+    length = longest_useful_length(losses, train_length)
+    return f"{length:,}" + (f" ({length / train_length:.3g}x)" if length > train_length else "")
+
+
+def perplexity_html(records: Sequence[Record]) -> str:
+    """Runs by lengths: perplexity ± its standard error, the best of each column bold, and the longest useful length."""
+    grid = Grid(records)
+    rows = []
+    for run in grid.runs:
+        useful = _useful([record for record in records if record["run"] == run])
+        rows.append([html.escape(run), *(_cell(grid, run, length) for length in grid.lengths), useful])
+    return _rows(rows, ["run", *map(grid.heading, grid.lengths), "useful up to"])
+
+
+def _verdict(far_context: float, error: float) -> str:
+    if abs(far_context) <= 2 * error:
+        return "no clear effect"
+    return "helps" if far_context > 0 else "hurts"
+
+
+def gain_html(records: Sequence[Record]) -> str:
+    """The gain over the training length, split in two, nats per token; a sentence where it was not measured."""
+    rows = []
+    for record in sorted(non_overlapping(records), key=lambda record: record["length"]):
+        gain = record.get("gain")
+        if gain:
+            far = f"{gain['far_context']:+.4f}<small> ± {gain['far_context_error']:.4f}</small>"
+            verdict = _verdict(gain["far_context"], gain["far_context_error"])
+            numbers = [f"{gain['total']:+.4f}", far, f"{gain['early_tokens']:+.4f}", verdict]
+            rows.append([html.escape(record["run"]), f"{record['length']:,}", *numbers])
+    if not rows:
+        return "<p>Not measured: it needs the training length and a longer one, both non-overlapping.</p>"
+    runs = list(dict.fromkeys(html.escape(record["run"]) for record in records))
+    rows.sort(key=lambda row: runs.index(row[0]))
+    return _rows(rows, ["run", "length", "total gain", "far context", "early tokens", "reading further"])
+
+
+def _warning(records: Sequence[Record]) -> str:
+    """Runs scored on different text are not comparable; the page says so first."""
+    texts = {(record.get("corpus_fingerprint"), record.get("num_tokens")) for record in records}
+    if len(texts) <= 1:
+        return ""
+    return '<p class="warning"><b>These runs were not scored on the same tokens:</b> do not compare their numbers.</p>'
+
+
+def _provenance(records: Sequence[Record]) -> str:
+    keys = ("split", "num_tokens", "num_bytes", "corpus_fingerprint", "checkpoint_step", "parameters", "date")
+    parts = []
+    for run in dict.fromkeys(record["run"] for record in records):
+        own = [record for record in records if record["run"] == run]
+        first = own[0]
+        facts = {key: first.get(key) for key in keys}
+        facts["evaluation_seconds"] = round(sum(record.get("seconds") or 0 for record in own), 1)
+        facts["failed"] = [
+            f"{r['length']}/{r['stride']}: {r['status']}: {r['detail']}" for r in own if r["status"] != "ok"
+        ]
+        facts |= {key: first.get(key) for key in ("machine", "versions", "config")}
+        text = html.escape(json.dumps(facts, indent=2, ensure_ascii=False))
+        position = html.escape(NAMES.get(first["position"], first["position"]))
+        summary = f"{html.escape(run)} <small>{position}, trained at {first['train_length']:,} tokens</small>"
+        parts.append(f"<details><summary>{summary}</summary><pre>{text}</pre></details>")
+    return "".join(parts)
+
+
+def _image(png: bytes, description: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+
+
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --ink: #1d1f22; --faint: #6a7078; --line: #dfe2e6; --paper: #fff; --panel: #f6f7f8;
+  --accent: #b34a00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --faint: #9aa1aa; --line: #3a3f46; --paper: #17191c;
+  --panel: #202327; --accent: #ff9a5c; } }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .5rem; }
+p { max-width: 46rem; margin: .5rem 0; }
+small, .faint { color: var(--faint); }
+small { font-size: .8em; white-space: nowrap; }
+img { display: block; width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px;
+  margin: 1rem 0; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; min-width: 100%; }
+th, td { padding: .38rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+thead th { font-weight: 600; color: var(--faint); border-bottom: 2px solid var(--line); }
+th:first-child { text-align: left; padding-left: 0; }
+tbody th { font-weight: 500; }
+td b { color: var(--accent); }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem;
+  overflow-x: auto; font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+details { border-bottom: 1px solid var(--line); padding: .4rem 0; }
+summary { cursor: pointer; }
+.warning { border-left: 4px solid var(--accent); padding: .4rem .9rem; background: var(--panel); }
+</style></head><body><main>
+<h1>$title</h1>
+<p class="faint">$subtitle</p>
+$warning
+$figure
+<h2>Perplexity, non-overlapping windows</h2>
+$table
+<p class="faint">± is one standard error, from blocks of neighbouring tokens; runs are scored on the same tokens, so
+differences between them are better known than that. Bold: best in its column. Useful up to: the longest length whose
+loss is not above that at the training length.</p>
+$sliding
+<h2>Where the gain comes from</h2>
+<p>A longer input can lower the loss in two ways. <b>Far context</b>: targets past the training length are predicted
+better than with only the training length to read, measured target by target against a sliding window of the training
+length. <b>Early tokens</b>: the rest; longer windows leave fewer targets with little to read. Only the first is
+extrapolation. Below zero, reading past the training length hurts. Nats per token; positive is better. Where that
+sliding window moves by more than one token, far context comes out a little high.</p>
+$gains
+$position
+<h2>How it was measured</h2>
+<p><b>Non-overlapping</b>: the text is cut into windows of the evaluation length, and every target sees what precedes it
+in its own window. <b>Sliding</b>: windows of the evaluation length overlap, only the last <i>stride</i> targets of each
+are scored, and all windows are computed from scratch, so that past the start of the text no target has less to read
+than the length less the stride. In both, every token is scored once, and perplexity is the exponential of the total
+loss over the number of tokens.</p>
+<h2>What was run</h2>
+<pre>$command</pre>
+$provenance
+</main></body></html>
+""")
+
+
+def _position_section(records: Sequence[Record]) -> str:
+    figure = position_figure(records)
+    if figure is None:
+        return ""
+    image = _image(png_bytes(figure), "Mean loss by number of inputs a target sees")
+    return (
+        "<h2>Loss by position</h2><p>Each run in its longest non-overlapping window. The fall on the left is the cost "
+        "of having little to read; what happens right of the dotted training length is extrapolation. Positions near "
+        f"the left are few and noisy.</p>{image}"
+    )
+
+
+def page(records: Sequence[Record], title: str, command: str, picture: bytes) -> str:
+    stride, slid = sliding(records)
+    heading = f"<h2>Perplexity, sliding window, stride {html.escape(stride)}</h2>"
+    tokens = ", ".join(f"{count:,}" for count in sorted({record["num_tokens"] for record in records}))
+    lengths = ", ".join(f"{length:,}" for length in sorted({record["train_length"] for record in records}))
+    runs = len({record["run"] for record in records})
+    counted = f"{runs} run{'s' if runs > 1 else ''}"
+    return PAGE.substitute(
+        title=html.escape(title),
+        subtitle=html.escape(
+            f"{counted} trained at {lengths} tokens · {tokens} tokens of the {records[0]['split']} split"
+        ),
+        warning=_warning(records),
+        figure=_image(picture, "Perplexity against evaluation length, non-overlapping and sliding"),
+        table=perplexity_html(non_overlapping(records)),
+        sliding=heading + perplexity_html(slid) if slid else "",
+        gains=gain_html(records),
+        position=_position_section(records),
+        command=html.escape(command),
+        provenance=_provenance(records),
+    )

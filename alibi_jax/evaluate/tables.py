@@ -1,0 +1,93 @@
+"""Tables of a sweep's records: plain text, Markdown, CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from alibi_jax.evaluate.plots import Record, non_overlapping
+
+COLUMNS = (
+    *("run", "position", "train_length", "length", "stride", "status", "detail", "split", "num_tokens", "num_bytes"),
+    *("mean_nats", "perplexity", "bits_per_byte", "standard_error", "seconds", "checkpoint_step", "parameters"),
+    *("corpus_fingerprint", "date"),
+)
+GAIN_COLUMNS = ("total", "far_context", "early_tokens", "far_context_error")
+TEXT_WIDTH = 100  # columns of a terminal the plain table stays within
+DASH = "–"
+
+
+def csv_text(records: Sequence[Record]) -> str:
+    """The records as CSV, one row each; the gain split in columns gain_*; a value a record lacks is an empty cell."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*COLUMNS, *(f"gain_{name}" for name in GAIN_COLUMNS)])
+    for record in records:
+        gain = record.get("gain") or {}
+        writer.writerow([*(record.get(name) for name in COLUMNS), *(gain.get(name) for name in GAIN_COLUMNS)])
+    return buffer.getvalue()
+
+
+def digits(value: float) -> int:
+    return 3 if value < 10 else 2 if value < 1000 else 0
+
+
+def _perplexity(record: Record) -> str:
+    if record["status"] != "ok":
+        return record["status"]
+    return f"{record['perplexity']:,.{digits(record['perplexity'])}f}"
+
+
+class Grid:
+    """Records as a table: rows are runs in order, columns lengths; `best` is each column's lowest perplexity."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.runs = list(dict.fromkeys(record["run"] for record in records))
+        self.lengths = sorted({record["length"] for record in records})
+        self.cells = {(record["run"], record["length"]): record for record in records}
+        self.train_lengths = {record["run"]: record["train_length"] for record in records}
+        scored = [record for record in records if record["status"] == "ok"]
+        self.best = {
+            length: min(record["perplexity"] for record in scored if record["length"] == length)
+            for length in {record["length"] for record in scored}
+        }
+
+    def is_best(self, run: str, length: int) -> bool:
+        record = self.cells.get((run, length), {})
+        several = sum((other, length) in self.cells for other in self.runs) > 1
+        return several and record.get("perplexity") == self.best.get(length, -1)
+
+    def heading(self, length: int) -> str:
+        """The length, with its multiple of the training length where all runs share one."""
+        units = set(self.train_lengths.values())
+        return f"{length:,}" + (f" ({length / units.pop():.3g}x)" if len(units) == 1 else "")
+
+    def text(self, run: str, length: int) -> str:
+        record = self.cells.get((run, length))
+        return _perplexity(record) if record else DASH
+
+
+def summary_table(records: Sequence[Record]) -> str:
+    """Non-overlapping perplexity as plain text, runs by lengths, at most 100 columns wide: more lengths go below."""
+    grid = Grid(non_overlapping(records))
+    names = max(map(len, [*grid.runs, "run"]))
+    columns = [[grid.heading(length), *(grid.text(run, length) for run in grid.runs)] for length in grid.lengths]
+    widths = [max(map(len, column)) for column in columns]
+    blocks, used = [[]], names
+    for column, width in zip(columns, widths, strict=True):
+        if blocks[-1] and used + 2 + width > TEXT_WIDTH:
+            blocks, used = [*blocks, []], names
+        blocks[-1].append([cell.rjust(width) for cell in column])
+        used += 2 + width
+    labels = [name.ljust(names) for name in ["run", *grid.runs]]
+    tables = ("\n".join("  ".join(row) for row in zip(labels, *block, strict=True)) for block in blocks)
+    return "\n\n".join(tables)
+
+
+def markdown_table(records: Sequence[Record]) -> str:
+    """The same table in Markdown, the best of each column in bold."""
+    grid = Grid(non_overlapping(records))
+    rows = [["run", *map(grid.heading, grid.lengths)], ["---", *("---:" for _ in grid.lengths)]]
+    for run in grid.runs:
+        texts = ((grid.text(run, length), grid.is_best(run, length)) for length in grid.lengths)
+        rows.append([run, *(f"**{text}**" if best else text for text, best in texts)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
