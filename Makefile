@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: quickstart test test-peers lint bench clean
+.PHONY: quickstart test test-peers test-slow lint bench clean
 
 quickstart: .venv/.ready  ## train five small models short, test them long, write runs/quickstart/report.html
 	$(RUN) experiments/extrapolation.py --config configs/quickstart.py --out runs/quickstart
@@ -13,12 +13,15 @@ test: .venv/.dev  ## the tests (two processes)
 test-peers: .venv/.peers  ## the tests that compare with PyTorch and transformers
 	$(RUN) -m pytest -m peers
 
+test-slow: .venv/.dev  ## minutes: twenty kills while saving
+	$(RUN) -m pytest -m slow
+
 lint: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
 bench: .venv/.peers  ## speed beside a peer, in one alternating run
-	$(RUN) benchmarks/train_step.py
+	$(RUN) benchmarks/train_step.py --out runs/train_step.json
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from alibi_jax.cli import REFUSED, run_command
-from alibi_jax.config import Config, ConfigError, EvaluateConfig, load_config
+from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import prepare
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import evaluate_run
@@ -57,11 +57,12 @@ class Evaluate:
 
     workdir: tyro.conf.Positional[Path]  # folder of a trained run
     evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
+    mesh: MeshConfig  # devices to evaluate on, whatever the run was trained on
     out: Path | None = None  # folder of results; WORKDIR/evaluation/SPLIT if not given
     label: str | None = None  # what the run is called in tables; its folder's name if not given
 
     def __call__(self) -> str:
-        folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label)
+        folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label, self.mesh)
         return f"{summary_table(read_records([folder]))}\n\n{folder}. Next: python main.py report {folder}"
 
 
@@ -91,7 +92,7 @@ def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Report:
         return tyro.cli(Report, args=rest, prog="main.py report")
     config = load_config(path) if path else Config()
     if kind is Evaluate:
-        default = Evaluate(tyro.MISSING, config.evaluate)
+        default = Evaluate(tyro.MISSING, config.evaluate, MeshConfig())
         return tyro.cli(Evaluate, default=default, args=rest, prog="main.py evaluate")
     if not path and not {"-h", "--help"} & set(rest):
         raise ConfigError(

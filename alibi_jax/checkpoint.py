@@ -87,12 +87,22 @@ def open_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
             "Choose another --workdir or free the disk."
         ) from error
     differing = differing_fields(load_config(workdir), config, MAY_DIFFER)
-    if (workdir / "corpus.txt").read_text() != fingerprint:
-        differing.append("the corpus's fingerprint (its text was changed and prepared again)")
     if differing:
         raise ConfigError(
             f"workdir: got a config that differs from the run in {workdir}: {'; '.join(differing)}; expected the same. "
             "Train into another --workdir, or repeat the run's own config."
+        )
+    check_corpus(workdir, fingerprint)
+
+
+def check_corpus(workdir: Path, fingerprint: str) -> None:
+    """ConfigError unless the corpus is, to the byte, the one that the run in `workdir` was begun with."""
+    path = workdir / "corpus.txt"
+    trained = path.read_text() if path.exists() else "none"
+    if trained != fingerprint:
+        raise ConfigError(
+            f"corpus: got text and tokenizer of fingerprint {fingerprint[:12]}, expected {trained[:12]}, which {workdir} was "
+            "trained on. The text was changed, or prepared on another machine: bring the trained one back, or train anew."
         )
 
 

@@ -241,7 +241,7 @@ def check_lengths(name: str, lengths: Sequence[int]) -> None:
 
 def parse_stride(stride: str, length: int) -> int:
     """Stride in tokens at `length`: "L" (non-overlapping), "L/k" (rounded down) or a number of tokens."""
-    text = stride.strip().upper().replace("L/1", "L") if stride.strip().upper() == "L/1" else stride.strip().upper()
+    text = stride.strip().upper()
     divisor = text.removeprefix("L/")
     if text == "L":
         return length
@@ -277,8 +277,14 @@ class EvaluateConfig(_Section):
         )
         check_lengths("evaluate.lengths", self.lengths)
         for stride in (*self.strides, self.far_stride):
-            for length in self.lengths or (2**30,):
-                parse_stride(stride, length) if stride != self.far_stride else parse_stride(stride, 2**30)
+            parse_stride(stride, 2**30)
+
+    def check_strides(self, train_length: int) -> None:
+        """Every stride fits every length it is used at."""
+        parse_stride(self.far_stride, train_length)
+        for stride in self.strides:
+            for length in self.lengths or (train_length,):
+                parse_stride(stride, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,6 +317,7 @@ class Config(_Section):
 
     def check(self) -> None:
         lengths = {self.train.train_length, *self.train.validate_lengths}
+        self.evaluate.check_strides(self.train.train_length)
         require(
             self.model.position != "learned" or max(lengths) <= self.model.learned_length,
             "train.train_length",

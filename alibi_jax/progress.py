@@ -1,5 +1,6 @@
 """The bar a person watches."""
 
+import datetime
 import math
 import sys
 import time
@@ -13,7 +14,8 @@ class Bar:
     """Step, loss, tokens/s and time left on a terminal; a plain line every ten seconds where output is not a terminal."""
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.label, self.total, self.said = label, total, time.monotonic()
+        self.label, self.total, self.first = label, total, done
+        self.said = self.begun = time.monotonic()
         console = Console(file=sys.stderr)
         self.live = console.is_terminal
         left = TimeRemainingColumn()
@@ -39,7 +41,9 @@ class Bar:
         plain = not self.live and jax.process_index() == 0
         if plain and (time.monotonic() - self.said > 10 or done == self.total):
             self.said = time.monotonic()
-            print(f"{self.label}: {done}/{self.total} {text}", file=sys.stderr, flush=True)
+            left = (self.said - self.begun) * (self.total - done) / max(1, done - self.first)
+            said = f"{self.label}: {done}/{self.total} {text}  {datetime.timedelta(seconds=round(left))} left"
+            print(said, file=sys.stderr, flush=True)
 
 
 def loss_text(nats: float, tokens_per_second: float) -> str:

@@ -27,6 +27,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_width": None,
     "layers": None,
     "rows": None,  # of small tables
+    "replicated": None,  # on every device, whatever else changes here
 }
 
 DIMENSIONS: dict[str, tuple[str, ...]] = {

@@ -69,7 +69,8 @@ def train_step(
     inputs: Int[Array, "B L"],
     targets: Int[Array, "B L"],
 ) -> tuple[State, dict[str, Float32[Array, ""]]]:
-    """One update from one global batch, and its metrics: loss (mean nats a token), grad_norm, learning_rate."""
+    """One update from one global batch, and its metrics: loss (mean nats a token), grad_norm, learning_rate,
+    parameter_norm (after the update)."""
     key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     total, gradients = _gradients(model, state.params, inputs, targets, key, config.train.gradient_accumulation)
     gradients = jax.tree.map(lambda gradient: gradient / targets.size, gradients)
@@ -79,7 +80,9 @@ def train_step(
         "grad_norm": optax.tree.norm(gradients),
         "learning_rate": jnp.asarray(learning_rate(config.optimizer, config.train.steps)(state.step), jnp.float32),
     }
-    return State(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
+    params = optax.apply_updates(state.params, updates)
+    metrics["parameter_norm"] = optax.tree.norm(params)  # of what would be saved: not finite, it is not
+    return State(state.step + 1, params, moments), metrics
 
 
 def resolve(config: Config, corpus: Corpus) -> Config:

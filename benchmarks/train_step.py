@@ -38,6 +38,7 @@ from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
 from alibi_jax.train import State, train_step
 
+SAME_LOSS = 1e-4  # nats; they agree to about 1e-6
 PAUSE = 0.1  # seconds between turns, so that the threads of the one before are asleep
 
 
@@ -128,6 +129,8 @@ def measure(options: Options, length: int) -> dict[str, Any]:
             start = time.perf_counter()
             losses[name] = take()
             times[name].append(1000 * (time.perf_counter() - start))
+    if max(losses.values()) - min(losses.values()) > SAME_LOSS:
+        raise ValueError(f"losses: got {losses}, expected the same from all. They do not compute the same step.")
     medians = {name: statistics.median(part) for name, part in times.items()}
     return {
         "length": length,

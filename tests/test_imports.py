@@ -35,6 +35,7 @@ def imported_rooms(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        assert "alibi_jax" not in names, f"{path} imports from the package as a whole"
         rooms |= {name.split(".")[1] for name in names if name.startswith("alibi_jax.")}
     return rooms
 

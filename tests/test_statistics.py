@@ -73,13 +73,6 @@ def test_standard_error_leaves_the_partial_block_out():
     )
 
 
-def test_pairing_removes_what_both_runs_share():
-    hard, noise = 10 * random_nats(10_000), np.random.default_rng(2).normal(0, 0.1, 10_000)
-    paired = statistics.paired_standard_error(hard + 3, hard + noise, block=1)
-    assert paired == pytest.approx(0.1 / 100, rel=0.05)
-    assert paired < 0.05 * statistics.standard_error(hard, block=1)
-
-
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 120), st.integers(1, 40), st.data())
 def test_positions_are_those_of_the_windows_walked_one_by_one(n, length, data):
@@ -156,7 +149,6 @@ REFUSALS = {
     "no bytes": (lambda: statistics.bits_per_byte([1.0], 0), "num_bytes: got 0"),
     "one block": (lambda: statistics.standard_error(np.ones(10), block=6), "block: got 6 for 10"),
     "no block": (lambda: statistics.standard_error(np.ones(10), block=0), "block: got 0"),
-    "another stream": (lambda: statistics.paired_standard_error([1, 2], [1, 2, 3]), "nats_b: got 3 tokens, expected 2"),
     "long stride": (lambda: statistics.positions(10, 4, 5), "stride: got 5 at length 4"),
     "no window": (lambda: statistics.position_loss([1, 2], 3), "length: got 3 for 2"),
     "no gain": (lambda: statistics.split_gain([1, 2], [1, 2], [1, 2], 8, 8), "length: got 8, expected 9"),

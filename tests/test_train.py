@@ -13,7 +13,6 @@ import optax
 import pytest
 from conftest import TOLERANCE, assert_close
 from jax.sharding import PartitionSpec as P
-from runs import DROPOUT, tiny_config
 from tensorboardX.proto.event_pb2 import Event
 
 from alibi_jax import loop
@@ -25,6 +24,7 @@ from alibi_jax.metrics import MetricsError, MetricsLog
 from alibi_jax.positions import alibi, alibi_slopes
 from alibi_jax.sharding import check_mesh, make_mesh, put_batch, shard
 from alibi_jax.train import programs, restore_or, train
+from runs import DROPOUT, saved_state, tiny_config
 
 ONE, MESHES = (1, 1, 1), [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 PLACED = {  # where a parameter and both its moments lie: dimensions over mesh axes
@@ -209,8 +209,8 @@ def test_run_stops_when_asked_and_a_whole_run_is_left_alone(tiny_data, tmp_path,
     train(replace(replace(config, "mesh", fsdp=2), "evaluate", max_tokens=100), tmp_path / "run")
     found = lines(tmp_path / "run")
     assert [line["step"] for line in found] == [1, 2, 2, 3, 4, 4]
-    measured = {"step", "loss", "bits_per_byte", "grad_norm", "learning_rate", "tokens_per_second", "flops_per_second"}
-    assert set(found[0]) == measured
+    measured = {"step", "loss", "bits_per_byte", "grad_norm", "parameter_norm", "learning_rate", "tokens_per_second"}
+    assert set(found[0]) == measured | {"flops_per_second"}
     assert set(found[2]) == {"step", "valid_loss_16", "valid_bits_per_byte_16"}
     assert all(line.get("tokens_per_second", 1) > 0 for line in found), "a speed of 0 was logged"
     assert found[0]["bits_per_byte"] == pytest.approx(found[0]["loss"] / np.log(2))
@@ -223,15 +223,18 @@ def test_run_stops_when_asked_and_a_whole_run_is_left_alone(tiny_data, tmp_path,
 def test_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path):
     config = tiny_config(tiny_data, steps=20, checkpoint_every=1)
     config = replace(config, "optimizer", peak_learning_rate=1e30)
-    with pytest.raises(Diverged, match=r"got .*loss nan.* at step 3, .*The checkpoint of step 2 is kept in"):
+    with pytest.raises(Diverged, match=r"got parameter_norm inf at step 2, .*The checkpoint of step 1 is kept in"):
         train(config, tmp_path / "run")
-    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 2
-    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
+    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 1
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved_state(config, tmp_path / "run")))
 
 
 def test_infinite_gradient_stops_before_anything_is_saved(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(optax.tree, "norm", lambda _: jnp.float32(jnp.inf))
-    with pytest.raises(Diverged, match=r"grad_norm inf at step 1, .*No checkpoint had been saved yet"):
+    with pytest.raises(
+        Diverged, match=r"grad_norm inf, parameter_norm inf at step 1, .*No checkpoint had been saved yet"
+    ):
         train(tiny_config(tiny_data, checkpoint_every=1), tmp_path / "run")
     assert Checkpoints(tmp_path / "run", read_only=True).latest() is None
 

@@ -25,7 +25,7 @@ def window_nats(
 ) -> Float32[Array, "B L"]:
     """-log p of each target given the inputs up to it. Compiled once for each (B, L)."""
     scores = nats(model.apply({"params": params}, inputs), targets)
-    return shard(scores, "rows", "rows")
+    return shard(scores, "replicated", "replicated")
 
 
 def memory_needed(model: nn.Module, params: Any, batch_size: int, length: int) -> int:

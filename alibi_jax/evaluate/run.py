@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alibi_jax.checkpoint import CheckpointError, Checkpoints
-from alibi_jax.config import Config, EvaluateConfig, load_config
+from alibi_jax.checkpoint import CheckpointError, Checkpoints, check_corpus
+from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.evaluate.sweep import sweep
 from alibi_jax.model import TransformerLM
@@ -30,23 +30,30 @@ def load_params(workdir: Path, config: Config, which: str) -> tuple[int, Any]:
 
 
 def evaluate_run(
-    workdir: str | Path, evaluate: EvaluateConfig | None = None, out: str | Path | None = None, label: str | None = None
+    workdir: str | Path,
+    evaluate: EvaluateConfig | None = None,
+    out: str | Path | None = None,
+    label: str | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Path:
     """Sweeps the run in `workdir` and returns the folder of results, workdir/evaluation/<split> unless `out` is given.
 
     evaluate: what to sweep; None: as the run's config says. label: what the run is called in tables; None: the name of its
-    folder. Errors: ConfigError, CheckpointError (no checkpoint, a damaged one), DataError, ValueError (`out` holds the
-    results of another evaluation).
+    folder. mesh: None: all devices along the batch, whatever the run was trained on. Errors: ConfigError, CheckpointError
+    (no checkpoint, a damaged one), DataError (also where the corpus is not the one trained on), ResultsError (`out` holds
+    another evaluation).
     """
     workdir = Path(workdir)
     config = load_config(workdir)
-    evaluate = evaluate or config.evaluate
+    config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
+    evaluate = config.evaluate
     corpus = open_corpus(config.data)
     stream = corpus.tokens(evaluate.split)
     stream = np.asarray(stream[: evaluate.max_tokens or None])
     out = Path(out) if out else workdir / "evaluation" / evaluate.split
     with jax.set_mesh(make_mesh(config.mesh)):
         step, params = load_params(workdir, config, evaluate.checkpoint)
+        check_corpus(workdir, corpus.fingerprint)
         facts = {
             "run": label or workdir.name,
             "position": config.model.position,

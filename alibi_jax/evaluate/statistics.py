@@ -72,15 +72,6 @@ def standard_error(nats: ArrayLike, block: int | None = None) -> float:
     return float(means.std(ddof=1) / math.sqrt(count))
 
 
-def paired_standard_error(nats_a: ArrayLike, nats_b: ArrayLike, block: int | None = None) -> float:
-    """Standard error of mean(nats_a) - mean(nats_b), both of the same tokens: that of the mean of nats_a - nats_b.
-
-    Far smaller than that of two separate means: a token that is hard is hard for both, and that cancels.
-    """
-    first = _checked(nats_a, "nats_a")
-    return standard_error(first - _checked(nats_b, "nats_b", like=first), block)
-
-
 def positions(n: int, length: int, stride: int) -> NDArray[np.int32]:
     """Number of inputs each target sees, which is its position in its window counted from 1: int32 [n].
 

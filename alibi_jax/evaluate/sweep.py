@@ -20,9 +20,15 @@ from flax import linen as nn
 
 from alibi_jax.atomic import write_atomically
 from alibi_jax.config import EvaluateConfig, parse_stride
-from alibi_jax.evaluate import statistics
 from alibi_jax.evaluate.nats import memory_needed, token_nats
-from alibi_jax.evaluate.statistics import ResultsError
+from alibi_jax.evaluate.statistics import (
+    ResultsError,
+    bits_per_byte,
+    mean_nats,
+    perplexity,
+    split_gain,
+    standard_error,
+)
 from alibi_jax.positions import LengthError
 from alibi_jax.progress import Bar
 from alibi_jax.sharding import batch_ways
@@ -51,11 +57,15 @@ def provenance() -> dict[str, Any]:
 
 
 def free_memory() -> int:
-    """Bytes a device has left, or the machine where the device is its processor."""
+    """Bytes a device has left; where the device is the processor, its share of what the machine or container has left."""
     facts = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in facts:
         return facts["bytes_limit"] - facts["bytes_in_use"]
-    return psutil.virtual_memory().available
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free // jax.local_device_count()
 
 
 def plan(config: EvaluateConfig, train_length: int) -> list[tuple[int, int]]:
@@ -63,7 +73,7 @@ def plan(config: EvaluateConfig, train_length: int) -> list[tuple[int, int]]:
     lengths = config.lengths or tuple(train_length * times for times in (1, 2, 4, 8, 16))
     pairs = [(train_length, train_length), (train_length, parse_stride(config.far_stride, train_length))]
     if train_length not in lengths:
-        pairs = []
+        pairs = []  # without it there is no gain to speak of
     for length in lengths:
         pairs += [(length, parse_stride(stride, length)) for stride in config.strides]
     return list(dict.fromkeys(pairs))
@@ -84,10 +94,10 @@ def _read(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _statistics(scores: np.ndarray, num_bytes: int) -> dict[str, float]:
     return {
-        "mean_nats": statistics.mean_nats(scores),
-        "perplexity": statistics.perplexity(scores),
-        "bits_per_byte": statistics.bits_per_byte(scores, num_bytes),
-        "standard_error": statistics.standard_error(scores),
+        "mean_nats": mean_nats(scores),
+        "perplexity": perplexity(scores),
+        "bits_per_byte": bits_per_byte(scores, num_bytes),
+        "standard_error": standard_error(scores),
     }
 
 
@@ -112,17 +122,18 @@ def _score(model: nn.Module, params: Any, stream: np.ndarray, length: int, strid
         return "out of memory", str(error).splitlines()[0], None, 0.0
 
 
-def _gain(folder: Path, record: dict[str, Any], scores: np.ndarray, done: list[dict], config: EvaluateConfig) -> dict:
-    """The gain over the training length, told apart, for a longer non-overlapping record; {} where it is not defined."""
-    train_length, length = record["train_length"], record["length"]
-    fine = parse_stride(config.far_stride, train_length)
-    files = {(r["length"], r["stride"]): r["nats_file"] for r in done if r["status"] == "ok"}
-    wanted = [(train_length, train_length), (train_length, fine)]
-    if record["stride"] != length or length <= train_length or not all(pair in files for pair in wanted):
-        return {}
-    at_train, full_context = (np.load(folder / files[pair]) for pair in wanted)
-    gain = statistics.split_gain(at_train, scores, full_context, train_length, length)
-    return {"gain": dataclasses.asdict(gain)}
+def _add_gains(folder: Path, records: list[dict[str, Any]], far_stride: str) -> None:
+    """To every longer non-overlapping record its gain over the training length, told apart, once the arrays are there."""
+    files = {(r["length"], r["stride"]): folder / r["nats_file"] for r in records if r["status"] == "ok"}
+    for (length, stride), file in files.items():
+        record = next(r for r in records if (r["length"], r["stride"]) == (length, stride))
+        train_length = record["train_length"]
+        fine = parse_stride(far_stride, train_length)
+        wanted = [(train_length, train_length), (train_length, fine)]
+        if stride == length > train_length and all(pair in files for pair in wanted):
+            at_train, full_context = (np.load(files[pair]) for pair in wanted)
+            gain = split_gain(at_train, np.load(file), full_context, train_length, length)
+            record["gain"] = dataclasses.asdict(gain) | {"far_stride": fine}
 
 
 def sweep(
@@ -140,12 +151,13 @@ def sweep(
 
     num_bytes: UTF-8 bytes of the text scored. facts: what every record also says; needs run, position, train_length, split,
     checkpoint_step, corpus_fingerprint. Pairs already in sweep.jsonl are not run again. A length that needs more memory
-    than config.memory_limit_gib (0: than is free) is recorded as "out of memory", one a method refuses as "refused".
+    than config.memory_limit_gib (0: than is free) is recorded as "out of memory" and tried again next time, one
+    a method refuses as "refused".
     Returns the records. ResultsError for a folder that holds another evaluation.
     """
     facts = {**facts, "num_tokens": len(stream), "num_bytes": num_bytes}
     path = folder / "sweep.jsonl"
-    done = _read(path, facts)
+    done = [record for record in _read(path, facts) if record["status"] != "out of memory"]  # there may be more now
     (folder / "nats").mkdir(parents=True, exist_ok=True)
     limit = int(config.memory_limit_gib * GIB) or free_memory()
     pairs = plan(config, facts["train_length"])
@@ -175,11 +187,12 @@ def sweep(
                 "detail": detail,
                 "seconds": seconds,
             }
-            record["nats_file"] = f"nats/{length}-{stride}.npy"
             if scores is not None:
+                record["nats_file"] = f"nats/{length}-{stride}.npy"
                 np.save(folder / record["nats_file"], scores)
-                record |= _statistics(scores, num_bytes) | _gain(folder, record, scores, done, config)
+                record |= _statistics(scores, num_bytes)
             done.append(record | provenance())
+            _add_gains(folder, done, config.far_stride)
             write_atomically(path, "".join(json.dumps(record) + "\n" for record in done))
     return done
 

@@ -114,7 +114,7 @@ class Embedding(nn.Module):
         return x * self.config.width**0.5 if self.config.scale_embedding else x
 
     def logits(self, x: Float[Array, "B L E"]) -> Float32[Array, "B L V"]:
-        return jnp.einsum("ble,ve->blv", x, self.table.astype(x.dtype), preferred_element_type=jnp.float32)
+        return jnp.matmul(x, self.table.astype(x.dtype).T, preferred_element_type=jnp.float32)
 
 
 class Softmax(nn.Module):
@@ -151,11 +151,16 @@ class TransformerLM(nn.Module):
             x, _ = layer(config, train, name=f"layer_{i}")(x, bias)
         return x
 
-    @nn.compact
     def __call__(self, tokens: Int[Array, "B L"], train: bool = False) -> Float32[Array, "B L V"]:
-        config = self.config
-        if config.vocab_size is None:
+        if self.config.vocab_size is None:
             raise ValueError("model.vocab_size: got None, expected a number. Set it to the tokenizer's vocabulary.")
+        # accelerators would multiply float32 as TF32 or bfloat16, and a float32 evaluation would not be one
+        with jax.default_matmul_precision("highest" if self.config.compute_dtype == "float32" else "default"):
+            return self._logits(tokens, train)
+
+    @nn.compact
+    def _logits(self, tokens: Int[Array, "B L"], train: bool) -> Float32[Array, "B L V"]:
+        config = self.config
         embedding = Embedding(config, name="embedding")
         position = POSITIONS[config.position](config).copy(name="position")
         x = position.embed(embedding(tokens), jnp.arange(tokens.shape[1]))

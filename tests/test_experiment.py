@@ -1,0 +1,98 @@
+"""From a recipe to a report: what a newcomer runs, in small, stopped and run again."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import main
+from alibi_jax import cli
+from alibi_jax.config import ConfigError, DataConfig, MeshConfig, replace, to_json
+from alibi_jax.data.corpus import prepare
+from alibi_jax.evaluate.run import evaluate_run
+from alibi_jax.train import train
+from runs import tiny_config
+
+ROOT = Path(__file__).parents[1]
+EVALUATE = {"split": "test", "lengths": (16, 64), "strides": ("L", "L/4"), "max_tokens": 300, "batch_tokens": 512}
+
+
+def changed(folder: Path) -> dict[str, int]:
+    """When each file below was last written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_experiment_is_resumed_and_its_finished_parts_are_not_repeated(tiny_data, tmp_path, monkeypatch):
+    config = replace(tiny_config(tiny_data, validate_every=2, validate_lengths=(16, 32)), "evaluate", **EVALUATE)
+    (tmp_path / "tiny.json").write_text(to_json(config))
+    monkeypatch.setattr(sys, "argv", ["experiments/extrapolation.py"])
+    experiment = runpy.run_path(str(ROOT / "experiments" / "extrapolation.py"))["Extrapolation"]
+    out = tmp_path / "out"
+
+    def run(*positions):
+        return experiment(config=tmp_path / "tiny.json", out=out, positions=positions)()
+
+    run("alibi")
+    before = changed(out / "alibi")
+    said = run("alibi", "rotary")
+    assert changed(out / "alibi") == before
+    again = changed(out / "rotary")
+    assert run("alibi", "rotary").split("\n\n")[0] == said.split("\n\n")[0]
+    assert changed(out / "rotary") == again
+    assert {path.name for path in out.iterdir() if path.is_file()} == {"report.html", "extrapolation.png", "sweep.csv"}
+    assert "rotary" in said and "64 (4x)" in said and "report.html" in said
+    records = [json.loads(line) for line in (out / "alibi/evaluation/test/sweep.jsonl").read_text().splitlines()]
+    assert {(r["length"], r["stride"]) for r in records} == {(16, 16), (16, 1), (16, 4), (64, 64), (64, 16)}
+    assert all(len(np.load(out / "alibi/evaluation/test" / r["nats_file"])) == 300 for r in records)
+    logged = [json.loads(line) for line in (out / "alibi/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "valid_loss_16" in line] == [2, 4]
+    assert [line["step"] for line in logged if "valid_loss_32" in line] == [2, 4]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run trained on a mesh of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text("to be or not to be, that is the question\n" * 400)
+    config = tiny_config(DataConfig(), steps=2)
+    config = replace(
+        config, "data", source="files", train_path=str(folder / "text.txt"), directory=str(folder / "corpora")
+    )
+    config = replace(replace(config, "evaluate", **EVALUATE), "mesh", data=2, fsdp=2, tensor=2)
+    train(config, folder / "run")
+    return config, folder
+
+
+def test_commands_evaluate_on_another_mesh_and_report(trained, tmp_path, capsys):
+    _, folder = trained
+    assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a"), "--label", "mine"]) == 0
+    assert "mine" in capsys.readouterr().out
+    options = ["--max-tokens", "200", "--mesh.data", "4", "--mesh.tensor", "2"]
+    assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "b"), "--label", "other", *options]) == 0
+    record = json.loads((tmp_path / "b" / "sweep.jsonl").read_text().splitlines()[0])
+    assert (record["num_tokens"], record["config"]["evaluate"]["max_tokens"], record["config"]["mesh"]["data"]) == (
+        200,
+        200,
+        4,
+    )
+    one, other = (np.load(tmp_path / name / "nats" / "64-16.npy") for name in "ab")
+    np.testing.assert_allclose(one[:192], other[:192], atol=1e-5)
+    capsys.readouterr()
+    assert main.main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "report")]) == 0
+    assert "64 (4x)" in capsys.readouterr().out
+    assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
+    assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a")]) == cli.REFUSED
+    assert "results of another evaluation (run mine, now run)" in capsys.readouterr().err
+
+
+def test_a_corpus_that_is_not_the_one_trained_on_is_refused(trained, tmp_path):
+    config, folder = trained
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    Path(config.data.train_path).write_text("another text altogether\n" * 400)
+    prepare(config.data, force=True, quiet=True)
+    with pytest.raises(ConfigError, match=r"corpus: got text and tokenizer of fingerprint"):
+        evaluate_run(run, mesh=MeshConfig())
