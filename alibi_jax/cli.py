@@ -20,8 +20,9 @@ def run_command(parse: Callable[[], Callable[[], str]]) -> int:
     """Parses a command, runs it, prints what it says; returns the exit status. Other errors are bugs, with a traceback."""
     for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("alibi_jax").setLevel(logging.INFO)  # what "auto" chose
+    log = logging.getLogger("alibi_jax")
+    log.handlers, log.propagate = [logging.StreamHandler()], False
+    log.setLevel(logging.INFO)  # what "auto" chose
     try:
         print(parse()())
     except (ConfigError, DataError, ResultsError, FileNotFoundError) as error:

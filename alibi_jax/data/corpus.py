@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.sources import SPLITS, DataError, Split, describe, documents
@@ -118,7 +118,13 @@ def _move(aside: Path, folder: Path, force: bool) -> None:
 
 
 def _write(data: DataConfig, folder: Path, quiet: bool) -> None:
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} documents"), TimeElapsedColumn())
+    said = TextColumn("{task.description}: {task.completed:,} documents")
+    columns = (
+        SpinnerColumn(),
+        said,
+        BarColumn(),
+        TimeElapsedColumn(),
+    )  # the bar pulses: no source says beforehand how much it holds
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         train = progress.track(documents(data, "train"), description=f"learning the {data.tokenizer} tokenizer")
         tokenizer = make_tokenizer(data, train)
