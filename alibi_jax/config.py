@@ -8,68 +8,18 @@ import dataclasses
 import difflib
 import json
 import runpy
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from alibi_jax.checks import ConfigError, Section, require
+
 PositionName = Literal["alibi", "sinusoidal", "rotary", "t5", "learned", "none"]
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message says got / expected / what to do."""
-
-
-def require(condition: bool, field: str, got: Any, expected: str, do: str) -> None:
-    """Raise ConfigError with the three parts of every message here unless `condition` holds."""
-    if not condition:
-        raise ConfigError(f"{field}: got {got}, expected {expected}. {do}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return value in arguments
-    if origin is types.UnionType:
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
-    if kind is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
 @dataclasses.dataclass(frozen=True)
-class _Section:
-    """Checks every field's type; subclasses add the checks between fields."""
-
-    def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            expected = " | ".join(map(repr, typing.get_args(kind))) if typing.get_origin(kind) is Literal else None
-            expected = expected or getattr(kind, "__name__", str(kind))
-            require(_fits(value, kind), name, repr(value), expected, f"Set {name} to a value of that kind.")
-        self.check()
-
-    def check(self) -> None:
-        """Overridden with the section's own checks."""
-
-    def require_positive(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            require(value > 0, name, value, "more than 0", f"Raise {name}.")
-
-    def require_share(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            require(0 <= value < 1, name, value, "at least 0 and below 1", f"Set {name} to a share such as 0.1.")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
     position: PositionName = "alibi"  # position method
     num_layers: int = 4  # transformer layers
     width: int = 128  # channels of the residual stream
@@ -134,7 +84,7 @@ class ModelConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(_Section):
+class DataConfig(Section):
     source: Literal["stdlib", "files", "tfds"] = "stdlib"  # where text comes from
     train_path: str = ""  # files: a file, folder or glob of UTF-8 text, .gz too
     valid_path: str = ""  # files: the same for validation; empty: cut from the training text
@@ -180,7 +130,7 @@ class DataConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     peak_learning_rate: float = 1e-3  # AdamW's, after warm-up
     final_learning_rate: float = 1e-4  # where cosine and linear end
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after warm-up
@@ -206,7 +156,7 @@ class OptimizerConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(_Section):
+class TrainConfig(Section):
     train_length: int = 128  # tokens of one training sequence
     batch_size: int = 32  # sequences of one update, over all devices
     gradient_accumulation: int = 1  # parts an update's batch is computed in; must divide batch_size
@@ -259,7 +209,7 @@ def parse_stride(stride: str, length: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     lengths: tuple[int, ...] = ()  # input lengths, tokens; empty: 1, 2, 4, 8 and 16 times the training length
     strides: tuple[str, ...] = ("L", "L/4")  # tokens between windows: L is non-overlapping, L/4 or 64 sliding
     far_stride: str = "L/16"  # stride at the training length against which far context is measured; 1 is exact
@@ -288,7 +238,7 @@ class EvaluateConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig(_Section):
+class MeshConfig(Section):
     data: int = -1  # devices that share nothing but gradients; -1: the rest
     fsdp: int = 1  # devices over which parameters and moments are split
     tensor: int = 1  # devices over which heads, MLP channels and vocabulary are split
@@ -305,7 +255,7 @@ class MeshConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_Section):
+class Config(Section):
     """A run: what is trained, on what, how, where, and how it is judged."""
 
     model: ModelConfig = ModelConfig()

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "positions": set(),
     "loss": set(),
-    "config": set(),
+    "checks": set(),
+    "config": {"checks"},
     "atomic": set(),
     "progress": set(),
     "attention": {"positions"},
