@@ -2,12 +2,14 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from alibi_jax.config import EvaluateConfig, ModelConfig
+from alibi_jax.evaluate import nats as nats_module
 from alibi_jax.evaluate import sweep as sweep_module
 from alibi_jax.evaluate.sweep import plan, sweep
 from alibi_jax.model import TransformerLM
@@ -102,6 +104,31 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny, tmp_path, monkeypat
     resumed = run(tiny, tmp_path / "cut")
     same = ("length", "stride", "mean_nats", "gain")
     assert [[r.get(k) for k in same] for r in resumed] == [[r.get(k) for k in same] for r in whole]
+
+
+def test_a_sweep_compiles_once_for_each_length_whatever_its_strides(tiny, tmp_path, monkeypatch):
+    traced = chex.assert_max_traces(nats_module.window_nats.__wrapped__, n=3)
+    monkeypatch.setattr(nats_module, "window_nats", jax.jit(traced, static_argnums=0))
+    records = run(tiny, tmp_path, EvaluateConfig(lengths=(8, 16, 64), strides=("L", "L/2", "L/4"), batch_tokens=64))
+    assert len(records) == 10
+
+
+def test_gains_come_when_what_they_need_has_come(tiny, tmp_path):
+    """Evaluated in two commands, the longer length first, it has the same gain as in one."""
+    run(tiny, tmp_path / "two", EvaluateConfig(lengths=(64,), strides=("L",), batch_tokens=64))
+    both = EvaluateConfig(lengths=(8, 64), strides=("L",), batch_tokens=64)
+    gains = [[r["gain"] for r in run(tiny, tmp_path / name, both) if "gain" in r] for name in ("two", "one")]
+    assert gains[0] == gains[1]
+    assert len(gains[0]) == 1
+    assert gains[0][0]["far_stride"] == 1
+
+
+def test_out_of_memory_is_tried_again_with_more(tmp_path):
+    model, config = make(attention="reference"), {"lengths": (8, 512), "strides": ("L",), "batch_tokens": 64}
+    for limit, status in ((0.001, "out of memory"), (1.0, "ok")):
+        records = run(model, tmp_path, EvaluateConfig(**config, memory_limit_gib=limit))
+        assert {r["length"]: r["status"] for r in records}[512] == status
+    assert len(records) == len({(r["length"], r["stride"]) for r in records})
 
 
 def test_a_folder_of_another_evaluation_is_refused(tiny, tmp_path):
