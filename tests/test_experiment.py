@@ -43,7 +43,12 @@ def test_experiment_is_resumed_and_its_finished_parts_are_not_repeated(tiny_data
     again = changed(out / "rotary")
     assert run("alibi", "rotary").split("\n\n")[0] == said.split("\n\n")[0]
     assert changed(out / "rotary") == again
-    assert {path.name for path in out.iterdir() if path.is_file()} == {"report.html", "extrapolation.png", "sweep.csv"}
+    assert {path.name for path in out.iterdir() if path.is_file()} == {
+        "report.html",
+        "extrapolation.png",
+        "sweep.csv",
+        "table.md",
+    }
     assert "rotary" in said and "64 (4x)" in said and "report.html" in said
     records = [json.loads(line) for line in (out / "alibi/evaluation/test/sweep.jsonl").read_text().splitlines()]
     assert {(r["length"], r["stride"]) for r in records} == {(16, 16), (16, 1), (16, 4), (64, 64), (64, 16)}

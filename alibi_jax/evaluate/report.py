@@ -11,7 +11,7 @@ from alibi_jax.atomic import write_atomically
 from alibi_jax.evaluate.page import page
 from alibi_jax.evaluate.plots import Record, extrapolation_figure, non_overlapping, png_bytes
 from alibi_jax.evaluate.statistics import ResultsError
-from alibi_jax.evaluate.tables import csv_text
+from alibi_jax.evaluate.tables import csv_text, markdown_table
 
 
 def _read_line(line: str, place: str) -> Record:
@@ -67,7 +67,7 @@ def _check(records: Sequence[Record]) -> None:
 
 
 def write_report(records: Sequence[Record], folder: Path, title: str, command: str) -> Path:
-    """Write report.html, extrapolation.png and sweep.csv into `folder`; returns the path of report.html.
+    """Write report.html, extrapolation.png, sweep.csv and table.md into `folder`; returns the path of report.html.
 
     records: of `read_records`, of one split. command: what made them, shown on the page. The page needs no other
     file. Runs whose arrays of nats are not at hand are missing from its figure of loss by position, and only there.
@@ -78,6 +78,7 @@ def write_report(records: Sequence[Record], folder: Path, title: str, command: s
     text = page(records, title, command, picture)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "sweep.csv", csv_text(records))
+    write_atomically(folder / "table.md", markdown_table(records) + "\n")
     write_atomically(folder / "extrapolation.png", picture)
     write_atomically(folder / "report.html", text)
     return folder / "report.html"
