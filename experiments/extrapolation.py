@@ -3,8 +3,8 @@
   python experiments/extrapolation.py --config configs/quickstart.py --out runs/quickstart
 
 Trains the config once for every method, evaluates each on the same held-out tokens at 1, 2, 4, 8 and 16 times the training
-length, non-overlapping and sliding (alibi_jax/evaluate/nats.py says how), and writes report.html, extrapolation.png, sweep.csv, table.md and every
-token's nats. It can be stopped at any moment and run again: finished parts are not repeated.
+length, non-overlapping and sliding (alibi_jax/evaluate/nats.py says how), and writes report.html, extrapolation.png,
+sweep.csv, table.md and every token's nats. It can be stopped at any moment and run again: finished parts are not repeated.
 """
 
 import dataclasses
