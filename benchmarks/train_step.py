@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
-from bloom import make_bloom, model_config, params_of_bloom, torch_adamw
 from torch.nn.functional import cross_entropy
 
 from alibi_jax.atomic import write_atomically
@@ -37,6 +36,7 @@ from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
 from alibi_jax.train import State, train_step
+from bloom import make_bloom, model_config, params_of_bloom, torch_adamw
 
 SAME_LOSS = 1e-4  # nats; they agree to about 1e-6
 PAUSE = 0.1  # seconds between turns, so that the threads of the one before are asleep

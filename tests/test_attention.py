@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TOLERANCE, assert_close
 
 from alibi_jax.attention import IMPLEMENTATIONS, attend
 from alibi_jax.attention.dropout import keep_mask, seed_words
 from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
+from conftest import TOLERANCE, assert_close
 
 # (batch, queries, keys, heads, head width, q_offset, causal): no block divides most of them
 SHAPES = [

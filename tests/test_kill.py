@@ -15,13 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import DROPOUT, assert_identical, saved_state, tiny_config
 
 import main
 from alibi_jax import cli, loop
 from alibi_jax.config import replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.train import train
+from runs import DROPOUT, assert_identical, saved_state, tiny_config
 
 LIMIT = 120  # seconds in which a child must have got somewhere
 # Children fork from a process that has imported everything and started nothing: they begin in a tenth of a second.

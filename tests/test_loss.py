@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 import numpy as np
-from conftest import assert_close
 
 from alibi_jax.loss import nats
+from conftest import assert_close
 
 
 def test_uniform_logits_cost_log_v():

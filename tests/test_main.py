@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from runs import tiny_config
 
 import main
 from alibi_jax import cli
 from alibi_jax.config import replace, to_json
 from alibi_jax.data.corpus import prepare
+from runs import tiny_config
 
 
 @pytest.fixture

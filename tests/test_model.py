@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close
 
 from alibi_jax.config import ModelConfig
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.flops import forward_flops_per_token, peak_flops
 from alibi_jax.positions import POSITIONS, LengthError
+from conftest import assert_close
 
 SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_width": 64, "vocab_size": 37, "learned_length": 40}
 

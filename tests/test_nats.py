@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close
 from flax import linen as nn
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from alibi_jax.config import ModelConfig
 from alibi_jax.evaluate import nats as nats_module
 from alibi_jax.evaluate.nats import token_nats
 from alibi_jax.model import TransformerLM
+from conftest import assert_close
 
 
 class Uniform(nn.Module):

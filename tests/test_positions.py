@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close
 from flax import linen as nn
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from alibi_jax.positions import POSITIONS, BucketBias, LengthError, LinearBias, 
 from alibi_jax.positions.rotary import rotate_pairs
 from alibi_jax.positions.sinusoidal import sinusoids
 from alibi_jax.positions.t5 import bucket_edges
+from conftest import assert_close
 
 
 def test_slopes_of_8_and_16_heads_are_the_papers():

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import TOLERANCE, assert_close
 from jax.sharding import PartitionSpec as P
 from tensorboardX.proto.event_pb2 import Event
 
@@ -24,6 +23,7 @@ from alibi_jax.metrics import MetricsError, MetricsLog
 from alibi_jax.positions import alibi, alibi_slopes
 from alibi_jax.sharding import check_mesh, make_mesh, put_batch, shard
 from alibi_jax.train import programs, restore_or, train
+from conftest import TOLERANCE, assert_close
 from runs import DROPOUT, saved_state, tiny_config
 
 ONE, MESHES = (1, 1, 1), [(8, 1, 1), (1, 8, 1), (2, 2, 2)]

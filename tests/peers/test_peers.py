@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close
 from transformers import LlamaConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
@@ -24,6 +23,7 @@ from alibi_jax.positions.rotary import rotate_pairs
 from alibi_jax.positions.sinusoidal import sinusoids
 from alibi_jax.train import State, train_step
 from benchmarks.bloom import make_bloom, model_config, params_of_bloom, torch_adamw
+from conftest import assert_close
 
 pytestmark = pytest.mark.peers
 HEADS = [1, 2, 6, 8, 12, 16, 40, 112]  # 112 are those of BLOOM 176B
