@@ -65,11 +65,12 @@ def test_save_keeps_what_was_there_while_the_next_steps_reuse_its_memory(tmp_pat
     step = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x + 1, tree), donate_argnums=0)
     state = {str(i): jnp.full((500, 1000), i, jnp.float32) for i in range(8)}
     copy = jax.tree.map(lambda x: np.array(x, copy=True), state)
-    checkpoints, before = Checkpoints(tmp_path), state["0"]
+    checkpoints, saved = Checkpoints(tmp_path), state
     checkpoints.save(1, state, {"step": jnp.int32(1)}, None)
     for _ in range(5):
         state = step(state)
-    assert before.is_deleted(), "the memory was not reused, and this shows nothing"
+    jax.tree.map(lambda x: x.delete(), saved)  # the runtime may refuse a donation while the save reads: gone either way
+    state = step(jax.tree.map(jnp.zeros_like, state))
     checkpoints.wait()
     assert_identical(checkpoints.restore(1, params=shapes(state))["params"], copy)
 
