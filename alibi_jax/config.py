@@ -41,7 +41,9 @@ class ModelConfig(Section):
     t5_buckets: int = 32  # T5 bias: number of distance buckets
     t5_max_distance: int = 128  # T5 bias: distances from here on share the last bucket, tokens
     learned_length: int = 1024  # learned: rows of the table, tokens; longer inputs are refused
-    attention: Literal["auto", "reference", "blockwise"] = "auto"  # implementation of attention
+    attention: Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"] = (
+        "auto"  # implementation of attention
+    )
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
     scan_layers: bool = False  # one compiled layer looped over stacked parameters
     remat: bool = False  # recompute each layer in the backward pass instead of storing it

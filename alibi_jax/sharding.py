@@ -6,11 +6,12 @@ batches are placed by `shard(x, "batch", "length", ...)` with the same RULES.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from alibi_jax.config import Config, ConfigError, MeshConfig, require
 
@@ -27,6 +28,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_width": None,
     "layers": None,
     "rows": None,  # of small tables
+    "words": None,  # of a seed
     "replicated": None,  # on every device, whatever else changes here
 }
 
@@ -89,7 +91,7 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
         require(size % ways == 0, field, size, expected, f"Use {near}, or change the mesh.")
 
 
-def _ways(mesh: Mesh, dimension: str) -> int:
+def _ways(mesh: Mesh | AbstractMesh, dimension: str) -> int:
     axes = RULES[dimension] or ()
     return math.prod(mesh.shape.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes))
 
@@ -107,6 +109,40 @@ def shard(x: jax.Array, *dimensions: str) -> jax.Array:
     """Constrains an activation inside jit to the mesh of `jax.set_mesh`; without a mesh it is the identity."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, _spec(dimensions))
+
+
+def platform() -> str:
+    """What the computation being traced is for ("cpu", "gpu", "tpu"): the mesh of `jax.set_mesh`, or else the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _local_spec(dimensions: tuple[str, ...], mesh: AbstractMesh) -> PartitionSpec:
+    """Like `_spec`, with only those axes the mesh has."""
+    parts = [(axes,) if isinstance(axes := RULES[dimension] or (), str) else axes for dimension in dimensions]
+    return PartitionSpec(*(tuple(axis for axis in axes if axis in mesh.shape) or None for axes in parts))
+
+
+def on_each_device(function: Callable, inputs: tuple, dimensions: tuple, output: tuple[str, ...]) -> jax.Array:
+    """function(*inputs) of the mesh of `jax.set_mesh`, each device working alone on its part of every input (shard_map).
+
+    dimensions: the names of each input's, as in RULES; of a tree of one array, that array's. Without a mesh, or one whose axes
+    split nothing here, a plain call. ValueError where a dimension does not divide over its axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or all(_ways(mesh, name) == 1 for names in dimensions for name in names or ()):
+        return function(*inputs)
+    for array, names in zip(inputs, dimensions, strict=True):
+        for leaf in jax.tree.leaves(array):
+            for size, name in zip(leaf.shape, names, strict=True):
+                if size % _ways(mesh, name):
+                    raise ValueError(
+                        f"{name}: got {size}, expected a multiple of {_ways(mesh, name)}, the devices along {RULES[name]}. "
+                        "Change the size or the mesh."
+                    )
+    specs = tuple(None if names is None else _local_spec(names, mesh) for names in dimensions)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=_local_spec(output, mesh), check_vma=False)
+    return mapped(*inputs)
 
 
 def _leaf_spec(path: tuple, leaf: Any) -> PartitionSpec:

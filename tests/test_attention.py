@@ -8,27 +8,31 @@ import numpy as np
 import pytest
 
 from alibi_jax.attention import IMPLEMENTATIONS, attend
-from alibi_jax.attention.dropout import keep_mask, seed_words
+from alibi_jax.attention.dropout import head_seeds, keep_mask
+from alibi_jax.config import MeshConfig
 from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
+from alibi_jax.sharding import make_mesh
+from benchmarks.shapes import SHAPES, Shape
 from conftest import TOLERANCE, assert_close
 
-# (batch, queries, keys, heads, head width, q_offset, causal): no block divides most of them
-SHAPES = [
-    (2, 128, 128, 4, 16, 0, True),
-    (1, 300, 300, 3, 8, 0, True),
-    (2, 1, 1, 1, 4, 0, True),
-    (1, 1, 257, 2, 8, 256, True),
-    (1, 70, 333, 2, 8, 263, True),
-    (2, 130, 200, 3, 8, 10, True),
-    (1, 200, 150, 2, 8, 0, False),
-]
 BIASES = ["none", "alibi", "t5"]
+KERNELS = ["pallas_tpu", "pallas_gpu"]  # run by Pallas's interpreter here
+FASTER = ["blockwise", *KERNELS]
 
 
-def inputs(shape, dtype=jnp.float32):
-    batch, queries, keys, heads, width, *_ = shape
-    sizes = [(batch, queries, heads, width), (batch, keys, heads, width), (batch, keys, heads, width)]
+def inputs(shape: Shape, dtype=jnp.float32):
+    keys = shape.batch, shape.keys, shape.key_heads, shape.width
+    sizes = [(shape.batch, shape.queries, shape.heads, shape.width), keys, keys]
     return [jax.random.normal(jax.random.key(i), size, dtype) for i, size in enumerate(sizes)]
+
+
+def run(implementation, **options):
+    return jax.jit(functools.partial(attend, implementation=implementation, interpret=True, **options))
+
+
+def not_served(implementation, bias_name):
+    """The kernels know no T5 bias: that they say so is tested below; here there is nothing to test."""
+    return implementation in KERNELS and bias_name == "t5"
 
 
 def make_bias(name, heads):
@@ -39,6 +43,7 @@ def make_bias(name, heads):
 def dense(q, k, v, bias, q_offset, causal):
     """Float64 numpy, one (row, head, query) at a time where it matters: nothing shared with the code under test."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    k, v = (np.stack([x[:, :, h // (q.shape[2] // k.shape[2])] for h in range(q.shape[2])], 2) for x in (k, v))
     scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
     q_positions, k_positions = q_offset + np.arange(q.shape[1]), np.arange(k.shape[1])
     distances = q_positions[:, None] - k_positions[None, :]
@@ -58,38 +63,46 @@ def dense(q, k, v, bias, q_offset, causal):
 @pytest.mark.parametrize("bias_name", BIASES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_equals_float64(shape, bias_name, implementation):
+    if not_served(implementation, bias_name):
+        return
+    shape = SHAPES[shape]
     q, k, v = inputs(shape)
-    *_, heads, _, q_offset, causal = shape
-    bias = make_bias(bias_name, heads)
-    out = jax.jit(functools.partial(attend, causal=causal, implementation=implementation))(
-        q, k, v, bias=bias, q_offset=q_offset
-    )
-    assert_close(out, dense(q, k, v, bias, q_offset, causal), "attention")
+    bias = make_bias(bias_name, shape.heads)
+    out = run(implementation, causal=shape.causal)(q, k, v, bias=bias, q_offset=shape.q_offset)
+    assert_close(out, dense(q, k, v, bias, shape.q_offset, shape.causal), "attention")
 
 
+@pytest.mark.parametrize("implementation", FASTER)
 @pytest.mark.parametrize("bias_name", BIASES)
-@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[4], SHAPES[6]])
+@pytest.mark.parametrize("shape", ["odd", "end of a cache", "past the keys", "encoder", "grouped", "several blocks"])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_blockwise_gradients_equal_the_references(shape, bias_name, rate):
-    *_, heads, _, q_offset, causal = shape
-    q, k, v = inputs(shape)
+def test_gradients_equal_the_references(shape, bias_name, rate, implementation):
+    if not_served(implementation, bias_name) or (bias_name == "none" and rate > 0):
+        return
+    shape = SHAPES[shape]
+    *qkv, bias = *inputs(shape), make_bias(bias_name, shape.heads)
+    argnums = (0, 1, 2) if implementation in KERNELS else (0, 1, 2, 3)
+    options = {
+        "q_offset": shape.q_offset,
+        "causal": shape.causal,
+        "dropout_rate": rate,
+        "dropout_key": jax.random.key(3),
+    }
 
-    def loss(implementation, *arrays):
-        options = {"q_offset": q_offset, "causal": causal, "dropout_rate": rate, "dropout_key": jax.random.key(3)}
-        *qkv, bias = arrays
-        return jnp.square(attend(*qkv, bias=bias, implementation=implementation, **options)).sum()
+    def grads(name):
+        def loss(q, k, v, bias):
+            out = attend(q, k, v, bias=bias, implementation=name, interpret=True, **options)
+            return jnp.square(out).sum()
 
-    grads = [
-        jax.jit(jax.grad(functools.partial(loss, name), argnums=(0, 1, 2, 3)))(q, k, v, make_bias(bias_name, heads))
-        for name in ("blockwise", "reference")
-    ]
-    for blockwise, reference in zip(*map(jax.tree.leaves, grads), strict=True):
+        return jax.tree.leaves(jax.jit(jax.grad(loss, argnums))(*qkv, bias))
+
+    for actual, reference in zip(grads(implementation), grads("reference"), strict=True):
         scale = max(1.0, float(jnp.abs(reference).max()))
-        assert_close(blockwise / scale, reference / scale, "attention gradient")
+        assert_close(actual / scale, reference / scale, "attention gradient")
 
 
 def test_reference_gradient_equals_finite_differences_in_float64():
-    q, k, v = (np.asarray(x, np.float64) for x in inputs((1, 5, 5, 2, 4)))
+    q, k, v = (np.asarray(x, np.float64) for x in inputs(Shape(1, 5, 5, 2, 2, 4)))
     bias = make_bias("alibi", 2)
     grad = jax.grad(
         lambda q: jnp.square(attend(q, *map(jnp.float32, (k, v)), bias=bias, implementation="reference")).sum()
@@ -106,23 +119,49 @@ def test_reference_gradient_equals_finite_differences_in_float64():
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_bfloat16_inputs_keep_float32_distances(implementation):
     """At 3,000 tokens bfloat16 positions would be rounded to multiples of 16."""
-    shape = (1, 4, 3000, 2, 16, 2996, True)
-    q, k, v = inputs(shape, jnp.bfloat16)
+    q, k, v = inputs(Shape(1, 4, 3000, 2, 2, 16), jnp.bfloat16)
     bias = make_bias("alibi", 2)
-    out = jax.jit(functools.partial(attend, q_offset=2996, implementation=implementation))(q, k, v, bias=bias)
+    out = run(implementation, q_offset=2996)(q, k, v, bias=bias)
     assert out.dtype == jnp.bfloat16
     assert_close(out, dense(q, k, v, bias, 2996, True), "attention bfloat16")
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", *KERNELS])
+def test_bfloat16_gradients_equal_the_references(implementation):
+    q, k, v = inputs(SHAPES["grouped"], jnp.bfloat16)
+
+    def grads(name):
+        def loss(q, k, v):
+            out = attend(q, k, v, bias=make_bias("alibi", 6), implementation=name, interpret=True)
+            return jnp.square(out.astype(jnp.float32)).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
+
+    for actual, reference in zip(grads(implementation), grads("reference"), strict=True):
+        scale = float(jnp.abs(reference).max())
+        assert_close(actual / scale, reference / scale, "attention bfloat16")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_decoding_token_by_token_equals_the_whole(implementation):
     """The bias is not left out, nor its distances restarted, when one query meets a cache of keys."""
-    q, k, v = inputs((1, 20, 20, 4, 8))
-    bias = make_bias("alibi", 4)
-    run = jax.jit(functools.partial(attend, bias=bias, implementation=implementation))
-    whole = run(q, k, v)
-    steps = [run(q[:, t : t + 1], k, v, q_offset=t) for t in range(20)]  # keys after the query are not seen
+    q, k, v = inputs(Shape(1, 20, 20, 4, 4, 8))
+    step = run(implementation, bias=make_bias("alibi", 4))
+    whole = step(q, k, v)
+    steps = [step(q[:, t : t + 1], k, v, q_offset=t) for t in range(20)]  # keys after the query are not seen
     assert_close(jnp.concatenate(steps, 1), whole, "attention")
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 3000.0])
+def test_large_scores_neither_overflow_nor_vanish(size):
+    """Below and far above what exp can hold unshifted; one query sees a score of +size among some of -size."""
+    q, k, v = inputs(Shape(1, 600, 600, 2, 2, 8))
+    direction = jnp.zeros((1, 1, 1, 8)).at[..., 0].set(jnp.sqrt(size * jnp.sqrt(8.0)))
+    q = q * 0.1 + direction
+    k = k * 0.1 + jnp.where(jnp.arange(600) % 50 == 0, 1.0, -1.0)[None, :, None, None] * direction
+    out = run("blockwise")(q, k, v, bias=make_bias("alibi", 2))
+    exact = dense(q, k, v, make_bias("alibi", 2), 0, True)
+    assert_close(out, exact, "attention" if size == 1.0 else "attention of huge scores")
 
 
 def test_blockwise_memory_grows_linearly():
@@ -157,7 +196,8 @@ def test_fixed_slopes_cost_the_backward_pass_nothing():
 def test_dropout_drops_the_rate_and_keeps_the_mean(implementation):
     q, k = (jnp.zeros((1, 256, 2, 4)),) * 2
     v = jnp.ones((1, 256, 2, 4))
-    options = {"implementation": implementation, "dropout_rate": 0.4, "dropout_key": jax.random.key(1), "causal": False}
+    options = {"dropout_rate": 0.4, "dropout_key": jax.random.key(1), "causal": False}
+    options |= {"implementation": implementation, "interpret": True}
     out = attend(q, k, v, **options)
     np.testing.assert_allclose(out.mean(), 1.0, atol=0.01)
     assert float(out.std()) == pytest.approx(np.sqrt(0.4 / 0.6 / 256), rel=0.2)
@@ -165,8 +205,10 @@ def test_dropout_drops_the_rate_and_keeps_the_mean(implementation):
 
 
 def test_dropout_masks_are_independent_across_every_axis():
-    positions = jnp.arange(128)
-    mask = np.asarray(keep_mask(seed_words(jax.random.key(0)), 0.5, 4, 4, positions, positions)).astype(float) - 0.5
+    positions, seeds = jnp.arange(128), head_seeds(jax.random.key(0), 4, 4)
+    seed = seeds[:, :, 0, None, None], seeds[:, :, 1, None, None]
+    mask = keep_mask(seed, 0.5, positions[None, None, :, None], positions[None, None, None])
+    mask = np.asarray(mask).astype(float) - 0.5
     for axis in range(4):
         shifted = np.take(mask, range(1, mask.shape[axis]), axis) * np.take(mask, range(mask.shape[axis] - 1), axis)
         assert abs(shifted.mean()) < 5 * 0.25 / np.sqrt(shifted.size)
@@ -176,14 +218,17 @@ def test_dropout_masks_are_independent_across_every_axis():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": (1, 8, 3, 4)}, "as many heads"),
+        ({"k": (1, 8, 3, 4), "v": (1, 8, 3, 4)}, "multiple of that of k"),
         ({"v": (1, 7, 2, 4)}, r"k and v|k, v"),
+        ({"q": (1, 0, 2, 4)}, "at least one token"),
         ({"dropout_rate": 0.5}, "a key"),
         ({"dropout_rate": 1.0, "dropout_key": jax.random.key(0)}, r"\[0, 1\)"),
+        ({"reach_tolerance": 0.0}, "None to skip"),
+        ({"reach_tolerance": 1.0}, "None to skip"),
     ],
 )
 @pytest.mark.usefixtures("shapes_unchecked")
-def test_bad_shapes_and_rates_are_refused(change, message):
+def test_bad_shapes_rates_and_tolerances_are_refused(change, message):
     arrays = {name: jnp.zeros(change.pop(name, (1, 8, 2, 4))) for name in ("q", "k", "v")}
     with pytest.raises(ValueError, match=message):
         attend(*arrays.values(), **change)
@@ -192,5 +237,62 @@ def test_bad_shapes_and_rates_are_refused(change, message):
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_an_unknown_implementation_is_refused_naming_those_there_are():
     q = jnp.zeros((1, 8, 2, 4))
-    with pytest.raises(NotImplementedError, match="reference, blockwise"):
+    with pytest.raises(NotImplementedError, match="reference, blockwise, pallas_tpu, pallas_gpu"):
         attend(q, q, q, implementation="flash")
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_kernels_refuse_by_name_what_they_cannot_serve(implementation):
+    q, bias = jnp.zeros((1, 8, 2, 4)), make_bias("alibi", 2)
+    refused = functools.partial(pytest.raises, NotImplementedError)
+    with refused(match=f"{implementation} cannot serve a computation for cpu.*blockwise"):
+        attend(q, q, q, bias=bias, implementation=implementation)
+    with refused(match=f"{implementation} cannot serve a BucketBias"):
+        attend(q, q, q, bias=make_bias("t5", 2), implementation=implementation, interpret=True)
+    with refused(match="a head width of 512"):
+        attend(*(jnp.zeros((1, 8, 2, 512)),) * 3, implementation=implementation, interpret=True)
+    with refused(match="gradient of learned slopes"):
+        jax.grad(lambda bias: attend(q, q, q, bias=bias, implementation=implementation, interpret=True).sum())(bias)
+
+
+def test_auto_is_dense_for_one_block_and_takes_blocks_beyond(caplog):
+    caplog.set_level("INFO")
+    for length in (64, 1024):
+        jax.eval_shape(attend, *(jax.ShapeDtypeStruct((1, length, 2, 4), jnp.float32),) * 3)
+    assert "reference for 64 queries" in caplog.text
+    assert "blockwise for 1024 queries" in caplog.text
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "pallas_gpu"])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_heads_and_rows_split_over_a_mesh_give_the_same(implementation, rate):
+    """Each device has its heads' slopes, not the first ones, and drops what one device would."""
+    q, k, v = inputs(Shape(2, 150, 150, 8, 4, 16))
+    mesh = make_mesh(MeshConfig(data=2, tensor=4))
+
+    def loss(q, k, v, slopes):
+        options = {"dropout_rate": rate, "dropout_key": jax.random.key(5)}
+        bias = LinearBias(slopes)
+        out = attend(q, k, v, bias=bias, implementation=implementation, interpret=True, **options)
+        return jnp.square(out).sum(), out
+
+    argnums = (0, 1, 2, 3) if implementation == "blockwise" else (0, 1, 2)
+    step = jax.jit(jax.grad(loss, argnums, has_aux=True))
+    inputs_and_slopes = q, k, v, make_bias("alibi", 8).slopes
+    grads, out = step(*inputs_and_slopes)
+    with jax.set_mesh(mesh):
+        mesh_grads, mesh_out = step(*inputs_and_slopes)
+    assert mesh_out.sharding.spec[0] is not None and mesh_out.sharding.spec[2] is not None
+    assert_close(mesh_out, out, "attention")
+    for actual, expected in zip(mesh_grads, grads, strict=True):
+        scale = max(1.0, float(jnp.abs(expected).max()))
+        assert_close(actual / scale, expected / scale, "attention gradient")
+
+
+def test_heads_that_do_not_divide_over_the_mesh_are_refused():
+    q, k, v = inputs(Shape(2, 150, 150, 6, 6, 16))
+    with (
+        jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=4))),
+        pytest.raises(ValueError, match="heads: got 6.*4.*tensor"),
+    ):
+        attend(q, k, v, bias=make_bias("alibi", 6), implementation="blockwise")

@@ -17,7 +17,7 @@ ALLOWED = {
     "config": {"checks"},
     "atomic": set(),
     "progress": set(),
-    "attention": {"positions"},
+    "attention": {"positions", "sharding"},
     "sharding": {"config"},
     "model": {"config", "positions", "attention", "sharding"},
     "data": {"config"},

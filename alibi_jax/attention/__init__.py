@@ -2,20 +2,41 @@
 
 import functools
 import logging
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from alibi_jax.attention import pallas_gpu, pallas_tpu
 from alibi_jax.attention.blockwise import blockwise_attention
-from alibi_jax.attention.dropout import seed_words
+from alibi_jax.attention.dropout import head_seeds
+from alibi_jax.attention.options import Options
+from alibi_jax.attention.reach import DEFAULT_TOLERANCE
 from alibi_jax.attention.reference import reference_attention
 from alibi_jax.positions.base import Bias
+from alibi_jax.sharding import on_each_device, platform
 
 log = logging.getLogger(__name__)
 
-IMPLEMENTATIONS = {"reference": reference_attention, "blockwise": blockwise_attention}
 DENSE_SCORES = 128 * 128  # "auto" is dense up to so many scores a head: one block, where there is nothing to skip
+Name = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
+
+
+class Implementation(NamedTuple):
+    """How attention is computed, and what stands against it: unsupported(q, k, bias) says why not, or None."""
+
+    function: Callable
+    unsupported: Callable[[Array, Array, Bias | None], str | None] = lambda q, k, bias: None
+    platform: str | None = None  # the only one it is compiled for; None: any
+
+
+IMPLEMENTATIONS = {
+    "reference": Implementation(reference_attention),
+    "blockwise": Implementation(blockwise_attention),
+    "pallas_tpu": Implementation(pallas_tpu.tpu_attention, pallas_tpu.unsupported, "tpu"),
+    "pallas_gpu": Implementation(pallas_gpu.gpu_attention, pallas_gpu.unsupported, "gpu"),
+}
 
 
 @functools.cache
@@ -23,50 +44,98 @@ def _say_once(chosen: str, queries: int, keys: int) -> None:
     log.info("attention: %s for %d queries and %d keys", chosen, queries, keys)
 
 
-def _choose(queries: int, keys: int) -> str:
-    chosen = "reference" if queries * keys <= DENSE_SCORES else "blockwise"
-    _say_once(chosen, queries, keys)
+def _choose(q: Array, k: Array, bias: Bias | None) -> str:
+    """The kernel of the platform where it can serve, else blockwise; dense where everything is one small block."""
+    chosen, here = "blockwise", platform()
+    if q.shape[1] * k.shape[1] <= DENSE_SCORES:
+        chosen = "reference"
+    else:
+        kernels = [name for name, known in IMPLEMENTATIONS.items() if known.platform == here]
+        chosen = next((name for name in kernels if IMPLEMENTATIONS[name].unsupported(q, k, bias) is None), chosen)
+    _say_once(chosen, q.shape[1], k.shape[1])
     return chosen
 
 
-def _check(q: Array, k: Array, v: Array, dropout_rate: float, dropout_key: Array | None) -> None:
-    if q.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
+def _check_name(name: str, q: Array, k: Array, bias: Bias | None, interpret: bool) -> None:
+    if name not in IMPLEMENTATIONS:
+        raise NotImplementedError(f"attend: got implementation {name!r}, expected one of {', '.join(IMPLEMENTATIONS)}.")
+    known = IMPLEMENTATIONS[name]
+    reason = known.unsupported(q, k, bias)
+    if reason is None and known.platform not in (None, platform()) and not interpret:
+        reason = (
+            f"a computation for {platform()}, and it is compiled for {known.platform} only (or run with interpret=True)"
+        )
+    if reason is not None:
+        raise NotImplementedError(f"attend: {name} cannot serve {reason}. Use implementation='blockwise'.")
+
+
+def _check(
+    q: Array, k: Array, v: Array, dropout_rate: float, dropout_key: Array | None, tolerance: float | None
+) -> None:
+    if (
+        q.ndim != 4
+        or k.shape != v.shape
+        or (q.shape[0], q.shape[-1]) != (k.shape[0], k.shape[-1])
+        or q.shape[2] % k.shape[2]
+    ):
         raise ValueError(
-            f"attend: got q {q.shape}, k {k.shape}, v {v.shape}, expected q [B, T, H, D] and k, v [B, S, H, D]. "
-            "Reshape them; keys and values have as many heads as queries."
+            f"attend: got q {q.shape}, k {k.shape}, v {v.shape}, expected q [B, T, H, D] and k, v [B, S, K, D]. "
+            "Reshape them; the number of heads of q is a multiple of that of k and v."
+        )
+    if 0 in q.shape or 0 in k.shape:
+        raise ValueError(
+            f"attend: got q {q.shape}, k {k.shape}, expected no dimension of 0. Give it at least one token."
         )
     if not 0 <= dropout_rate < 1 or (dropout_rate > 0 and dropout_key is None):
         raise ValueError(
             f"attend: got dropout_rate {dropout_rate} and dropout_key {dropout_key}, expected a rate in [0, 1) and, above "
             "0, a key. Pass dropout_key=jax.random.key(...)."
         )
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(
+            f"attend: got reach_tolerance {tolerance}, expected a share of the softmax mass in (0, 1), 'auto', or None to skip "
+            "nothing. Pass one of these."
+        )
 
 
 def attend(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     *,
     bias: Bias | None = None,
     q_offset: int | Int[Array, ""] = 0,
     causal: bool = True,
-    implementation: Literal["auto", "reference", "blockwise"] = "auto",
+    implementation: Name = "auto",
+    reach_tolerance: float | Literal["auto"] | None = "auto",
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
+    interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
     """softmax(q k^T / sqrt(D) + bias) v: query t stands at position q_offset + t, key s at position s.
 
+    K key heads serve H = K G query heads, head h reading key head h // G (grouped-query attention; K = H is the usual one).
     bias: added after the scaling, in float32, such as `LinearBias(alibi_slopes(H))` (Press et al. 2022, section 3).
     causal: a query sees keys at or before its position. q_offset: non-negative; not 0 when decoding with a cache.
+    reach_tolerance: the largest share of a row's softmax mass that may be skipped, where the bias proves a bound (causal
+    LinearBias; see attention/reach.py); "auto": by dtype, below its rounding; None: skip nothing. `reference` never skips.
     dropout_rate: share of the softmax weights dropped; the mask depends on positions alone, so implementations agree.
-    implementation: "auto" chooses, and logs its choice once. Differentiable in q, k, v and the bias's arrays.
-    ValueError for shapes that do not fit; NotImplementedError for an implementation that does not exist.
+    implementation: "auto" chooses, and logs its choice once. Differentiable in q, k, v and, but for the Pallas kernels, the
+    bias's arrays. interpret: run a Pallas kernel step by step on any device; slow, for tests.
+    Under `jax.set_mesh` the batch and the heads are split over the mesh as sharding.RULES say, each device attending alone.
+    ValueError for shapes that do not fit; NotImplementedError for an implementation that does not exist or cannot serve.
     """
-    _check(q, k, v, dropout_rate, dropout_key)
-    chosen = _choose(q.shape[1], k.shape[1]) if implementation == "auto" else implementation
-    if chosen not in IMPLEMENTATIONS:
-        raise NotImplementedError(
-            f"attend: got implementation {chosen!r}, expected one of {', '.join(IMPLEMENTATIONS)}."
-        )
-    seed = seed_words(dropout_key if dropout_rate > 0 else None)
-    return IMPLEMENTATIONS[chosen](q, k, v, bias, jnp.asarray(q_offset, jnp.int32), seed, causal, dropout_rate)
+    tolerance = DEFAULT_TOLERANCE[jnp.dtype(q.dtype).name] if reach_tolerance == "auto" else reach_tolerance
+    _check(q, k, v, dropout_rate, dropout_key, tolerance)
+    chosen = _choose(q, k, bias) if implementation == "auto" else implementation
+    _check_name(chosen, q, k, bias, interpret)
+    seeds = head_seeds(dropout_key if dropout_rate > 0 else None, q.shape[0], q.shape[2])
+    inputs = q, k, v, bias, jnp.asarray(q_offset, jnp.int32), seeds
+    function: Any = functools.partial(
+        IMPLEMENTATIONS[chosen].function, Options(causal, dropout_rate, tolerance, interpret)
+    )
+    if chosen == "reference":  # plain products, which the compiler splits well by itself
+        return function(*inputs)
+    heads = "batch", "length", "heads", "head_width"
+    dimensions = heads, heads, heads, None if bias is None else bias.dimensions, (), ("batch", "heads", "words")
+    return on_each_device(function, inputs, dimensions, heads)

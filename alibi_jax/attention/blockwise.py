@@ -1,201 +1,341 @@
 """Attention block by block in plain JAX: O(T + S) memory forward and backward, any bias, any device.
 
-The softmax is carried over key blocks as (running maximum, running sum, running output) (Milakov & Gimelshein 2018; Dao et
-al. 2022). The backward pass makes every block's weights again from the saved log-sum-exp. Blocks wholly after the query
-are never visited.
+A block of queries meets its blocks of keys from the nearest to the farthest, and stops where the reach (reach.py) proves that
+what is left weighs less than the tolerance, for by then it knows the sum of what it has seen. The backward pass makes every
+block's weights again from the saved log-sum-exp, which also says how far it must go. Nothing of size T x S is ever held.
+
+A score's bound does a second service: where it is below MODEST, exp(score) can neither overflow nor vanish in float32, and
+the softmax needs no running maximum (which would cost a fifth of the time on a CPU). Elsewhere the rows' maxima come first.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, Float, Float32, Int, UInt32
 
+from alibi_jax.attention import passes
 from alibi_jax.attention.dropout import keep_mask
+from alibi_jax.attention.options import Options
+from alibi_jax.attention.passes import Plan
+from alibi_jax.attention.reach import excess_within, first_key_block, reach, score_bounds
 from alibi_jax.positions.base import Bias
 
-BLOCK = 128  # queries and keys of a block; 64 to 256 are within 10 % of each other on 2 CPU cores
-
+BLOCK = 512  # queries and keys of a block: XLA's CPU backend runs products of this size on all cores, at 128 on one
+MODEST = 60.0  # exp(60) summed over 1e6 keys is below 1e33; exp(-60 - 17) is still a normal number
 
 # float32 inputs are multiplied as float32 (accelerators would round them to TF32 or bfloat16); bfloat16 ones are exact anyway
 EXACT = {"preferred_element_type": jnp.float32, "precision": "highest"}
 
 
-class Options(NamedTuple):
-    """What is fixed when the function is traced."""
+class Heads(NamedTuple):
+    """The arrays of one pass; r and g as in passes.py."""
 
-    causal: bool
-    dropout_rate: float
-    num_keys: int  # before padding
-    block: int
-
-
-def _split(x: Float[Array, "B L H D"], block: int) -> Float[Array, "N B H block D"]:
-    """Blocks of the sequence, heads outside of positions, the last block padded with zeros."""
-    batch, length, heads, width = x.shape
-    blocks = -(-length // block)
-    x = jnp.pad(x, ((0, 0), (0, blocks * block - length), (0, 0), (0, 0)))
-    return x.reshape(batch, blocks, block, heads, width).transpose(1, 0, 3, 2, 4)
+    q: Any  # [r g T D]
+    k: Any  # [r S D]
+    v: Any
+    bounds: Any  # float32 [r g T]: of the scores
+    bias: Bias | None  # of its query heads
+    seeds: Any  # uint32 [r g 2]
 
 
-def _join(blocks: Float[Array, "N B H block D"], length: int) -> Float[Array, "B L H D"]:
-    count, batch, heads, block, width = blocks.shape
-    return blocks.transpose(1, 0, 3, 2, 4).reshape(batch, count * block, heads, width)[:, :length]
+class Left(NamedTuple):
+    """What the forward pass left for the backward pass, of each query, and the gradient that came."""
+
+    d_out: Any  # [r g T D]
+    logsumexp: Any  # float32 [r g T]
+    delta: Any  # float32 [r g T]: sum of d_out * out
 
 
-def _positions(index: Int[Array, ""], block: int) -> Int[Array, " block"]:
-    return index * block + jnp.arange(block)
+class Gradients(NamedTuple):
+    """What a pass sums up for its keys; transposed, so that no product needs a transposed matrix of weights."""
+
+    k: Any  # float32 [r D S]
+    v: Any
+    bias: Any  # like the bias, None where nobody asks for it
 
 
-def _num_key_blocks(options: Options, last_query: Int[Array, ""], key_blocks: int) -> Int[Array, ""]:
-    """How many key blocks, from the first, hold a key that the block's last query may see."""
-    if not options.causal:
-        return jnp.asarray(key_blocks, jnp.int32)
-    return jnp.minimum(last_query // options.block + 1, key_blocks).astype(jnp.int32)
+def _part(x: Array, index: Array, size: int, axis: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
 
 
-def _scores(
-    options: Options,
-    q: Float[Array, "B H T D"],
-    k: Float[Array, "B H S D"],
-    bias: Float32[Array, "H T S"] | None,
-    q_positions: Int[Array, " T"],
-    k_positions: Int[Array, " S"],
-) -> Float32[Array, "B H T S"]:
-    """Scaled scores with the bias; -inf where a key is padding or after the query."""
-    scores = jnp.einsum("bhtd,bhsd->bhts", q, k, **EXACT) * q.shape[-1] ** -0.5
-    scores = scores if bias is None else scores + bias[None]
-    seen = k_positions[None, :] < options.num_keys
-    if options.causal:
+def _positions(plan: Plan, q_offset: Array, i: Array, j: Array) -> tuple[Int[Array, " t"], Int[Array, " s"]]:
+    """Positions of a block's queries and keys; queries that are padding stand where the last one does."""
+    index = jnp.minimum(i * plan.block_q + jnp.arange(plan.block_q), plan.num_queries - 1)
+    return q_offset + index, j * plan.block_k + jnp.arange(plan.block_k)
+
+
+def _scores(plan: Plan, q: Array, k: Array, biases: Array | None, positions: tuple) -> Float32[Array, "r g t s"]:
+    """Scaled scores with the bias [heads t s]; -inf where a key is padding or after the query."""
+    scores = jnp.einsum("rgtd,rsd->rgts", q, k, **EXACT) * q.shape[-1] ** -0.5
+    if biases is not None:
+        scores = (passes.by_heads(plan, scores) + biases[None]).reshape(scores.shape)
+    q_positions, k_positions = positions
+    seen = k_positions[None, :] < plan.num_keys
+    if plan.options.causal:
         seen = seen & (k_positions[None, :] <= q_positions[:, None])
-    return jnp.where(seen, scores, -jnp.inf)
+    return jnp.where(seen[None, None], scores, -jnp.inf)
 
 
-def _keep(options: Options, seed: UInt32[Array, "2"], shape: tuple, q_positions: Array, k_positions: Array) -> Array:
+def _keep(plan: Plan, seeds: UInt32[Array, "r g 2"], positions: tuple) -> Float32[Array, "r g t s"]:
     """What a weight is multiplied by: 0 where it is dropped, else 1 / (1 - rate)."""
-    kept = keep_mask(seed, options.dropout_rate, *shape[:2], q_positions, k_positions)
-    return jnp.where(kept, 1.0 / (1.0 - options.dropout_rate), 0.0)
+    rate, (q_positions, k_positions) = plan.options.dropout_rate, positions
+    seed = seeds[:, :, 0, None, None], seeds[:, :, 1, None, None]
+    kept = keep_mask(seed, rate, q_positions[None, None, :, None], k_positions[None, None, None])
+    return jnp.where(kept, 1.0 / (1.0 - rate), 0.0)
 
 
-def _forward_row(options, q, k, v, bias, q_positions, seed):
-    """One block of queries against all its key blocks: (output [B H T D] float32, log-sum-exp [B H T])."""
+def _last_key_block(plan: Plan, start: Array, key_blocks: int) -> Int[Array, ""]:
+    """Index of the last block with a key that queries from position `start` on may see."""
+    if not plan.options.causal:
+        return jnp.int32(key_blocks - 1)
+    return jnp.minimum((start + plan.block_q - 1) // plan.block_k, key_blocks - 1).astype(jnp.int32)
+
+
+def _first_key_block(plan: Plan, heads: Heads, i: Array, start: Array, low: Array) -> Int[Array, ""]:
+    """The first block of keys that a head's queries of block i need; `low` is the log of a part of each row's sum."""
+    wanted = plan.options.causal and plan.options.reach_tolerance is not None and heads.bias is not None
+    slopes = heads.bias.decay() if wanted else None
+    if slopes is None:
+        return jnp.int32(0)
+    slopes, bounds = passes.for_heads(plan, slopes), _part(heads.bounds, i, plan.block_q, 2)
+    tokens = reach(excess_within(bounds - low, slopes), slopes, plan.options.reach_tolerance)
+    return first_key_block(tokens.max(), start, plan.block_k)
+
+
+def _nearest_first(plan: Plan, heads: Heads, i: Array, start: Array, visit: Callable, state: Any) -> Any:
+    """Visits blocks of keys, from the last a query may see, while they are needed; visit(j, state) -> (state, low).
+
+    The blocks that hold the queries' own positions are always visited: before them a row may have seen nothing.
+    """
+    last = _last_key_block(plan, start, heads.k.shape[1] // plan.block_k)
+    own = jnp.minimum(start // plan.block_k, last)
+
+    def is_needed(carry):
+        j, first, _ = carry
+        return (j >= 0) & ((j >= own) | (j >= first))
+
+    def step(carry):
+        j, _, state = carry
+        state, low = visit(j, state)
+        return j - 1, _first_key_block(plan, heads, i, start, low), state
+
+    return jax.lax.while_loop(is_needed, step, (last, jnp.int32(0), state))[2]
+
+
+def _is_modest(plan: Plan, heads: Heads, i: Array, q_offset: Array) -> Array:
+    """Whether exp(score) needs no shift: all scores small, and each query's own key there, so that one is not too small."""
+    if heads.v.dtype == jnp.float16:  # its largest number is exp(11)
+        return jnp.bool_(False)
+    bounds = _part(heads.bounds, i, plan.block_q, 2).max(-1)
+    largest = bounds if heads.bias is None else bounds + passes.for_heads(plan, heads.bias.largest())
+    return (largest.max() <= MODEST) & (q_offset + plan.num_queries <= plan.num_keys)
+
+
+def _forward_block(plan: Plan, heads: Heads, q_offset: Array, i: Array) -> tuple[Array, Array]:
+    """Block i of queries: (output [r g t D] float32, log-sum-exp [r g t])."""
+    q, start = _part(heads.q, i, plan.block_q, 2), q_offset + i * plan.block_q
+
+    def scores_of(j):
+        positions = _positions(plan, q_offset, i, j)
+        biases = None if heads.bias is None else heads.bias.block(*positions)
+        return _scores(plan, q, _part(heads.k, j, plan.block_k, 1), biases, positions), positions
+
+    def visit_for_maxima(j, maxima):
+        maxima = jnp.maximum(maxima, scores_of(j)[0].max(-1))
+        return maxima, maxima
+
+    def visit(j, state):
+        out, total = state
+        scores, positions = scores_of(j)
+        weights = jnp.exp(scores - shift[..., None])
+        total = total + weights.sum(-1)
+        if plan.options.dropout_rate > 0:
+            weights = weights * _keep(plan, heads.seeds, positions)
+        values = _part(heads.v, j, plan.block_k, 1)
+        out = out + jnp.einsum("rgts,rsd->rgtd", weights.astype(values.dtype), values, **EXACT)
+        return (out, total), shift + jnp.log(total)
+
+    walk = functools.partial(_nearest_first, plan, heads, i, start)
+    zeros = jnp.zeros(q.shape[:-1], jnp.float32)
+    shift = jax.lax.cond(
+        _is_modest(plan, heads, i, q_offset), lambda: zeros, lambda: walk(visit_for_maxima, zeros - jnp.inf)
+    )
+    out, total = walk(visit, (jnp.zeros(q.shape, jnp.float32), zeros))
+    return out / total[..., None], shift + jnp.log(total)
+
+
+def _backward_visit(
+    plan: Plan, heads: Heads, q: Array, left: Left, positions: tuple, k: Array, v: Array, learned: bool
+) -> tuple:
+    """What one pair of blocks adds: (Gradients of its keys, dq [r g t D])."""
+    biases, bias_vjp = None, None
+    if heads.bias is not None:
+        biases, bias_vjp = jax.vjp(lambda bias: bias.block(*positions), heads.bias)
+    weights = jnp.exp(_scores(plan, q, k, biases, positions) - left.logsumexp[..., None])
+    d_weights, dropped = jnp.einsum("rgtd,rsd->rgts", left.d_out, v, **EXACT), weights
+    if plan.options.dropout_rate > 0:
+        keep = _keep(plan, heads.seeds, positions)
+        d_weights, dropped = d_weights * keep, weights * keep
+    d_scores = weights * (d_weights - left.delta[..., None])
+    d_bias = bias_vjp(passes.by_heads(plan, d_scores).sum(0))[0] if learned else None
+    d_scores = (d_scores * q.shape[-1] ** -0.5).astype(q.dtype)
+    dk = jnp.einsum("rgdt,rgts->rds", q.swapaxes(2, 3), d_scores, **EXACT)
+    dv = jnp.einsum("rgdt,rgts->rds", left.d_out.swapaxes(2, 3), dropped.astype(v.dtype), **EXACT)
+    return Gradients(dk, dv, d_bias), jnp.einsum("rgts,rsd->rgtd", d_scores, k, **EXACT)
+
+
+def _backward_block(plan: Plan, heads: Heads, left: Left, gradients: Gradients, q_offset: Array, i: Array) -> tuple:
+    """Block i of queries: (gradients with its share added, dq [r g t D] float32)."""
+    start, q = q_offset + i * plan.block_q, _part(heads.q, i, plan.block_q, 2)
+    left = Left(*(_part(x, i, plan.block_q, 2) for x in left))
+
+    def add(whole, part, j):
+        part = _part(whole, j, plan.block_k, 2) + part
+        return jax.lax.dynamic_update_slice_in_dim(whole, part, j * plan.block_k, 2)
 
     def visit(j, carry):
-        output, largest, total = carry
-        k_positions = _positions(j, options.block)
-        block_bias = None if bias is None else bias.block(q_positions, k_positions)
-        scores = _scores(options, q, k[j], block_bias, q_positions, k_positions)
-        new_largest = jnp.maximum(largest, scores.max(-1))
-        weights = jnp.exp(scores - new_largest[..., None])
-        shrink = jnp.exp(largest - new_largest)
-        total = total * shrink + weights.sum(-1)
-        if options.dropout_rate > 0:
-            weights = weights * _keep(options, seed, weights.shape, q_positions, k_positions)
-        added = jnp.einsum("bhts,bhsd->bhtd", weights.astype(v.dtype), v[j], **EXACT)
-        return output * shrink[..., None] + added, new_largest, total
+        gradients, dq = carry
+        k, v = (_part(x, j, plan.block_k, 1) for x in (heads.k, heads.v))
+        positions = _positions(plan, q_offset, i, j)
+        more, more_dq = _backward_visit(plan, heads, q, left, positions, k, v, gradients.bias is not None)
+        bias = jax.tree.map(jnp.add, gradients.bias, more.bias)
+        return Gradients(add(gradients.k, more.k, j), add(gradients.v, more.v, j), bias), dq + more_dq
 
-    rows = q.shape[:-1]
-    start = jnp.zeros(q.shape, jnp.float32), jnp.full(rows, -1e30, jnp.float32), jnp.zeros(rows, jnp.float32)
-    count = _num_key_blocks(options, q_positions[-1], k.shape[0])
-    output, largest, total = jax.lax.fori_loop(0, count, visit, start)
-    return output / total[..., None], largest + jnp.log(total)
+    first = _first_key_block(plan, heads, i, start, left.logsumexp)
+    stop = _last_key_block(plan, start, heads.k.shape[1] // plan.block_k) + 1
+    return jax.lax.fori_loop(first, stop, visit, (gradients, jnp.zeros(q.shape, jnp.float32)))
 
 
-def _forward(options, q, k, v, bias, q_offset, seed):
-    def row(inputs):
-        index, q_block = inputs
-        q_positions = q_offset + _positions(index, options.block)
-        output, logsumexp = _forward_row(options, q_block, k, v, bias, q_positions, seed)
-        return output.astype(q.dtype), logsumexp
+class Inputs(NamedTuple):
+    """The arrays attention is a function of, padded to whole blocks."""
 
-    return jax.lax.map(row, (jnp.arange(q.shape[0]), q))
-
-
-def _backward_block(options, q, k, v, logsumexp, d_output, delta, bias, learned, q_positions, k_positions, seed):
-    """Gradients one (query block, key block) pair gives: (dq, dk, dv, dbias), the last None where it is not `learned`."""
-    block_bias, bias_vjp = (None, None) if bias is None else jax.vjp(lambda b: b.block(q_positions, k_positions), bias)
-    weights = jnp.exp(_scores(options, q, k, block_bias, q_positions, k_positions) - logsumexp[..., None])
-    d_weights = jnp.einsum("bhtd,bhsd->bhts", d_output, v, **EXACT)
-    dropped = weights
-    if options.dropout_rate > 0:
-        keep = _keep(options, seed, weights.shape, q_positions, k_positions)
-        dropped, d_weights = weights * keep, d_weights * keep
-    dv = jnp.einsum("bhts,bhtd->bhsd", dropped.astype(d_output.dtype), d_output, **EXACT)
-    d_scores = weights * (d_weights - delta[..., None])
-    d_bias = bias_vjp(d_scores.sum(0))[0] if learned else None
-    d_scores = (d_scores * q.shape[-1] ** -0.5).astype(q.dtype)
-    dq = jnp.einsum("bhts,bhsd->bhtd", d_scores, k, **EXACT)
-    dk = jnp.einsum("bhts,bhtd->bhsd", d_scores, q, **EXACT)
-    return dq, dk, dv, d_bias
+    q: Any  # [B T K G D]
+    k: Any  # [B S K D]
+    v: Any
+    bias: Bias | None
+    q_offset: Any
+    seeds: Any  # uint32 [B K G 2]
 
 
-def _add_at(whole: Float32[Array, "N *part"], index: Int[Array, ""], part: Float32[Array, "*part"]) -> Array:
-    return jax.lax.dynamic_update_index_in_dim(whole, whole[index] + part, index, 0)
+def _bounds(plan: Plan, inputs: Inputs) -> Float32[Array, "B K G T"]:
+    batch, length, key_heads, group, width = inputs.q.shape
+    q = inputs.q.reshape(batch, length, key_heads * group, width)
+    bounds = score_bounds(q, inputs.k, inputs.q_offset, plan.options.causal)
+    return bounds.reshape(batch, length, key_heads, group).transpose(0, 2, 3, 1)
 
 
-def _backward(options, residuals, d_output):
-    q, k, v, bias, q_offset, seed, output, logsumexp, learned = residuals
-    learned = learned is not None
-    delta = jnp.sum(d_output.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
-
-    def row(carry, inputs):
-        index, q_block, *rest = inputs
-        q_positions = q_offset + _positions(index, options.block)
-
-        def visit(j, carry):
-            dq, dk, dv, d_bias = carry
-            positions = q_positions, _positions(j, options.block)
-            parts = _backward_block(options, q_block, k[j], v[j], *rest, bias, learned, *positions, seed)
-            d_bias = jax.tree.map(jnp.add, d_bias, parts[3])
-            return dq + parts[0], _add_at(dk, j, parts[1]), _add_at(dv, j, parts[2]), d_bias
-
-        count = _num_key_blocks(options, q_positions[-1], k.shape[0])
-        dq, *carry = jax.lax.fori_loop(0, count, visit, (jnp.zeros(q_block.shape, jnp.float32), *carry))
-        return tuple(carry), dq.astype(q.dtype)
-
-    zeros = (
-        jnp.zeros(k.shape, jnp.float32),
-        jnp.zeros(v.shape, jnp.float32),
-        jax.tree.map(jnp.zeros_like, bias) if learned else None,
+def _heads_of(plan: Plan, at: passes.At, inputs: Inputs, bounds: Float32[Array, "B K G T"]) -> Heads:
+    return Heads(
+        passes.cut_queries(plan, at, inputs.q),
+        passes.cut_keys(plan, at, inputs.k),
+        passes.cut_keys(plan, at, inputs.v),
+        passes.cut_numbers(plan, at, bounds),
+        passes.cut_bias(plan, at, inputs.bias, inputs.q.shape[3]),
+        passes.cut_numbers(plan, at, inputs.seeds),
     )
-    inputs = jnp.arange(q.shape[0]), q, logsumexp, d_output, delta
-    (dk, dv, d_bias), dq = jax.lax.scan(row, zeros, inputs)
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), d_bias, None, None
+
+
+def _forward(plan: Plan, inputs: Inputs) -> tuple[Float[Array, "B T K G D"], Float32[Array, "B K G T"]]:
+    """(output, log-sum-exp)."""
+    bounds = _bounds(plan, inputs)
+
+    def serve(whole, at):
+        heads = _heads_of(plan, at, inputs, bounds)
+
+        def row(whole, i):
+            out, logsumexp = _forward_block(plan, heads, inputs.q_offset, i)
+            start = i * plan.block_q
+            whole = (
+                passes.put_queries(plan, at, whole[0], out, start),
+                passes.put_numbers(plan, at, whole[1], logsumexp, start),
+            )
+            return whole, None
+
+        return jax.lax.scan(row, whole, jnp.arange(inputs.q.shape[1] // plan.block_q))
+
+    zeros = jnp.zeros_like(inputs.q), jnp.zeros_like(bounds)
+    return jax.lax.scan(serve, zeros, passes.passes(plan, inputs.q.shape))[0]
+
+
+def _backward(plan: Plan, residuals: tuple, d_out: Float[Array, "B T K G D"]) -> tuple:
+    inputs, out, logsumexp, learned = residuals
+    bounds, num_groups = _bounds(plan, inputs), inputs.q.shape[3]
+
+    def serve(whole, at):
+        heads = _heads_of(plan, at, inputs, bounds)
+        pass_out, pass_d_out = (passes.cut_queries(plan, at, x) for x in (out, d_out))
+        delta = (pass_d_out.astype(jnp.float32) * pass_out.astype(jnp.float32)) @ jnp.ones(inputs.q.shape[4])
+        left = Left(pass_d_out, passes.cut_numbers(plan, at, logsumexp), delta)
+
+        def row(carry, i):
+            gradients, whole = carry
+            gradients, dq = _backward_block(plan, heads, left, gradients, inputs.q_offset, i)
+            return (gradients, passes.put_queries(plan, at, whole, dq, i * plan.block_q)), None
+
+        zeros = jnp.zeros(heads.k.swapaxes(1, 2).shape, jnp.float32)
+        start = Gradients(zeros, zeros, None if learned is None else jax.tree.map(jnp.zeros_like, heads.bias))
+        dq, dk, dv, d_bias = whole
+        (more, dq), _ = jax.lax.scan(row, (start, dq), jnp.arange(inputs.q.shape[1] // plan.block_q))
+        dk, dv = passes.add_keys(plan, at, dk, more.k), passes.add_keys(plan, at, dv, more.v)
+        return (dq, dk, dv, passes.add_bias(plan, at, d_bias, more.bias, inputs.bias, num_groups)), None
+
+    keys = jnp.zeros(inputs.k.shape, jnp.float32)
+    start = jnp.zeros_like(inputs.q), keys, keys, None if learned is None else jax.tree.map(jnp.zeros_like, inputs.bias)
+    (dq, dk, dv, d_bias), _ = jax.lax.scan(serve, start, passes.passes(plan, inputs.q.shape))
+    return (Inputs(dq, dk.astype(inputs.k.dtype), dv.astype(inputs.v.dtype), d_bias, None, None),)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend_blocks(options, q, k, v, bias, q_offset, seed):
-    return _forward(options, q, k, v, bias, q_offset, seed)[0]
+def _attend_blocks(plan: Plan, inputs: Inputs) -> Array:
+    return _forward(plan, inputs)[0]
 
 
-def _attend_blocks_forward(options, *primals):
+def _attend_blocks_forward(plan: Plan, primals: Inputs) -> tuple:
     """Also whether anything asks for the bias's gradient: fixed slopes have none, and it costs a third of the backward."""
 
     def is_primal(leaf):
         return isinstance(leaf, CustomVJPPrimal)
 
-    learned = () if any(leaf.perturbed for leaf in jax.tree.leaves(primals[3], is_leaf=is_primal)) else None
-    q, k, v, bias, q_offset, seed = jax.tree.map(lambda leaf: leaf.value, primals, is_leaf=is_primal)
-    output, logsumexp = _forward(options, q, k, v, bias, q_offset, seed)
-    return output, (q, k, v, bias, q_offset, seed, output, logsumexp, learned)
+    learned = () if any(leaf.perturbed for leaf in jax.tree.leaves(primals.bias, is_leaf=is_primal)) else None
+    inputs = jax.tree.map(lambda leaf: leaf.value, primals, is_leaf=is_primal)
+    out, logsumexp = _forward(plan, inputs)
+    return out, (inputs, out, logsumexp, learned)
 
 
 _attend_blocks.defvjp(_attend_blocks_forward, _backward, symbolic_zeros=True)
 
 
+def _block_size(length: int) -> int:
+    """At most BLOCK, and so that as little as possible is padding."""
+    blocks = -(-length // BLOCK)
+    return -(-length // (blocks * 16)) * 16
+
+
 def blockwise_attention(
+    options: Options,
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B S H D"],
-    v: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     bias: Bias | None,
     q_offset: Int[Array, ""],
-    seed: UInt32[Array, "2"],
-    causal: bool,
-    dropout_rate: float,
+    seeds: UInt32[Array, "B H 2"],
 ) -> Float[Array, "B T H D"]:
     """The same function as `reference_attention`, in O(T + S) memory, with gradients for q, k, v and the bias's arrays."""
-    options = Options(causal, dropout_rate, k.shape[1], BLOCK)
-    blocks = (_split(x, BLOCK) for x in (q, k, v))
-    return _join(_attend_blocks(options, *blocks, bias, q_offset, seed), q.shape[1])
+    batch, queries, heads, width = q.shape
+    keys, key_heads = k.shape[1:3]
+    sizes = _block_size(queries), _block_size(keys)
+    at_once = (1, 1, 1) if jax.default_backend() == "cpu" else (batch, key_heads, heads // key_heads)
+    plan = Plan(options, queries, keys, *sizes, at_once)
+
+    def pad(x, block):
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))
+
+    q, k, v = pad(q, sizes[0]), pad(k, sizes[1]), pad(v, sizes[1])
+    q = q.reshape(batch, -1, key_heads, heads // key_heads, width)
+    seeds = seeds.reshape(batch, key_heads, heads // key_heads, 2)
+    out = _attend_blocks(plan, Inputs(q, k, v, bias, q_offset, seeds))
+    return out.reshape(batch, -1, heads, width)[:, :queries]

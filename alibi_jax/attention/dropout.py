@@ -16,24 +16,20 @@ def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     return x ^ (x >> 16)
 
 
-def keep_mask(
-    seed: UInt32[Array, "2"],
-    rate: float,
-    batch: int,
-    num_heads: int,
-    q_positions: Int[Array, " T"],
-    k_positions: Int[Array, " S"],
-) -> Bool[Array, "B H T S"]:
-    """True where a weight is kept, with probability 1 - rate."""
-    rows = _mix(jnp.arange(batch * num_heads, dtype=jnp.uint32) + seed[0]).reshape(batch, num_heads, 1)
-    rows = _mix(rows + _mix(q_positions.astype(jnp.uint32) ^ seed[1])[None, None, :])
-    columns = k_positions.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
-    bits = _mix(rows[..., None] + columns[None, None, None, :])
-    return bits >= jnp.uint32(round(rate * 2**32))
+def head_seeds(key: jax.Array | None, batch: int, num_heads: int) -> UInt32[Array, "B H 2"]:
+    """Two words for each (batch row, head), from which its mask is made; zeros where there is no dropout.
 
-
-def seed_words(key: jax.Array | None) -> UInt32[Array, "2"]:
-    """The two words the mask is made from; zeros where there is no dropout."""
+    An array like q's leading dimensions, so that a device that holds some of the heads holds their words.
+    """
     if key is None:
-        return jnp.zeros(2, jnp.uint32)
-    return jax.random.bits(key, (2,), jnp.uint32)
+        return jnp.zeros((batch, num_heads, 2), jnp.uint32)
+    return jax.random.bits(key, (batch, num_heads, 2), jnp.uint32)
+
+
+def keep_mask(
+    seed: tuple[Array, Array], rate: float, q_positions: Int[Array, "..."], k_positions: Int[Array, "..."]
+) -> Bool[Array, "..."]:
+    """True where a weight is kept, with probability 1 - rate; the words of a head's seed and the positions broadcast."""
+    rows = _mix(seed[0] + _mix(q_positions.astype(jnp.uint32) ^ seed[1]))
+    bits = _mix(rows + k_positions.astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
+    return bits >= jnp.uint32(round(rate * 2**32))

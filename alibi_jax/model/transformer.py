@@ -44,6 +44,8 @@ class Attention(nn.Module):
         position, positions = POSITIONS[config.position](config), jnp.arange(x.shape[1])
         queries, keys, values = project("query"), project("key"), project("value")
         queries, keys = (position.rotate(heads, positions) for heads in (queries, keys))
+        for name, heads in (("queries", queries), ("keys", keys), ("values", values)):
+            self.sow("intermediates", name, heads)  # kept only where apply(..., mutable="intermediates") asks
         rate = config.attention_dropout if train else 0.0
         key = self.make_rng("dropout") if rate > 0 else None
         mixed = attend(
@@ -142,9 +144,9 @@ class TransformerLM(nn.Module):
         config = self.config
         layer = nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
         if config.scan_layers:
-            split = {"params": True, "dropout": True}
+            split, axes = {"params": True, "dropout": True}, {"params": 0, "intermediates": 0}
             scanned = nn.scan(
-                layer, variable_axes={"params": 0}, split_rngs=split, in_axes=nn.broadcast, length=config.num_layers
+                layer, variable_axes=axes, split_rngs=split, in_axes=nn.broadcast, length=config.num_layers
             )
             return scanned(config, train, name="layers")(x, bias)[0]
         for i in range(config.num_layers):

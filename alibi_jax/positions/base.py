@@ -4,7 +4,7 @@ The base class does nothing in each hook, and so is itself a method: no position
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,22 @@ Positions = Int[Array, " T"]
 class Bias:
     """A number for every (head, query position, key position), computed where it is needed, never stored whole."""
 
+    dimensions: ClassVar[tuple[str, ...]]  # of its one array, as sharding.RULES call them
+
     def block(self, q_positions: Positions, k_positions: Int[Array, " S"]) -> Float32[Array, "H T S"]:
         """Bias added to the scaled scores of these queries and keys, before the softmax."""
+        raise NotImplementedError
+
+    def heads(self, first: int | Int[Array, ""], count: int) -> "Bias":
+        """The bias of `count` heads from `first` on."""
+        raise NotImplementedError
+
+    def decay(self) -> Float32[Array, " H"] | None:
+        """Slopes m such that no bias at distance d is above -m d; None where no such bound is known."""
+        return None
+
+    def largest(self) -> Float32[Array, " H"]:
+        """No bias is above it, and the bias at distance 0 is not below minus it; infinite where nothing is known."""
         raise NotImplementedError
 
 
@@ -31,11 +45,22 @@ class LinearBias(Bias):
     positions misplaces 26 % of the softmax mass at 2,048 tokens. Symmetric, so it serves encoders too.
     """
 
+    dimensions: ClassVar[tuple[str, ...]] = ("heads",)
+
     slopes: Any  # float32 [H]; Any, because JAX puts placeholders here when it takes trees apart
 
     def block(self, q_positions: Positions, k_positions: Int[Array, " S"]) -> Float32[Array, "H T S"]:
         distances = jnp.abs(q_positions[:, None] - k_positions[None, :])
         return -self.slopes[:, None, None] * distances.astype(jnp.float32)[None]
+
+    def heads(self, first: int | Int[Array, ""], count: int) -> "LinearBias":
+        return LinearBias(jax.lax.dynamic_slice_in_dim(self.slopes, first, count, 0))
+
+    def decay(self) -> Float32[Array, " H"]:
+        return self.slopes
+
+    def largest(self) -> Float32[Array, " H"]:
+        return jnp.where(self.slopes >= 0, 0.0, jnp.inf)
 
 
 class PositionMethod(nn.Module):

@@ -1,7 +1,7 @@
 """T5's learned bias by distance bucket (Raffel et al. 2020, section 2.1)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ def bucket_edges(num_buckets: int, max_distance: int) -> np.ndarray:
 class BucketBias(Bias):
     """table[bucket(query position - key position), head]; keys after the query share bucket 0, as in T5's decoder."""
 
+    dimensions: ClassVar[tuple[str, ...]] = ("rows", "heads")
+
     table: Any  # float32 [R, H]; Any, because JAX puts placeholders here when it takes trees apart
     max_distance: int = dataclasses.field(default=128, metadata={"static": True})
 
@@ -39,6 +41,12 @@ class BucketBias(Bias):
     def block(self, q_positions: Positions, k_positions: Int[Array, " S"]) -> Float32[Array, "H T S"]:
         distances = q_positions[:, None] - k_positions[None, :]
         return jnp.moveaxis(self.table.astype(jnp.float32)[self.buckets(distances)], -1, 0)
+
+    def heads(self, first: int | Int[Array, ""], count: int) -> "BucketBias":
+        return BucketBias(jax.lax.dynamic_slice_in_dim(self.table, first, count, 1), self.max_distance)
+
+    def largest(self) -> Float32[Array, " H"]:
+        return jnp.abs(self.table.astype(jnp.float32)).max(0)
 
 
 class T5Bias(PositionMethod):

@@ -1,0 +1,354 @@
+"""Attention kernels for GPUs (Pallas, Triton): linear or no bias, forward and backward, skipping beyond the reach.
+
+One program serves a block of queries of one head and loops over just the blocks of keys it needs: those the reach keeps, the
+ones that need a mask last. The bias is made inside, in float32, from integer positions and the head's slope. Exponentials
+are powers of two, which the hardware has; the scores are scaled for it.
+
+Why Triton and not Mosaic GPU, Pallas's own future backend for Hopper: a Triton kernel is written in whole blocks, and what
+holds in interpret mode holds on the device; a Mosaic GPU one is written in barriers, asynchronous copies and warp groups,
+whose hangs and races show on the device alone, and none was at hand. FlexAttention is Triton, too. Triton is deprecated in
+Pallas from jax 0.11: when it goes, this file is what has to be written anew.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float, Float32, Int, Int32, UInt32
+
+from alibi_jax.attention.dropout import keep_mask
+from alibi_jax.attention.options import Options
+from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
+from alibi_jax.positions.base import Bias, LinearBias
+
+LOG2E = math.log2(math.e)
+
+
+class Tiles(NamedTuple):
+    """Queries and keys of a block, and how Triton runs it."""
+
+    block_q: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+class Kernel(NamedTuple):
+    """What is fixed when the kernels are traced."""
+
+    options: Options
+    num_keys: int  # before padding
+    width: int  # of a head, before padding
+    forward: Tiles
+    backward: Tiles
+
+
+class Inputs(NamedTuple):
+    """The arrays, padded: lengths to whole blocks, head width to a power of two."""
+
+    q: Any  # [B T H D]
+    k: Any  # [B S K D]
+    v: Any
+    slopes: Any  # float32 [H]
+    q_offset: Any  # int32 [1]
+    seeds: Any  # uint32 [B H 2]
+    first: Any  # int32 [B H N]: key block from which a block of queries visits, in the forward pass's blocks
+    first_backward: Any  # the same in the backward pass's
+    last_query: Any  # int32 [B H M]: last block of queries that visits a key block, in the backward pass's blocks
+
+
+def _tiles(dtype: Any, width: int) -> tuple[Tiles, Tiles]:
+    """(forward, backward): what fits registers and shared memory of Hopper; float32 takes twice the room."""
+    if dtype == jnp.float32:
+        return Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 2)
+    return (Tiles(128, 64, 4, 3), Tiles(64, 64, 4, 2)) if width <= 64 else (Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2))
+
+
+def _dot(a: Array, b: Array, transposed_a: bool = False, transposed_b: bool = False) -> Float32[Array, "rows columns"]:
+    precision = "highest" if a.dtype == jnp.float32 else None
+    dims = (((0 if transposed_a else 1,), (1 if transposed_b else 0,)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, start: Array, j_start: Array, masked: bool) -> tuple:
+    """(scores in powers of two [T, S], positions [T, 1], [1, S]); masked: -inf where a key is padding or after the query."""
+    q_positions = start + jnp.arange(q.shape[0])[:, None]
+    k_positions = j_start + jnp.arange(k.shape[0])[None, :]
+    distances = q_positions - k_positions
+    scores = _dot(q, k, transposed_b=True) * (LOG2E * kernel.width**-0.5)
+    scores = scores - (LOG2E * slope) * jnp.abs(distances).astype(jnp.float32)
+    if masked:
+        seen = k_positions < kernel.num_keys
+        seen = seen & (distances >= 0) if kernel.options.causal else seen
+        scores = jnp.where(seen, scores, -jnp.inf)
+    return scores, q_positions, k_positions
+
+
+def _keep(kernel: Kernel, seed: tuple, q_positions: Array, k_positions: Array) -> Float32[Array, "T S"]:
+    """What a weight is multiplied by: 0 where it is dropped, else 1 / (1 - rate)."""
+    rate = kernel.options.dropout_rate
+    return jnp.where(keep_mask(seed, rate, q_positions, k_positions), 1.0 / (1.0 - rate), 0.0)
+
+
+def _key_range(kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blocks: int) -> tuple[Array, Array]:
+    """(end of the key blocks that need no mask, end of all) for queries from `start` on."""
+    whole = kernel.num_keys // tiles.block_k
+    if not kernel.options.causal:
+        return jnp.maximum(first, whole), jnp.int32(key_blocks)
+    end = jnp.minimum((start + tiles.block_q - 1) // tiles.block_k + 1, key_blocks)
+    return jnp.clip(jnp.minimum((start + 1) // tiles.block_k, whole), first, end), end
+
+
+def _loop(kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blocks: int, visit: Any, carry: Any) -> Any:
+    """visit(masked, j, carry) over the key blocks of a block of queries, those that need a mask last."""
+    unmasked_end, end = _key_range(kernel, tiles, start, first, key_blocks)
+    carry = jax.lax.fori_loop(first, unmasked_end, functools.partial(visit, False), carry)
+    return jax.lax.fori_loop(unmasked_end, end, functools.partial(visit, True), carry)
+
+
+def _forward_kernel(
+    kernel: Kernel, key_blocks: int, q_ref, k_ref, v_ref, slope, q_offset, seeds, first, out, logsumexp
+):
+    tiles = kernel.forward
+    start, q, slope = q_offset[0] + pl.program_id(0) * tiles.block_q, q_ref[...], slope[0]
+
+    def visit(masked, j, carry):
+        mixed, largest, total = carry
+        rows = pl.ds(j * tiles.block_k, tiles.block_k)
+        scores, *positions = _scores(kernel, q, k_ref[rows, :], slope, start, j * tiles.block_k, masked)
+        new_largest = jnp.maximum(largest, scores.max(1))
+        weights, shrink = jnp.exp2(scores - new_largest[:, None]), jnp.exp2(largest - new_largest)
+        total = total * shrink + weights.sum(1)
+        if kernel.options.dropout_rate > 0:
+            weights = weights * _keep(kernel, (seeds[0], seeds[1]), *positions)
+        return mixed * shrink[:, None] + _dot(weights.astype(q.dtype), v_ref[rows, :]), new_largest, total
+
+    zeros = jnp.zeros(tiles.block_q, jnp.float32)
+    carry = jnp.zeros(q.shape, jnp.float32), zeros - 1e30, zeros
+    mixed, largest, total = _loop(kernel, tiles, start, first[0], key_blocks, visit, carry)
+    out[...] = (mixed / total[:, None]).astype(out.dtype)
+    logsumexp[...] = (largest + jnp.log2(total)) / LOG2E
+
+
+def _weights_and_gradients(kernel, q, k, v, d_out, logsumexp, delta, slope, seed, start, j_start, masked):
+    """(weights after dropout, gradient of the scaled scores), float32 [T, S]."""
+    scores, *positions = _scores(kernel, q, k, slope, start, j_start, masked)
+    weights = jnp.exp2(scores - (LOG2E * logsumexp)[:, None])
+    d_weights, dropped = _dot(d_out, v, transposed_b=True), weights
+    if kernel.options.dropout_rate > 0:
+        keep = _keep(kernel, seed, *positions)
+        d_weights, dropped = d_weights * keep, weights * keep
+    return dropped, weights * (d_weights - delta[:, None]) * kernel.width**-0.5
+
+
+def _dq_kernel(
+    kernel: Kernel, key_blocks: int, q, k_ref, v_ref, d_out, logsumexp, delta, slope, q_offset, seeds, first, dq
+):
+    tiles = kernel.backward
+    start = q_offset[0] + pl.program_id(0) * tiles.block_q
+    q, d_out, logsumexp, delta, slope = q[...], d_out[...], logsumexp[...], delta[...], slope[0]
+
+    def visit(masked, j, total):
+        rows = pl.ds(j * tiles.block_k, tiles.block_k)
+        k, v = k_ref[rows, :], v_ref[rows, :]
+        _, d_scores = _weights_and_gradients(
+            kernel, q, k, v, d_out, logsumexp, delta, slope, (seeds[0], seeds[1]), start, j * tiles.block_k, masked
+        )
+        return total + _dot(d_scores.astype(k.dtype), k)
+
+    zeros = jnp.zeros(q.shape, jnp.float32)
+    dq[...] = _loop(kernel, tiles, start, first[0], key_blocks, visit, zeros).astype(dq.dtype)
+
+
+def _dkv_kernel(
+    kernel: Kernel,
+    query_blocks: int,
+    q_ref,
+    k,
+    v,
+    d_out_ref,
+    logsumexp,
+    delta,
+    slopes,
+    q_offset,
+    seeds,
+    last_query,
+    dk,
+    dv,
+):
+    """One block of keys: the blocks of queries that visit it, of each query head that shares the key head in turn."""
+    tiles = kernel.backward
+    j_start, k, v = pl.program_id(0) * tiles.block_k, k[...], v[...]
+    first = jnp.maximum(j_start - q_offset[0], 0) // tiles.block_q if kernel.options.causal else jnp.int32(0)
+
+    def serve(g, carry):
+        def visit(i, carry):
+            rows = pl.ds(i * tiles.block_q, tiles.block_q)
+            q, d_out = q_ref[rows, g, :], d_out_ref[rows, g, :]
+            dropped, d_scores = _weights_and_gradients(
+                kernel,
+                *(q, k, v, d_out, logsumexp[g, rows], delta[g, rows], slopes[g], (seeds[g, 0], seeds[g, 1])),
+                *(q_offset[0] + i * tiles.block_q, j_start, True),
+            )
+            return carry[0] + _dot(d_scores.astype(q.dtype), q, True), carry[1] + _dot(
+                dropped.astype(q.dtype), d_out, True
+            )
+
+        return jax.lax.fori_loop(first, last_query[g, 0] + 1, visit, carry)
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    sum_dk, sum_dv = jax.lax.fori_loop(0, q_ref.shape[1], serve, (zeros, zeros))
+    dk[...], dv[...] = sum_dk.astype(dk.dtype), sum_dv.astype(dv.dtype)
+
+
+def _call(kernel: Kernel, tiles: Tiles, body: Any, blocks: int, grid: tuple, inputs: list, outputs: list) -> Any:
+    """pallas_call of `body`; inputs are (array, block spec), outputs (shape, dtype, block spec)."""
+    return pl.pallas_call(
+        functools.partial(body, kernel, blocks),
+        grid=grid,
+        in_specs=[spec for _, spec in inputs],
+        out_specs=[spec for *_, spec in outputs],
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs],
+        compiler_params=plgpu.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),  # and so Triton
+        interpret=kernel.options.interpret,
+        name=f"alibi{body.__name__}",
+    )(*(array for array, _ in inputs))
+
+
+def _query_major(x: Inputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
+    """Block specs on the grid (block of queries, batch row, head)."""
+    group = x.q.shape[2] // x.k.shape[2]
+    return {
+        "queries": pl.BlockSpec((None, tiles.block_q, None, x.q.shape[3]), lambda i, b, h: (b, i, h, 0)),
+        "keys": pl.BlockSpec((None, x.k.shape[1], None, x.k.shape[3]), lambda i, b, h: (b, 0, h // group, 0)),
+        "numbers": pl.BlockSpec((None, None, tiles.block_q), lambda i, b, h: (b, h, i)),
+        "slopes": pl.BlockSpec((1,), lambda i, b, h: (h,)),
+        "offset": pl.BlockSpec((1,), lambda i, b, h: (0,)),
+        "seeds": pl.BlockSpec((None, None, 2), lambda i, b, h: (b, h, 0)),
+        "first": pl.BlockSpec((None, None, 1), lambda i, b, h: (b, h, i)),
+    }
+
+
+def _key_major(x: Inputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
+    """Block specs on the grid (block of keys, batch row, key head); a program sees all query heads that share it."""
+    group, length = x.q.shape[2] // x.k.shape[2], x.q.shape[1]
+    return {
+        "queries": pl.BlockSpec((None, length, group, x.q.shape[3]), lambda j, b, h: (b, 0, h, 0)),
+        "keys": pl.BlockSpec((None, tiles.block_k, None, x.k.shape[3]), lambda j, b, h: (b, j, h, 0)),
+        "numbers": pl.BlockSpec((None, group, length), lambda j, b, h: (b, h, 0)),
+        "slopes": pl.BlockSpec((group,), lambda j, b, h: (h,)),
+        "offset": pl.BlockSpec((1,), lambda j, b, h: (0,)),
+        "seeds": pl.BlockSpec((None, group, 2), lambda j, b, h: (b, h, 0)),
+        "last_query": pl.BlockSpec((None, group, 1), lambda j, b, h: (b, h, j)),
+    }
+
+
+def _forward(kernel: Kernel, x: Inputs) -> Any:
+    """[output [B T H D], log-sum-exp [B H T]]."""
+    specs, grid = _query_major(x, kernel.forward), (x.q.shape[1] // kernel.forward.block_q, x.q.shape[0], x.q.shape[2])
+    arrays = [(x.q, "queries"), (x.k, "keys"), (x.v, "keys"), (x.slopes, "slopes"), (x.q_offset, "offset")]
+    inputs = [(array, specs[name]) for array, name in [*arrays, (x.seeds, "seeds"), (x.first, "first")]]
+    rows = x.q.shape[0], x.q.shape[2], x.q.shape[1]
+    outputs = [(x.q.shape, x.q.dtype, specs["queries"]), (rows, jnp.float32, specs["numbers"])]
+    return _call(kernel, kernel.forward, _forward_kernel, x.k.shape[1] // kernel.forward.block_k, grid, inputs, outputs)
+
+
+def _backward(kernel: Kernel, residuals: tuple, d_out: Array) -> tuple[Inputs]:
+    x, out, logsumexp = residuals
+    tiles = kernel.backward
+    query_blocks, key_blocks = x.q.shape[1] // tiles.block_q, x.k.shape[1] // tiles.block_k
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).transpose(0, 2, 1)
+    arrays = [(x.q, "queries"), (x.k, "keys"), (x.v, "keys"), (d_out, "queries"), (logsumexp, "numbers")]
+    arrays += [(delta, "numbers"), (x.slopes, "slopes"), (x.q_offset, "offset"), (x.seeds, "seeds")]
+
+    def inputs(specs: dict, last: tuple) -> list:
+        return [(array, specs[name]) for array, name in [*arrays, last]]
+
+    specs, grid = _query_major(x, tiles), (query_blocks, x.q.shape[0], x.q.shape[2])
+    outputs = [(x.q.shape, x.q.dtype, specs["queries"])]
+    dq = _call(kernel, tiles, _dq_kernel, key_blocks, grid, inputs(specs, (x.first_backward, "first")), outputs)[0]
+    specs, grid = _key_major(x, tiles), (key_blocks, x.k.shape[0], x.k.shape[2])
+    outputs = [(x.k.shape, x.k.dtype, specs["keys"])] * 2
+    dk, dv = _call(kernel, tiles, _dkv_kernel, query_blocks, grid, inputs(specs, (x.last_query, "last_query")), outputs)
+    return (Inputs(dq, dk, dv, *(None,) * 6),)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(kernel: Kernel, inputs: Inputs) -> Array:
+    return _forward(kernel, inputs)[0]
+
+
+def _attend_forward(kernel: Kernel, primals: Inputs) -> tuple:
+    def is_primal(leaf):
+        return isinstance(leaf, CustomVJPPrimal)
+
+    if primals.slopes.perturbed:
+        raise NotImplementedError(
+            "attend: pallas_gpu cannot serve the gradient of learned slopes. Use implementation='blockwise'."
+        )
+    inputs = jax.tree.map(lambda leaf: leaf.value, primals, is_leaf=is_primal)
+    out, logsumexp = _forward(kernel, inputs)
+    return out, (inputs, out, logsumexp)
+
+
+_attend.defvjp(_attend_forward, _backward, symbolic_zeros=True)
+
+
+def unsupported(q: Array, k: Array, bias: Bias | None) -> str | None:
+    """What the kernels cannot serve among these inputs, in words; None where they can."""
+    if not (bias is None or isinstance(bias, LinearBias)):
+        return f"a {type(bias).__name__} (it knows LinearBias and none)"
+    if q.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        return f"{q.dtype} inputs (it knows float32, bfloat16 and float16)"
+    if q.shape[-1] > 128:
+        return f"a head width of {q.shape[-1]} (it knows up to 128)"
+    return None
+
+
+def _first(
+    kernel: Kernel, tiles: Tiles, q: Array, k: Array, bias: LinearBias | None, q_offset: Array
+) -> Int32[Array, "B H N"]:
+    """The key block from which each block of queries visits, for the padded queries too."""
+    options, blocks = kernel.options, -(-q.shape[1] // kernel.forward.block_q) * kernel.forward.block_q // tiles.block_q
+    if bias is None or options.reach_tolerance is None or not options.causal:
+        return jnp.zeros((q.shape[0], q.shape[2], blocks), jnp.int32)
+    fixed = jax.lax.stop_gradient((q, k, bias.slopes))
+    first = first_key_blocks(*fixed, q_offset, options.reach_tolerance, tiles.block_q, tiles.block_k)
+    return jnp.pad(first, ((0, 0), (0, 0), (0, blocks - first.shape[2])), mode="edge")
+
+
+def gpu_attention(
+    options: Options,
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    bias: LinearBias | None,
+    q_offset: Int[Array, ""],
+    seeds: UInt32[Array, "B H 2"],
+) -> Float[Array, "B T H D"]:
+    """The same function as `reference_attention`, with gradients for q, k and v."""
+    queries, heads, width = q.shape[1:]
+    forward, backward = _tiles(q.dtype, width)
+    kernel = Kernel(options, k.shape[1], width, forward, backward)
+    first_backward = _first(kernel, backward, q, k, bias, q_offset)
+    key_blocks = -(-k.shape[1] // forward.block_k) * forward.block_k // backward.block_k
+    slopes = jnp.zeros(heads, jnp.float32) if bias is None else bias.slopes
+
+    def pad(x: Array, block: int) -> Array:
+        full = max(
+            16, 1 << (width - 1).bit_length()
+        )  # Triton's blocks are powers of two, its products at least 16 wide
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, full - width)))
+
+    inputs = Inputs(
+        *(pad(q, forward.block_q), pad(k, forward.block_k), pad(v, forward.block_k), slopes, q_offset[None], seeds),
+        _first(kernel, forward, q, k, bias, q_offset),
+        first_backward,
+        last_query_blocks(first_backward, key_blocks),
+    )
+    return _attend(kernel, inputs)[:, :queries, :, :width]

@@ -1,0 +1,365 @@
+"""Attention kernels for TPUs (Pallas, Mosaic): linear or no bias, forward and backward, skipping beyond the reach.
+
+Scores are held transposed, [keys, queries]: what there is one of for each query (its largest score, sum, log-sum-exp) is then
+a row along the lanes, and no step needs another layout. The bias is made inside, in float32, from integer positions and
+the head's slope. Grids run over all pairs of blocks, but the index of a skipped block is clamped to the last one visited, so
+that nothing is fetched for it, and `pl.when` leaves out its arithmetic.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32, Int, UInt32
+
+from alibi_jax.attention.dropout import keep_mask
+from alibi_jax.attention.options import Options
+from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
+from alibi_jax.positions.base import Bias, LinearBias
+
+BLOCK = 512  # queries and keys of a block; 1,024 fits as well, 2,048 overflows VMEM on v5e and v5p
+LANES = 128  # a block is a multiple of it
+
+
+class Kernel(NamedTuple):
+    """What is fixed when the kernels are traced."""
+
+    options: Options
+    num_keys: int  # before padding
+    block_q: int
+    block_k: int
+    group: int  # query heads that share a key head
+
+
+class Scalars(NamedTuple):
+    """What the kernels read from SMEM, flat (a scalar memory pads the last dimension)."""
+
+    first: Any  # int32 [B H Nq]: key block from which a block of queries visits
+    last_query: Any  # int32 [B H Nk]: last block of queries that visits a key block
+    q_offset: Any  # int32 [1]
+    slopes: Any  # float32 [H]
+    seeds: Any  # int32 [B H 2]
+
+
+def _last_block(kernel: Kernel, q_offset: Array, i: Array, key_blocks: int) -> Array:
+    """Index of the last key block that queries of block i may see."""
+    if not kernel.options.causal:
+        return jnp.int32(key_blocks - 1)
+    return jnp.minimum((q_offset + (i + 1) * kernel.block_q - 1) // kernel.block_k, key_blocks - 1)
+
+
+def _first_query_block(kernel: Kernel, q_offset: Array, j: Array) -> Array:
+    """Index of the first block of queries that may see keys of block j."""
+    if not kernel.options.causal:
+        return jnp.int32(0)
+    return jnp.maximum(j * kernel.block_k - q_offset, 0) // kernel.block_q
+
+
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Float32[Array, "rows columns"]:
+    precision = "highest" if a.dtype == jnp.float32 else "default"
+    dims = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _positions(kernel: Kernel, q_offset: Array, i: Array, j: Array) -> tuple[Array, Array]:
+    """Positions of a block's queries and keys, both [S, T]."""
+    shape = kernel.block_k, kernel.block_q
+    q_positions = q_offset + i * kernel.block_q + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    return q_positions, j * kernel.block_k + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+
+
+def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, q_positions: Array, k_positions: Array) -> Array:
+    """Scaled and biased scores, float32 [S, T]; -inf where a key is padding or after the query."""
+    distances = q_positions - k_positions
+    biases = -slope * jnp.abs(distances).astype(jnp.float32)
+    scores = _dot(k, q, (1, 1)) * q.shape[-1] ** -0.5 + biases
+    seen = k_positions < kernel.num_keys
+    if kernel.options.causal:
+        seen = seen & (distances >= 0)
+    return jnp.where(seen, scores, -jnp.inf)
+
+
+def _keep(kernel: Kernel, seeds: Any, row: Array, q_positions: Array, k_positions: Array) -> Float32[Array, "S T"]:
+    """What a weight is multiplied by: 0 where it is dropped, else 1 / (1 - rate)."""
+    rate = kernel.options.dropout_rate
+    seed = seeds[2 * row].astype(jnp.uint32), seeds[2 * row + 1].astype(jnp.uint32)
+    return jnp.where(keep_mask(seed, rate, q_positions, k_positions), 1.0 / (1.0 - rate), 0.0)
+
+
+def _forward_kernel(kernel: Kernel, scalars: Scalars, q, k, v, out, logsumexp, mixed, largest, total):
+    """One visit of (batch row, head, block of queries) to a block of keys; `mixed` [D, T], `largest` and `total` [1, T]."""
+    b, h, i, n = (pl.program_id(axis) for axis in range(4))
+    row = b * pl.num_programs(1) + h
+    j = scalars.first[row * pl.num_programs(2) + i] + n
+
+    @pl.when(n == 0)
+    def _start():
+        mixed[...] = jnp.zeros_like(mixed)
+        largest[...] = jnp.full_like(largest, -1e30)
+        total[...] = jnp.zeros_like(total)
+
+    @pl.when(j <= _last_block(kernel, scalars.q_offset[0], i, pl.num_programs(3)))
+    def _visit():
+        positions = _positions(kernel, scalars.q_offset[0], i, j)
+        scores = _scores(kernel, q[0, 0], k[0, 0], scalars.slopes[h], *positions)
+        new_largest = jnp.maximum(largest[...], scores.max(0, keepdims=True))
+        weights, shrink = jnp.exp(scores - new_largest), jnp.exp(largest[...] - new_largest)
+        largest[...] = new_largest
+        total[...] = total[...] * shrink + weights.sum(0, keepdims=True)
+        if kernel.options.dropout_rate > 0:
+            weights = weights * _keep(kernel, scalars.seeds, row, *positions)
+        mixed[...] = mixed[...] * shrink + _dot(v[0, 0], weights.astype(v.dtype), (0, 0))
+
+    @pl.when(n == pl.num_programs(3) - 1)
+    def _finish():
+        out[0, 0] = (mixed[...] / total[...]).T.astype(out.dtype)
+        logsumexp[0, 0] = largest[...] + jnp.log(total[...])
+
+
+def _weights_and_gradients(kernel, scalars, row, h, i, j, q, k, v, d_out, logsumexp, delta):
+    """(weights after dropout, gradient of the scaled scores), float32 [S, T]."""
+    positions = _positions(kernel, scalars.q_offset[0], i, j)
+    weights = jnp.exp(_scores(kernel, q, k, scalars.slopes[h], *positions) - logsumexp)
+    d_weights, dropped = _dot(v, d_out, (1, 1)), weights
+    if kernel.options.dropout_rate > 0:
+        keep = _keep(kernel, scalars.seeds, row, *positions)
+        d_weights, dropped = d_weights * keep, weights * keep
+    return dropped, weights * (d_weights - delta) * q.shape[-1] ** -0.5
+
+
+def _dq_kernel(kernel: Kernel, scalars: Scalars, q, k, v, d_out, logsumexp, delta, dq, sum_dq):
+    b, h, i, n = (pl.program_id(axis) for axis in range(4))
+    row = b * pl.num_programs(1) + h
+    j = scalars.first[row * pl.num_programs(2) + i] + n
+
+    @pl.when(n == 0)
+    def _start():
+        sum_dq[...] = jnp.zeros_like(sum_dq)
+
+    @pl.when(j <= _last_block(kernel, scalars.q_offset[0], i, pl.num_programs(3)))
+    def _visit():
+        blocks = [ref[0, 0] for ref in (q, k, v, d_out, logsumexp, delta)]
+        _, d_scores = _weights_and_gradients(kernel, scalars, row, h, i, j, *blocks)
+        sum_dq[...] += _dot(d_scores.astype(k.dtype), k[0, 0], (0, 0))
+
+    @pl.when(n == pl.num_programs(3) - 1)
+    def _finish():
+        dq[0, 0] = sum_dq[...].astype(dq.dtype)
+
+
+def _dkv_kernel(kernel: Kernel, scalars: Scalars, q, k, v, d_out, logsumexp, delta, dk, dv, sum_dk, sum_dv):
+    """One visit of a key block to a block of queries, of each query head that shares the key head in turn."""
+    b, key_head, j, g, n = (pl.program_id(axis) for axis in range(5))
+    h = key_head * kernel.group + g
+    row = b * pl.num_programs(1) * kernel.group + h
+    i = _first_query_block(kernel, scalars.q_offset[0], j) + n
+
+    @pl.when((g == 0) & (n == 0))
+    def _start():
+        sum_dk[...] = jnp.zeros_like(sum_dk)
+        sum_dv[...] = jnp.zeros_like(sum_dv)
+
+    last = scalars.last_query[row * pl.num_programs(2) + j]
+    first = scalars.first[row * pl.num_programs(4) + jnp.minimum(i, pl.num_programs(4) - 1)]
+
+    @pl.when((i <= last) & (first <= j))
+    def _visit():
+        blocks = [ref[0, 0] for ref in (q, k, v, d_out, logsumexp, delta)]
+        dropped, d_scores = _weights_and_gradients(kernel, scalars, row, h, i, j, *blocks)
+        sum_dv[...] += _dot(dropped.astype(d_out.dtype), blocks[3], (1, 0))
+        sum_dk[...] += _dot(d_scores.astype(q.dtype), blocks[0], (1, 0))
+
+    @pl.when((g == pl.num_programs(3) - 1) & (n == pl.num_programs(4) - 1))
+    def _finish():
+        dk[0, 0] = sum_dk[...].astype(dk.dtype)
+        dv[0, 0] = sum_dv[...].astype(dv.dtype)
+
+
+def _call(kernel: Kernel, body: Any, grid: tuple, scalars: Scalars, inputs: list, outputs: list, scratch: list) -> Any:
+    """pallas_call of `body`; inputs are (array, block shape, index map), outputs (shape, dtype, block shape, index map)."""
+
+    def run(*refs):
+        body(kernel, Scalars(*refs[: len(scalars)]), *refs[len(scalars) :])
+
+    spec = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=len(scalars),
+        grid=grid,
+        in_specs=[pl.BlockSpec(block, index) for _, block, index in inputs],
+        out_specs=[pl.BlockSpec(block, index) for *_, block, index in outputs],
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+    )
+    serial = 1 if len(grid) == 4 else 2
+    order = ("parallel",) * (len(grid) - serial) + ("arbitrary",) * serial
+    return pl.pallas_call(
+        run,
+        grid_spec=spec,
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, *_ in outputs],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=order),
+        interpret=pltpu.InterpretParams() if kernel.options.interpret else False,
+        name=f"alibi{body.__name__}",
+    )(*scalars, *(array for array, *_ in inputs))
+
+
+class _Blocks(NamedTuple):
+    """Shapes of blocks and their index maps, of arrays [B H L D] and [B H 1 L]: a block's last two dimensions are tiled."""
+
+    query: tuple
+    key: tuple
+    row: tuple
+
+
+def _blocks(kernel: Kernel, width: int, queries: Any, rows: Any, keys: Any) -> _Blocks:
+    shapes = (1, 1, kernel.block_q, width), (1, 1, kernel.block_k, width), (1, 1, 1, kernel.block_q)
+    return _Blocks((shapes[0], queries), (shapes[1], keys), (shapes[2], rows))
+
+
+def _query_major(kernel: Kernel, heads: int, query_blocks: int, key_blocks: int, width: int) -> _Blocks:
+    """On the grid (batch row, head, block of queries, visit)."""
+
+    def queries(b, h, i, n, *scalars):
+        return b, h, i, 0
+
+    def rows(b, h, i, n, *scalars):
+        return b, h, 0, i
+
+    def keys(b, h, i, n, *refs):
+        scalars = Scalars(*refs)
+        last = _last_block(kernel, scalars.q_offset[0], i, key_blocks)
+        first = scalars.first[(b * heads + h) * query_blocks + i]
+        return b, h // kernel.group, jnp.minimum(first + n, last), 0
+
+    return _blocks(kernel, width, queries, rows, keys)
+
+
+def _key_major(kernel: Kernel, heads: int, key_blocks: int, width: int) -> _Blocks:
+    """On the grid (batch row, key head, block of keys, query head of the group, visit)."""
+
+    def visited(b, key_head, j, g, n, scalars):
+        h = key_head * kernel.group + g
+        last = scalars.last_query[(b * heads + h) * key_blocks + j]
+        return h, jnp.maximum(jnp.minimum(_first_query_block(kernel, scalars.q_offset[0], j) + n, last), 0)
+
+    def queries(b, key_head, j, g, n, *refs):
+        h, i = visited(b, key_head, j, g, n, Scalars(*refs))
+        return b, h, i, 0
+
+    def rows(b, key_head, j, g, n, *refs):
+        h, i = visited(b, key_head, j, g, n, Scalars(*refs))
+        return b, h, 0, i
+
+    def keys(b, key_head, j, g, n, *scalars):
+        return b, key_head, j, 0
+
+    return _blocks(kernel, width, queries, rows, keys)
+
+
+def _sizes(kernel: Kernel, q: Array, k: Array) -> tuple[int, int, int, int]:
+    """(heads, blocks of queries, blocks of keys, head width)."""
+    return q.shape[1], q.shape[2] // kernel.block_q, k.shape[2] // kernel.block_k, q.shape[3]
+
+
+def _forward(kernel: Kernel, q, k, v, scalars: Scalars) -> Any:
+    """(output like q, log-sum-exp [B H 1 T])."""
+    heads, query_blocks, key_blocks, width = _sizes(kernel, q, k)
+    blocks = _query_major(kernel, heads, query_blocks, key_blocks, width)
+    return _call(
+        kernel,
+        _forward_kernel,
+        (q.shape[0], heads, query_blocks, key_blocks),
+        scalars,
+        [(q, *blocks.query), (k, *blocks.key), (v, *blocks.key)],
+        [(q.shape, q.dtype, *blocks.query), ((*q.shape[:2], 1, q.shape[2]), jnp.float32, *blocks.row)],
+        [(width, kernel.block_q), (1, kernel.block_q), (1, kernel.block_q)],
+    )
+
+
+def _backward(kernel: Kernel, residuals: tuple, d_out: Array) -> tuple:
+    q, k, v, scalars, out, logsumexp = residuals
+    heads, query_blocks, key_blocks, width = _sizes(kernel, q, k)
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)[:, :, None]
+
+    def inputs(blocks: _Blocks) -> list:
+        specs = [blocks.query, blocks.key, blocks.key, blocks.query, blocks.row, blocks.row]
+        return [(x, *spec) for x, spec in zip((q, k, v, d_out, logsumexp, delta), specs, strict=True)]
+
+    grid = q.shape[0], heads, query_blocks, key_blocks
+    blocks = _query_major(kernel, heads, query_blocks, key_blocks, width)
+    queries = [(q.shape, q.dtype, *blocks.query)]
+    dq = _call(kernel, _dq_kernel, grid, scalars, inputs(blocks), queries, [(kernel.block_q, width)])[0]
+    grid = q.shape[0], k.shape[1], key_blocks, kernel.group, query_blocks
+    blocks = _key_major(kernel, heads, key_blocks, width)
+    keys = [(k.shape, k.dtype, *blocks.key)] * 2
+    dk, dv = _call(kernel, _dkv_kernel, grid, scalars, inputs(blocks), keys, [(kernel.block_k, width)] * 2)
+    return dq, dk, dv, Scalars(None, None, None, None, None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(kernel: Kernel, q, k, v, scalars: Scalars) -> Array:
+    return _forward(kernel, q, k, v, scalars)[0]
+
+
+def _attend_forward(kernel: Kernel, *primals) -> tuple:
+    def is_primal(leaf):
+        return isinstance(leaf, CustomVJPPrimal)
+
+    if primals[3].slopes.perturbed:
+        raise NotImplementedError(
+            "attend: pallas_tpu cannot serve the gradient of learned slopes. Use implementation='blockwise'."
+        )
+    q, k, v, scalars = jax.tree.map(lambda leaf: leaf.value, primals, is_leaf=is_primal)
+    out, logsumexp = _forward(kernel, q, k, v, scalars)
+    return out, (q, k, v, scalars, out, logsumexp)
+
+
+_attend.defvjp(_attend_forward, _backward, symbolic_zeros=True)
+
+
+def unsupported(q: Array, k: Array, bias: Bias | None) -> str | None:
+    """What the kernels cannot serve among these inputs, in words; None where they can."""
+    if not (bias is None or isinstance(bias, LinearBias)):
+        return f"a {type(bias).__name__} (it knows LinearBias and none)"
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"{q.dtype} inputs (it knows float32 and bfloat16)"
+    if q.shape[-1] > 256:
+        return f"a head width of {q.shape[-1]} (it knows up to 256)"
+    return None
+
+
+def _block_size(length: int) -> int:
+    """At most BLOCK, and so that as little as possible is padding."""
+    blocks = -(-length // BLOCK)
+    return -(-length // (blocks * LANES)) * LANES
+
+
+def tpu_attention(
+    options: Options,
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    bias: LinearBias | None,
+    q_offset: Int[Array, ""],
+    seeds: UInt32[Array, "B H 2"],
+) -> Float[Array, "B T H D"]:
+    """The same function as `reference_attention`, with gradients for q, k and v."""
+    queries, heads, keys = *q.shape[1:3], k.shape[1]
+    kernel = Kernel(options, keys, _block_size(queries), _block_size(keys), heads // k.shape[2])
+    query_blocks, key_blocks = -(-queries // kernel.block_q), -(-keys // kernel.block_k)
+    slopes = jnp.zeros(heads, jnp.float32) if bias is None else bias.slopes
+    if bias is None or options.reach_tolerance is None or not options.causal:
+        first = jnp.zeros((q.shape[0], heads, query_blocks), jnp.int32)
+    else:
+        fixed = jax.lax.stop_gradient((q, k, slopes))
+        first = first_key_blocks(*fixed, q_offset, options.reach_tolerance, kernel.block_q, kernel.block_k)
+    last_query = last_query_blocks(first, key_blocks)
+    words = jax.lax.bitcast_convert_type(seeds, jnp.int32)
+    scalars = Scalars(first.ravel(), last_query.ravel(), q_offset[None], slopes, words.ravel())
+
+    def arrange(x: Array, block: int) -> Float[Array, "B H L D"]:
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    out = _attend(kernel, arrange(q, kernel.block_q), arrange(k, kernel.block_k), arrange(v, kernel.block_k), scalars)
+    return out.swapaxes(1, 2)[:, :queries]

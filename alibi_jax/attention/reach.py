@@ -1,0 +1,115 @@
+r"""How far a head sees: which keys together hold less than a tolerance of a query's softmax mass, and so may be skipped.
+
+Let query i stand at position p, and let its score with key j be q.k_j / sqrt(D) - m (p - j), m > 0 the slope. With K the
+largest |k_j| of the keys up to p, Cauchy and Schwarz give every score at distance d the bound |q| K / sqrt(D) - m d.
+The keys at distance W and more therefore weigh together at most
+
+    sum over d >= W of exp(|q| K / sqrt(D) - m d)  =  exp(|q| K / sqrt(D) - m W) / (1 - exp(-m)).
+
+The softmax divides by the sum over all keys. Let `low` be the logarithm of any part of that sum: the scores of some of
+the keys, of one, or all of them (the log-sum-exp). What is skipped is then at most the share `tolerance` of the row's mass if
+
+    W >= (|q| K / sqrt(D) - low - log(tolerance) - log(1 - exp(-m))) / m.
+
+A block of queries starting at position p_0 can skip every key at least W_t + t before its query p_0 + t for each t, that is
+every key at least max_t(W_t - t) before p_0. Nothing is assumed of the inputs: where norms are large or m <= 0, W is large or
+infinite, and everything is visited; NaN skips nothing. Sharper bounds of the scores (a ball around each block of keys, a list
+of blocks in place of a range) were measured on trained models and bought little: experiments/results/reach.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Int32
+
+# Largest skipped share by input dtype: a quarter of the float32 spacing at 1; for the short types well under theirs.
+DEFAULT_TOLERANCE = {"float32": 2.0**-25, "bfloat16": 2.0**-13, "float16": 2.0**-16}
+SLACK = (
+    1.0 + 2.0**-10
+)  # the bound is computed in floating point, and so are the scores: relative errors are below D 2^-23
+NEAREST = (
+    8  # keys before a query whose scores `nearest_mass` sums; 8 buy most of what 128 would (experiments/results/reach)
+)
+
+
+def score_bounds(
+    q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], q_offset: Int[Array, ""], causal: bool
+) -> Float32[Array, "B T H"]:
+    """|q| max|k| / sqrt(D), the maximum over the keys a query may see: no scaled score is larger, nor smaller than minus it."""
+    q_norms, k_norms = (jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(-1)) for x in (q, k))
+    queries, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    if causal:
+        last = jnp.minimum(q_offset + jnp.arange(queries), keys - 1)
+        largest = jax.lax.cummax(k_norms, axis=1)[:, last]
+    else:
+        largest = k_norms.max(1, keepdims=True)
+    return q_norms * jnp.repeat(largest, group, axis=2) * (SLACK * q.shape[-1] ** -0.5)
+
+
+def nearest_mass(
+    q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], slopes: Float32[Array, " H"], q_offset: Int[Array, ""]
+) -> Float32[Array, "B T H"]:
+    """log of the sum of exp(score) over the NEAREST keys up to each query: a part of what its softmax divides by."""
+    queries, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    positions = q_offset + jnp.arange(queries)
+    total = jnp.full(q.shape[:3], -jnp.inf, jnp.float32)
+    for distance in range(min(NEAREST, keys)):
+        at = positions - distance
+        near = jnp.repeat(k[:, jnp.clip(at, 0, keys - 1)], group, axis=2)
+        scores = (q.astype(jnp.float32) * near.astype(jnp.float32)).sum(-1) * q.shape[-1] ** -0.5
+        inside = ((at >= 0) & (at < keys))[None, :, None]
+        total = jnp.logaddexp(total, jnp.where(inside, scores - slopes[None, None] * distance, -jnp.inf))
+    return total
+
+
+def excess_within(margin: Float32[Array, "*heads T"], slopes: Float32[Array, "*heads"]) -> Float32[Array, "*heads"]:
+    """max over the queries t of a block of (margin - m t), margin = bound - low: what the block's reach is computed from."""
+    index = jax.lax.broadcasted_iota(jnp.float32, margin.shape, margin.ndim - 1)
+    return (margin - slopes[..., None] * index).max(-1)
+
+
+def reach(
+    excess: Float32[Array, "*heads"], slopes: Float32[Array, "*heads"], tolerance: float
+) -> Float32[Array, "*heads"]:
+    """W of a block of queries, in tokens before its first: keys at least so far from it may be skipped."""
+    tokens = (excess - jnp.log(tolerance) - jnp.log(-jnp.expm1(-slopes))) / slopes
+    return jnp.where((slopes > 0) & (tokens < 2.0**30), jnp.maximum(tokens, 1.0), jnp.inf)  # NaN is infinite, too
+
+
+def first_key_block(
+    reach: Float32[Array, "*heads"], position: Int[Array, "*heads"], block_k: int
+) -> Int32[Array, "*heads"]:
+    """First block of keys that queries from `position` on visit, given the reach of their block."""
+    tokens = jnp.where(reach < 2.0**30, jnp.ceil(reach), 2.0**30).astype(jnp.int32)
+    return jnp.maximum(position - tokens + 1, 0) // block_k
+
+
+def first_key_blocks(
+    q: Float[Array, "B T H D"],
+    k: Float[Array, "B S K D"],
+    slopes: Float32[Array, " H"],
+    q_offset: Int[Array, ""],
+    tolerance: float,
+    block_q: int,
+    block_k: int,
+) -> Int32[Array, "B H N"]:
+    """The first block of keys each block of queries visits in causal attention, what is skipped holding at most `tolerance`.
+
+    N = ceil(T / block_q). O(T + S) memory and time. What is known of each row's sum is the mass of the NEAREST keys.
+    """
+    margin = (score_bounds(q, k, q_offset, True) - nearest_mass(q, k, slopes, q_offset)).transpose(0, 2, 1)
+    margin = jnp.pad(margin, ((0, 0), (0, 0), (0, -q.shape[1] % block_q)), constant_values=-jnp.inf)
+    margin = margin.reshape(*margin.shape[:2], -1, block_q)
+    slopes = jnp.broadcast_to(slopes[None, :, None], margin.shape[:3])
+    tokens = reach(excess_within(margin, slopes), slopes, tolerance)
+    positions = q_offset + block_q * jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 2)
+    return first_key_block(tokens, positions, block_k)
+
+
+def last_query_blocks(first: Int32[Array, "B H N"], key_blocks: int) -> Int32[Array, "B H M"]:
+    """The last block of queries that visits each block of keys, -1 where none does."""
+    queries, keys = jnp.arange(first.shape[2]), jnp.arange(key_blocks)
+    return (
+        jnp.where(first[:, :, None] <= keys[None, None, :, None], queries[None, None, None], -1)
+        .max(-1)
+        .astype(jnp.int32)
+    )

@@ -1,0 +1,163 @@
+"""The reach: what is skipped holds no more of a row's softmax than the tolerance says, whatever the inputs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alibi_jax.attention import attend
+from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
+from alibi_jax.positions import LinearBias, alibi_slopes
+from conftest import assert_close
+
+LENGTH, WIDTH = 320, 8
+
+
+def normal(seed, heads, size=1.0):
+    q, k, v = (jax.random.normal(jax.random.key(3 * seed + i), (1, LENGTH, heads, WIDTH)) for i in range(3))
+    return size * q, size * k, v
+
+
+def far_huge_key(seed, heads, size):
+    q, k, v = normal(seed, heads)
+    return q, k.at[:, seed % LENGTH].multiply(100 * size), v
+
+
+def far_sink(seed, heads, size):
+    """Every query points at key 0."""
+    q, k, v = normal(seed, heads)
+    return q + size, k.at[:, 0].set(10 * size), v
+
+
+def equal_keys(seed, heads, size):
+    q, k, v = normal(seed, heads, size)
+    return q, jnp.broadcast_to(k[:, :1], k.shape), v
+
+
+def zero_queries(seed, heads, size):
+    q, k, v = normal(seed, heads, size)
+    return jnp.where(jnp.arange(LENGTH)[None, :, None, None] % 3 == seed % 3, 0.0, q), k, v
+
+
+def against_itself(seed, heads, size):
+    """The nearest keys are the worst, so that what is known of a row's sum is small."""
+    q, _, v = normal(seed, heads, size)
+    return q, -q, v
+
+
+INPUTS = [normal, far_huge_key, far_sink, equal_keys, zero_queries, against_itself]
+
+
+def masses(q, k, slopes, q_offset=0):
+    """Softmax weights in float64, [H, T, S]."""
+    q, k = (np.asarray(x, np.float64)[0].transpose(1, 0, 2) for x in (q, k))
+    distances = q_offset + np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])[None, :]
+    scores = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[-1]) - np.asarray(slopes, np.float64)[:, None, None] * distances
+    scores = np.where(distances >= 0, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnames=("tolerance", "block_q", "block_k"))
+def first_blocks(q, k, slopes, q_offset, tolerance, block_q, block_k):
+    return first_key_blocks(q, k, slopes, q_offset, tolerance, block_q, block_k)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    make=st.sampled_from(INPUTS),
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([0.01, 1.0, 3.0, 10.0]),
+    heads=st.sampled_from([1, 3, 8]),
+    tolerance=st.sampled_from([2.0**-25, 1e-3, 0.1]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+    blocks=st.sampled_from([(64, 32), (32, 64)]),
+)
+def test_skipped_mass_is_below_the_tolerance(make, seed, size, heads, tolerance, dtype, blocks):
+    q, k, _ = (x.astype(dtype) for x in make(seed, heads, size))
+    slopes, (block_q, block_k) = alibi_slopes(heads), blocks
+    first = np.asarray(first_blocks(q, k, slopes, 0, tolerance, block_q, block_k))[0]
+    weights = masses(q, k, slopes)
+    for h in range(heads):
+        for i, block in enumerate(first[h]):
+            assert block * block_k <= i * block_q, "a query's own key is skipped"
+            skipped = weights[h, i * block_q : (i + 1) * block_q, : block * block_k].sum(-1)
+            assert skipped.max() <= tolerance
+
+
+@pytest.mark.parametrize("make", INPUTS)
+@pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
+def test_a_coarse_tolerance_moves_the_output_no_more_than_it_allows(make, implementation, monkeypatch):
+    """Leaving out a share e of a row's mass moves its mean of the values by at most 2 e max |v|."""
+    monkeypatch.setattr("alibi_jax.attention.blockwise.BLOCK", 64)  # several blocks in a short sequence
+    monkeypatch.setattr("alibi_jax.attention.pallas_tpu.BLOCK", 128)
+    q, k, v = make(1, 3, 2.0)
+    slopes = alibi_slopes(3)
+    exact = np.einsum("hts,shd->thd", masses(q, k, slopes), np.asarray(v[0], np.float64))
+    for tolerance in (1e-2, 0.3):
+        run = functools.partial(attend, implementation=implementation, reach_tolerance=tolerance, interpret=True)
+        out = jax.jit(run)(q, k, v, bias=LinearBias(slopes))
+        assert np.abs(np.asarray(out[0]) - exact).max() <= 2 * tolerance * float(jnp.abs(v).max()) + 1e-5
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
+def test_skipped_blocks_are_not_read_forward_or_backward(implementation, monkeypatch):
+    """NaN in the values and keys of far blocks reaches nobody; without skipping it reaches every row."""
+    monkeypatch.setattr("alibi_jax.attention.blockwise.BLOCK", 64)
+    monkeypatch.setattr("alibi_jax.attention.pallas_tpu.BLOCK", 128)
+    q, k, v = (jnp.tile(x, (1, 2, 1, 1)) for x in normal(0, 2))
+    v, slopes = v.at[:, :128].set(jnp.nan), jnp.array([0.5, 0.25])
+
+    def loss(q, k, v, tolerance):
+        out = attend(
+            q, k, v, bias=LinearBias(slopes), implementation=implementation, reach_tolerance=tolerance, interpret=True
+        )
+        return out[:, 512:].sum(), out
+
+    step = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)
+    grads, out = step(q, k, v, 2.0**-25)
+    assert bool(jnp.isfinite(out[:, 512:]).all())
+    assert not bool(jnp.isfinite(out[:, :100]).any())
+    assert bool(jnp.isfinite(grads[0][:, 512:]).all())
+    assert not bool(jnp.isfinite(step(q, k, v, None)[1][:, 512:]).any())
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
+def test_the_default_equals_the_unskipped_to_rounding(implementation, monkeypatch):
+    monkeypatch.setattr("alibi_jax.attention.blockwise.BLOCK", 64)
+    monkeypatch.setattr("alibi_jax.attention.pallas_tpu.BLOCK", 128)
+    q, k, v = normal(2, 3, 2.0)
+    bias = LinearBias(alibi_slopes(3))
+    run = functools.partial(attend, q, k, v, bias=bias, implementation=implementation, interpret=True)
+    assert_close(jax.jit(run)(), jax.jit(functools.partial(run, reach_tolerance=None))(), "skipping")
+
+
+@pytest.mark.parametrize("slope", [0.0, -0.1, np.nan])
+def test_no_bound_skips_nothing(slope):
+    q, k, _ = normal(0, 2)
+    first = first_blocks(q, k, jnp.array([slope, 0.5]), 0, 2.0**-25, 32, 32)
+    assert int(first[0, 0].max()) == 0 < int(first[0, 1].max())
+    first = first_blocks(q.at[0, 200, 1, 0].set(jnp.nan), k, jnp.array([0.5, 0.5]), 0, 2.0**-25, 32, 32)
+    assert int(first[0, 1, 200 // 32]) == 0 < int(first[0, 0, 200 // 32])
+
+
+def test_reach_of_a_cache_and_of_queries_past_the_keys():
+    """Positions count from q_offset; where no key is near, nothing is known of the sum, and nothing is skipped."""
+    q, k, _ = normal(0, 2)
+    slopes = jnp.array([0.5, 0.25])
+    whole = first_blocks(q, k, slopes, 0, 2.0**-25, 32, 32)
+    end = first_blocks(q[:, 256:], k, slopes, 256, 2.0**-25, 32, 32)
+    np.testing.assert_array_equal(end, whole[:, :, 8:])
+    assert int(first_blocks(q[:, :32], k, slopes, 5000, 2.0**-25, 32, 32).max()) == 0
+
+
+def test_last_query_blocks_turns_the_visits_around():
+    first = np.random.default_rng(0).integers(0, 6, (2, 3, 5)).astype(np.int32)
+    last = np.asarray(last_query_blocks(jnp.asarray(first), 6))
+    for b, h, j in np.ndindex(2, 3, 6):
+        visitors = [i for i in range(5) if first[b, h, i] <= j]
+        assert last[b, h, j] == (max(visitors) if visitors else -1)
