@@ -1,4 +1,5 @@
 """Speed of a training step beside the nearest model others wrote: BLOOM of transformers (PyTorch), which is ALiBi too.
+And beside our own model without any position method, which has no bias to add, and nothing to skip.
 
 A step is forward, loss, backward, clip of the global norm and AdamW, in float32 without dropout. Ours, BLOOM as it is and
 BLOOM under torch.compile take turns in one run; a time is the median of several turns. All start from the same weights
@@ -39,6 +40,7 @@ from alibi_jax.train import State, train_step
 from bloom import make_bloom, model_config, params_of_bloom, torch_adamw
 
 SAME_LOSS = 1e-4  # nats; they agree to about 1e-6
+NO_POSITION = "no bias"  # our model without a position method
 PAUSE = 0.1  # seconds between turns, so that the threads of the one before are asleep
 
 
@@ -62,6 +64,7 @@ def make_ours(config: Config, params: Any, inputs: np.ndarray, targets: np.ndarr
     """A function that takes one step, waits for all of it, and returns the loss before the step."""
     model, optimizer = TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
     step = jax.jit(functools.partial(train_step, config, model, optimizer), donate_argnums=0)
+    params = jax.tree.map(jnp.copy, params)  # the step donates them
     state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     batch = jnp.asarray(inputs, jnp.int32), jnp.asarray(targets, jnp.int32)
 
@@ -112,6 +115,8 @@ def make_contenders(options: Options, length: int, batch: int) -> tuple[dict[str
             f"parameters: got {count:,} of ours and {theirs:,} of BLOOM, expected as many. Correct bloom.py."
         )
     contenders = {"ours": make_ours(config, params, *data)}
+    without = dataclasses.replace(config, model=dataclasses.replace(config.model, position="none"))
+    contenders[NO_POSITION] = make_ours(without, params, *data)
     for compiled, model in enumerate(models):
         contenders["compiled" if compiled else "BLOOM"] = make_peer(config, model, *data, bool(compiled))
     return contenders, count
@@ -129,7 +134,8 @@ def measure(options: Options, length: int) -> dict[str, Any]:
             start = time.perf_counter()
             losses[name] = take()
             times[name].append(1000 * (time.perf_counter() - start))
-    if max(losses.values()) - min(losses.values()) > SAME_LOSS:
+    same = [loss for name, loss in losses.items() if name != NO_POSITION]
+    if max(same) - min(same) > SAME_LOSS:
         raise ValueError(f"losses: got {losses}, expected the same from all. They do not compute the same step.")
     medians = {name: statistics.median(part) for name, part in times.items()}
     return {

@@ -1,5 +1,6 @@
 """From a recipe to a report: what a newcomer runs, in small, stopped and run again."""
 
+import itertools
 import json
 import runpy
 import shutil
@@ -15,6 +16,7 @@ from alibi_jax.config import ConfigError, DataConfig, MeshConfig, replace, to_js
 from alibi_jax.data.corpus import prepare
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.train import train
+from experiments.reach import Head, Reach, shares_visited, trained_inputs
 from runs import tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -101,3 +103,25 @@ def test_a_corpus_that_is_not_the_one_trained_on_is_refused(trained, tmp_path):
     prepare(config.data, force=True, quiet=True)
     with pytest.raises(ConfigError, match=r"corpus: got text and tokenizer of fingerprint"):
         evaluate_run(run, mesh=MeshConfig())
+
+
+def test_reach_counts_what_each_bound_visits_and_none_beats_the_oracle(tmp_path):
+    q, k, _ = np.random.default_rng(0).normal(size=(3, 1024, 16))
+    shares = shares_visited(Head(q / 4, k, 2.0**-4), 2.0**-25)
+    steps = list(shares.values())
+    assert all(sharper <= blunter + 1e-12 for blunter, sharper in itertools.pairwise(steps[:2]))
+    assert all(shares["oracle, range"] <= share for share in steps[:-1])
+    assert shares["oracle, list"] <= min(steps)
+    assert 2 / 9 <= shares["oracle, list"] < shares["norms, own score (the theorem)"] < 1  # own and nearest block, of 8
+    assert "| random, 256 |" in Reach(lengths=(256,), out=tmp_path)()
+    assert (tmp_path / "reach.csv").read_text().startswith("model,length,layer,head,slope,bound,share_visited")
+
+
+def test_reach_reads_a_trained_model(tmp_path, tiny_data):
+    config = tiny_config(tiny_data)
+    train(config, tmp_path / "run")
+    layers = trained_inputs(tmp_path / "run", 128)
+    assert [layer["queries"].shape for layer in layers] == [(1, 128, 4, 4)] * config.model.num_layers
+    with pytest.raises(ConfigError, match="expected alibi"):
+        train(tiny_config(tiny_data, model={"position": "none"}), tmp_path / "none")
+        trained_inputs(tmp_path / "none", 128)

@@ -37,6 +37,8 @@ class Heads(NamedTuple):
     q: Any  # [r g T D]
     k: Any  # [r S D]
     v: Any
+    k_columns: Any  # [r D S]: transposed once, not in every product
+    v_columns: Any
     bounds: Any  # float32 [r g T]: of the scores
     bias: Bias | None  # of its query heads
     seeds: Any  # uint32 [r g 2]
@@ -68,9 +70,11 @@ def _positions(plan: Plan, q_offset: Array, i: Array, j: Array) -> tuple[Int[Arr
     return q_offset + index, j * plan.block_k + jnp.arange(plan.block_k)
 
 
-def _scores(plan: Plan, q: Array, k: Array, biases: Array | None, positions: tuple) -> Float32[Array, "r g t s"]:
+def _scores(
+    plan: Plan, q: Array, k_columns: Array, biases: Array | None, positions: tuple
+) -> Float32[Array, "r g t s"]:
     """Scaled scores with the bias [heads t s]; -inf where a key is padding or after the query."""
-    scores = jnp.einsum("rgtd,rsd->rgts", q, k, **EXACT) * q.shape[-1] ** -0.5
+    scores = jnp.einsum("rgtd,rds->rgts", q, k_columns, **EXACT) * q.shape[-1] ** -0.5
     if biases is not None:
         scores = (passes.by_heads(plan, scores) + biases[None]).reshape(scores.shape)
     q_positions, k_positions = positions
@@ -142,7 +146,7 @@ def _forward_block(plan: Plan, heads: Heads, q_offset: Array, i: Array) -> tuple
     def scores_of(j):
         positions = _positions(plan, q_offset, i, j)
         biases = None if heads.bias is None else heads.bias.block(*positions)
-        return _scores(plan, q, _part(heads.k, j, plan.block_k, 1), biases, positions), positions
+        return _scores(plan, q, _part(heads.k_columns, j, plan.block_k, 2), biases, positions), positions
 
     def visit_for_maxima(j, maxima):
         maxima = jnp.maximum(maxima, scores_of(j)[0].max(-1))
@@ -168,15 +172,14 @@ def _forward_block(plan: Plan, heads: Heads, q_offset: Array, i: Array) -> tuple
     return out / total[..., None], shift + jnp.log(total)
 
 
-def _backward_visit(
-    plan: Plan, heads: Heads, q: Array, left: Left, positions: tuple, k: Array, v: Array, learned: bool
-) -> tuple:
+def _backward_visit(plan: Plan, heads: Heads, q: Array, left: Left, positions: tuple, j: Array, learned: bool) -> tuple:
     """What one pair of blocks adds: (Gradients of its keys, dq [r g t D])."""
+    k_columns, v_columns = (_part(x, j, plan.block_k, 2) for x in (heads.k_columns, heads.v_columns))
     biases, bias_vjp = None, None
     if heads.bias is not None:
         biases, bias_vjp = jax.vjp(lambda bias: bias.block(*positions), heads.bias)
-    weights = jnp.exp(_scores(plan, q, k, biases, positions) - left.logsumexp[..., None])
-    d_weights, dropped = jnp.einsum("rgtd,rsd->rgts", left.d_out, v, **EXACT), weights
+    weights = jnp.exp(_scores(plan, q, k_columns, biases, positions) - left.logsumexp[..., None])
+    d_weights, dropped = jnp.einsum("rgtd,rds->rgts", left.d_out, v_columns, **EXACT), weights
     if plan.options.dropout_rate > 0:
         keep = _keep(plan, heads.seeds, positions)
         d_weights, dropped = d_weights * keep, weights * keep
@@ -184,8 +187,9 @@ def _backward_visit(
     d_bias = bias_vjp(passes.by_heads(plan, d_scores).sum(0))[0] if learned else None
     d_scores = (d_scores * q.shape[-1] ** -0.5).astype(q.dtype)
     dk = jnp.einsum("rgdt,rgts->rds", q.swapaxes(2, 3), d_scores, **EXACT)
-    dv = jnp.einsum("rgdt,rgts->rds", left.d_out.swapaxes(2, 3), dropped.astype(v.dtype), **EXACT)
-    return Gradients(dk, dv, d_bias), jnp.einsum("rgts,rsd->rgtd", d_scores, k, **EXACT)
+    dv = jnp.einsum("rgdt,rgts->rds", left.d_out.swapaxes(2, 3), dropped.astype(q.dtype), **EXACT)
+    dq = jnp.einsum("rgts,rsd->rgtd", d_scores, _part(heads.k, j, plan.block_k, 1), **EXACT)
+    return Gradients(dk, dv, d_bias), dq
 
 
 def _backward_block(plan: Plan, heads: Heads, left: Left, gradients: Gradients, q_offset: Array, i: Array) -> tuple:
@@ -199,9 +203,8 @@ def _backward_block(plan: Plan, heads: Heads, left: Left, gradients: Gradients, 
 
     def visit(j, carry):
         gradients, dq = carry
-        k, v = (_part(x, j, plan.block_k, 1) for x in (heads.k, heads.v))
         positions = _positions(plan, q_offset, i, j)
-        more, more_dq = _backward_visit(plan, heads, q, left, positions, k, v, gradients.bias is not None)
+        more, more_dq = _backward_visit(plan, heads, q, left, positions, j, gradients.bias is not None)
         bias = jax.tree.map(jnp.add, gradients.bias, more.bias)
         return Gradients(add(gradients.k, more.k, j), add(gradients.v, more.v, j), bias), dq + more_dq
 
@@ -229,10 +232,13 @@ def _bounds(plan: Plan, inputs: Inputs) -> Float32[Array, "B K G T"]:
 
 
 def _heads_of(plan: Plan, at: passes.At, inputs: Inputs, bounds: Float32[Array, "B K G T"]) -> Heads:
+    k, v = passes.cut_keys(plan, at, inputs.k), passes.cut_keys(plan, at, inputs.v)
     return Heads(
         passes.cut_queries(plan, at, inputs.q),
-        passes.cut_keys(plan, at, inputs.k),
-        passes.cut_keys(plan, at, inputs.v),
+        k,
+        v,
+        k.swapaxes(1, 2),
+        v.swapaxes(1, 2),
         passes.cut_numbers(plan, at, bounds),
         passes.cut_bias(plan, at, inputs.bias, inputs.q.shape[3]),
         passes.cut_numbers(plan, at, inputs.seeds),
