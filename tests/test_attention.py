@@ -101,6 +101,28 @@ def test_gradients_equal_the_references(shape, bias_name, rate, implementation):
         assert_close(actual / scale, reference / scale, "attention gradient")
 
 
+@pytest.mark.parametrize("bias_name", BIASES)
+@pytest.mark.parametrize("shape", ["grouped", "end of a cache"])
+def test_all_heads_in_one_pass_give_the_same_as_one_by_one(shape, bias_name, monkeypatch):
+    """What blockwise does on accelerators."""
+    shape = SHAPES[shape]
+    *qkv, bias = *inputs(shape), make_bias(bias_name, shape.heads)
+    options = {"dropout_rate": 0.3, "dropout_key": jax.random.key(3), "q_offset": shape.q_offset}
+
+    def out_and_grads():
+        def loss(q, k, v, bias):
+            out = attend(q, k, v, bias=bias, implementation="blockwise", **options)
+            return jnp.square(out).sum(), out
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))(*qkv, bias))
+
+    one_by_one = out_and_grads()
+    monkeypatch.setattr("alibi_jax.attention.blockwise.platform", lambda: "tpu")
+    for actual, expected in zip(out_and_grads(), one_by_one, strict=True):
+        scale = max(1.0, float(jnp.abs(expected).max()))
+        assert_close(actual / scale, expected / scale, "attention gradient")
+
+
 def test_reference_gradient_equals_finite_differences_in_float64():
     q, k, v = (np.asarray(x, np.float64) for x in inputs(Shape(1, 5, 5, 2, 2, 4)))
     bias = make_bias("alibi", 2)

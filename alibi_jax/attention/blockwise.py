@@ -23,6 +23,7 @@ from alibi_jax.attention.options import Options
 from alibi_jax.attention.passes import Plan
 from alibi_jax.attention.reach import excess_within, first_key_block, reach, score_bounds
 from alibi_jax.positions.base import Bias
+from alibi_jax.sharding import platform
 
 BLOCK = 512  # queries and keys of a block: XLA's CPU backend runs products of this size on all cores, at 128 on one
 MODEST = 60.0  # exp(60) summed over 1e6 keys is below 1e33; exp(-60 - 17) is still a normal number
@@ -334,7 +335,7 @@ def blockwise_attention(
     batch, queries, heads, width = q.shape
     keys, key_heads = k.shape[1:3]
     sizes = _block_size(queries), _block_size(keys)
-    at_once = (1, 1, 1) if jax.default_backend() == "cpu" else (batch, key_heads, heads // key_heads)
+    at_once = (1, 1, 1) if platform() == "cpu" else (batch, key_heads, heads // key_heads)
     plan = Plan(options, queries, keys, *sizes, at_once)
 
     def pad(x, block):

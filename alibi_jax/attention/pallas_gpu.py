@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Float32, Int, Int32, UInt32
 
 from alibi_jax.attention.dropout import keep_mask
@@ -208,6 +207,8 @@ def _dkv_kernel(
 
 def _call(kernel: Kernel, tiles: Tiles, body: Any, blocks: int, grid: tuple, inputs: list, outputs: list) -> Any:
     """pallas_call of `body`; inputs are (array, block spec), outputs (shape, dtype, block spec)."""
+    from jax.experimental.pallas import triton as plgpu  # here, for some day it will be gone (see above)
+
     return pl.pallas_call(
         functools.partial(body, kernel, blocks),
         grid=grid,
