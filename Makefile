@@ -6,7 +6,7 @@ ifeq ($(wildcard /dev/accel* /dev/vfio/* /dev/nvidia*),)
 export JAX_PLATFORMS ?= cpu
 endif
 
-.PHONY: quickstart test test-peers test-slow lint bench clean
+.PHONY: quickstart test test-peers test-slow lint bench bench-attention clean
 
 quickstart: .venv/.ready  ## train five small models short, test them long, write runs/quickstart/report.html
 	$(RUN) experiments/extrapolation.py --config configs/quickstart.py --out runs/quickstart
@@ -26,6 +26,11 @@ lint: .venv/.dev
 
 bench: .venv/.peers  ## speed beside a peer, in one alternating run
 	$(RUN) benchmarks/train_step.py --out runs/train_step.json
+
+bench-attention: .venv/.peers  ## ALiBi attention beside PyTorch's, 8 minutes
+	mkdir -p runs
+	$(RUN) benchmarks/attention.py --out runs/attention.json
+	$(RUN) benchmarks/attention_plot.py runs/attention.json --out runs/attention.png
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -111,10 +111,12 @@ def shard(x: jax.Array, *dimensions: str) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, _spec(dimensions))
 
 
-def platform() -> str:
-    """What the computation being traced is for ("cpu", "gpu", "tpu"): the mesh of `jax.set_mesh`, or else the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+def device() -> tuple[str, str]:
+    """(platform: "cpu", "gpu" or "tpu"; kind) of what is traced: the mesh of `jax.set_mesh`, or else the default device."""
+    found = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+    if found is None or isinstance(found, str):
+        found = jax.devices(found)[0]
+    return found.platform, found.device_kind
 
 
 def _local_spec(dimensions: tuple[str, ...], mesh: AbstractMesh) -> PartitionSpec:
@@ -132,6 +134,11 @@ def on_each_device(function: Callable, inputs: tuple, dimensions: tuple, output:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or all(_ways(mesh, name) == 1 for names in dimensions for name in names or ()):
         return function(*inputs)
+    if AxisType.Explicit in mesh.axis_types:
+        raise ValueError(
+            f"mesh: got {mesh}, expected axes of AxisType.Auto. Make it with "
+            f"axis_types=(AxisType.Auto,) * {len(mesh.axis_names)}."
+        )
     for array, names in zip(inputs, dimensions, strict=True):
         for leaf in jax.tree.leaves(array):
             for size, name in zip(leaf.shape, names, strict=True):

@@ -3,7 +3,8 @@
   python benchmarks/attention_gpu.py --out runs/attention_gpu.json          # on the GPU
   python benchmarks/attention_gpu.py --interpret --lengths 256              # anywhere: the same code, small, step by step
 
-Correctness first: at the first length our outputs and gradients are compared with float64 on the host. Then all take turns
+Correctness first: at the first length our outputs and gradients are compared with `reference` in float32, which the tests
+compare with float64. Then all take turns
 in one run; a time is the median of several turns, each of several calls. TFLOP/s count what dense causal attention would do
 (2 products of L^2 / 2 forward, 7 forward and backward), for cuDNN truly, for the others as if nothing were skipped.
 """
@@ -27,7 +28,7 @@ from alibi_jax.atomic import write_atomically
 from alibi_jax.evaluate.sweep import provenance
 from shapes import GPU_SHAPES
 
-PEAK_TFLOPS = {"NVIDIA H100": 989, "NVIDIA H200": 989}  # bfloat16, dense, SXM: NVIDIA's data sheets
+PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989}  # bfloat16, dense, SXM: NVIDIA's data sheets
 LARGEST_ERROR = 3e-2  # bfloat16, of outputs near 1; of gradients, as a share of the largest
 
 

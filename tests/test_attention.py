@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alibi_jax.attention import IMPLEMENTATIONS, attend
-from alibi_jax.attention.dropout import head_seeds, keep_mask
+from alibi_jax.attention.dropout import dense_keep_scale, head_seeds
 from alibi_jax.config import MeshConfig
 from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
 from alibi_jax.sharding import make_mesh
@@ -17,7 +17,8 @@ from conftest import TOLERANCE, assert_close
 
 BIASES = ["none", "alibi", "t5"]
 KERNELS = ["pallas_tpu", "pallas_gpu"]  # run by Pallas's interpreter here
-FASTER = ["blockwise", *KERNELS]
+SERVED = [(bias, name) for bias in BIASES for name in IMPLEMENTATIONS if not (bias == "t5" and name in KERNELS)]
+FASTER = [(bias, name) for bias, name in SERVED if name != "reference"]
 
 
 def inputs(shape: Shape, dtype=jnp.float32):
@@ -28,11 +29,6 @@ def inputs(shape: Shape, dtype=jnp.float32):
 
 def run(implementation, **options):
     return jax.jit(functools.partial(attend, implementation=implementation, interpret=True, **options))
-
-
-def not_served(implementation, bias_name):
-    """The kernels know no T5 bias: that they say so is tested below; here there is nothing to test."""
-    return implementation in KERNELS and bias_name == "t5"
 
 
 def make_bias(name, heads):
@@ -59,12 +55,9 @@ def dense(q, k, v, bias, q_offset, causal):
     return np.einsum("bhts,bshd->bthd", weights, v)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("bias_name", BIASES)
+@pytest.mark.parametrize(("bias_name", "implementation"), SERVED)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_equals_float64(shape, bias_name, implementation):
-    if not_served(implementation, bias_name):
-        return
     shape = SHAPES[shape]
     q, k, v = inputs(shape)
     bias = make_bias(bias_name, shape.heads)
@@ -72,13 +65,13 @@ def test_forward_equals_float64(shape, bias_name, implementation):
     assert_close(out, dense(q, k, v, bias, shape.q_offset, shape.causal), "attention")
 
 
-@pytest.mark.parametrize("implementation", FASTER)
-@pytest.mark.parametrize("bias_name", BIASES)
-@pytest.mark.parametrize("shape", ["odd", "end of a cache", "past the keys", "encoder", "grouped", "several blocks"])
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_gradients_equal_the_references(shape, bias_name, rate, implementation):
-    if not_served(implementation, bias_name) or (bias_name == "none" and rate > 0):
-        return
+@pytest.mark.parametrize(("bias_name", "implementation"), FASTER)
+@pytest.mark.parametrize(
+    ("shape", "rate"),
+    [(name, 0.0) for name in ("odd", "end of a cache", "past the keys", "encoder", "grouped", "several blocks")]
+    + [(name, 0.3) for name in ("end of a cache", "grouped")],
+)
+def test_gradients_equal_the_references(shape, rate, bias_name, implementation):
     shape = SHAPES[shape]
     *qkv, bias = *inputs(shape), make_bias(bias_name, shape.heads)
     argnums = (0, 1, 2) if implementation in KERNELS else (0, 1, 2, 3)
@@ -117,7 +110,7 @@ def test_all_heads_in_one_pass_give_the_same_as_one_by_one(shape, bias_name, mon
         return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))(*qkv, bias))
 
     one_by_one = out_and_grads()
-    monkeypatch.setattr("alibi_jax.attention.blockwise.platform", lambda: "tpu")
+    monkeypatch.setattr("alibi_jax.attention.blockwise.device", lambda: ("tpu", "TPU v5e"))
     for actual, expected in zip(out_and_grads(), one_by_one, strict=True):
         scale = max(1.0, float(jnp.abs(expected).max()))
         assert_close(actual / scale, expected / scale, "attention gradient")
@@ -174,14 +167,15 @@ def test_decoding_token_by_token_equals_the_whole(implementation):
     assert_close(jnp.concatenate(steps, 1), whole, "attention")
 
 
+@pytest.mark.parametrize("implementation", ["blockwise", *KERNELS])
 @pytest.mark.parametrize("size", [1.0, 30.0, 3000.0])
-def test_large_scores_neither_overflow_nor_vanish(size):
+def test_large_scores_neither_overflow_nor_vanish(size, implementation):
     """Below and far above what exp can hold unshifted; one query sees a score of +size among some of -size."""
     q, k, v = inputs(Shape(1, 600, 600, 2, 2, 8))
     direction = jnp.zeros((1, 1, 1, 8)).at[..., 0].set(jnp.sqrt(size * jnp.sqrt(8.0)))
     q = q * 0.1 + direction
     k = k * 0.1 + jnp.where(jnp.arange(600) % 50 == 0, 1.0, -1.0)[None, :, None, None] * direction
-    out = run("blockwise")(q, k, v, bias=make_bias("alibi", 2))
+    out = run(implementation)(q, k, v, bias=make_bias("alibi", 2))
     exact = dense(q, k, v, make_bias("alibi", 2), 0, True)
     assert_close(out, exact, "attention" if size == 1.0 else "attention of huge scores")
 
@@ -228,9 +222,7 @@ def test_dropout_drops_the_rate_and_keeps_the_mean(implementation):
 
 def test_dropout_masks_are_independent_across_every_axis():
     positions, seeds = jnp.arange(128), head_seeds(jax.random.key(0), 4, 4)
-    seed = seeds[:, :, 0, None, None], seeds[:, :, 1, None, None]
-    mask = keep_mask(seed, 0.5, positions[None, None, :, None], positions[None, None, None])
-    mask = np.asarray(mask).astype(float) - 0.5
+    mask = np.asarray(dense_keep_scale(seeds, 0.5, positions, positions)) / 2 - 0.5
     for axis in range(4):
         shifted = np.take(mask, range(1, mask.shape[axis]), axis) * np.take(mask, range(mask.shape[axis] - 1), axis)
         assert abs(shifted.mean()) < 5 * 0.25 / np.sqrt(shifted.size)
@@ -242,7 +234,7 @@ def test_dropout_masks_are_independent_across_every_axis():
     [
         ({"k": (1, 8, 3, 4), "v": (1, 8, 3, 4)}, "multiple of that of k"),
         ({"v": (1, 7, 2, 4)}, r"k and v|k, v"),
-        ({"q": (1, 0, 2, 4)}, "at least one token"),
+        ({"q": (1, 0, 2, 4)}, "none of them 0"),
         ({"dropout_rate": 0.5}, "a key"),
         ({"dropout_rate": 1.0, "dropout_key": jax.random.key(0)}, r"\[0, 1\)"),
         ({"reach_tolerance": 0.0}, "None to skip"),
@@ -256,10 +248,34 @@ def test_bad_shapes_rates_and_tolerances_are_refused(change, message):
         attend(*arrays.values(), **change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": LinearBias(alibi_slopes(4))}, "LinearBias of 4 heads for q of 2"),
+        ({"k": jnp.zeros((1, 8, 2, 4), jnp.bfloat16)}, "bfloat16.*Cast them"),
+        ({"q_offset": jnp.zeros(1, jnp.int32)}, "expected a scalar"),
+        ({"reach_tolerance": "Auto"}, "'auto', or None"),
+    ],
+)
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_what_does_not_belong_together_is_refused(change, message):
+    """Too few slopes would be read past their end, in silence."""
+    arrays = {name: jnp.zeros((1, 8, 2, 4)) for name in ("q", "k", "v")}
+    with pytest.raises(ValueError, match=message):
+        attend(**(arrays | change))
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", *KERNELS])
+def test_an_output_nobody_uses_has_gradients_of_zero(implementation):
+    q, k, v = inputs(Shape(1, 40, 40, 2, 2, 8))
+    both = jax.jit(lambda q: (attend(q, k, v, implementation=implementation, interpret=True), q.sum()))
+    np.testing.assert_array_equal(jax.grad(lambda q: both(q)[1])(q), jnp.ones_like(q))
+
+
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_an_unknown_implementation_is_refused_naming_those_there_are():
     q = jnp.zeros((1, 8, 2, 4))
-    with pytest.raises(NotImplementedError, match="reference, blockwise, pallas_tpu, pallas_gpu"):
+    with pytest.raises(NotImplementedError, match="auto, reference, blockwise, pallas_tpu, pallas_gpu"):
         attend(q, q, q, implementation="flash")
 
 
@@ -318,3 +334,12 @@ def test_heads_that_do_not_divide_over_the_mesh_are_refused():
         pytest.raises(ValueError, match="heads: got 6.*4.*tensor"),
     ):
         attend(q, k, v, bias=make_bias("alibi", 6), implementation="blockwise")
+
+
+def test_a_mesh_of_explicit_axes_is_refused_saying_what_to_do():
+    q, k, v = inputs(Shape(8, 150, 150, 2, 2, 16))
+    with (
+        jax.set_mesh(jax.make_mesh((8,), ("data",))),
+        pytest.raises(ValueError, match=r"axis_types=\(AxisType.Auto,\)"),
+    ):
+        attend(q, k, v, bias=make_bias("alibi", 2), implementation="blockwise")

@@ -60,7 +60,7 @@ def test_tpu_kernels_compile_and_take_linear_memory(topology, dtype, shape):
         assert temporary < 64 * MIB
 
 
-@pytest.mark.parametrize("shape", [Shape(2, 1000, 1000, 6, 2, 128), Shape(1, 70, 3333, 2, 2, 64, 3263)])
+@pytest.mark.parametrize("shape", [Shape(2, 1000, 1000, 6, 2, 80), Shape(1, 70, 3333, 2, 2, 256, 3263)])
 def test_tpu_kernels_compile_with_dropout_shared_keys_and_a_cache(shape):
     text = compile_for_tpu(
         "v5e:2x2", shape, jnp.bfloat16, q_offset=shape.q_offset, dropout_rate=0.1, dropout_key=jax.random.key(0)
@@ -86,7 +86,7 @@ def test_a_sharded_model_for_tpus_uses_the_kernel_by_itself(caplog):
         text = grad.lower(params, tokens).compile().as_text()
     assert "pallas_tpu for 1024 queries" in caplog.text
     assert text.count('custom_call_target="tpu_custom_call"') == 4, "forward, forward again for remat, and two backward"
-    assert "[2,2,1024,1024]" not in text and "[2,1024,2,128]" not in text
+    assert "1024,1024]" not in text, "somebody's scores are there whole"
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -15,7 +16,7 @@ from alibi_jax.attention.options import Options
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE
 from alibi_jax.attention.reference import reference_attention
 from alibi_jax.positions.base import Bias
-from alibi_jax.sharding import on_each_device, platform
+from alibi_jax.sharding import device, on_each_device
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,14 @@ class Implementation(NamedTuple):
     function: Callable
     unsupported: Callable[[Array, Array, Bias | None], str | None] = lambda q, k, bias: None
     platform: str | None = None  # the only one it is compiled for; None: any
+    device_kinds: tuple[str, ...] = ("",)  # how the names begin of those devices on which "auto" takes it
 
 
 IMPLEMENTATIONS = {
     "reference": Implementation(reference_attention),
     "blockwise": Implementation(blockwise_attention),
     "pallas_tpu": Implementation(pallas_tpu.tpu_attention, pallas_tpu.unsupported, "tpu"),
-    "pallas_gpu": Implementation(pallas_gpu.gpu_attention, pallas_gpu.unsupported, "gpu"),
+    "pallas_gpu": Implementation(pallas_gpu.gpu_attention, pallas_gpu.unsupported, "gpu", pallas_gpu.DEVICE_KINDS),
 }
 
 
@@ -46,55 +48,62 @@ def _say_once(chosen: str, queries: int, keys: int) -> None:
 
 def _choose(q: Array, k: Array, bias: Bias | None) -> str:
     """The kernel of the platform where it can serve, else blockwise; dense where everything is one small block."""
-    chosen, here = "blockwise", platform()
+    chosen, (here, kind) = "blockwise", device()
     if q.shape[1] * k.shape[1] <= DENSE_SCORES:
         chosen = "reference"
     else:
-        kernels = [name for name, known in IMPLEMENTATIONS.items() if known.platform == here]
-        chosen = next((name for name in kernels if IMPLEMENTATIONS[name].unsupported(q, k, bias) is None), chosen)
+        for name, known in IMPLEMENTATIONS.items():
+            if known.platform == here and kind.startswith(known.device_kinds) and known.unsupported(q, k, bias) is None:
+                chosen = name
     _say_once(chosen, q.shape[1], k.shape[1])
     return chosen
 
 
 def _check_name(name: str, q: Array, k: Array, bias: Bias | None, interpret: bool) -> None:
     if name not in IMPLEMENTATIONS:
-        raise NotImplementedError(f"attend: got implementation {name!r}, expected one of {', '.join(IMPLEMENTATIONS)}.")
+        raise NotImplementedError(f"attend: got implementation {name!r}, expected auto, {', '.join(IMPLEMENTATIONS)}.")
     known = IMPLEMENTATIONS[name]
     reason = known.unsupported(q, k, bias)
-    if reason is None and known.platform not in (None, platform()) and not interpret:
-        reason = (
-            f"a computation for {platform()}, and it is compiled for {known.platform} only (or run with interpret=True)"
-        )
+    here, _ = device()
+    if reason is None and known.platform not in (None, here) and not interpret:
+        reason = f"a computation for {here}, and it is compiled for {known.platform} only (or run with interpret=True)"
     if reason is not None:
         raise NotImplementedError(f"attend: {name} cannot serve {reason}. Use implementation='blockwise'.")
 
 
-def _check(
-    q: Array, k: Array, v: Array, dropout_rate: float, dropout_key: Array | None, tolerance: float | None
-) -> None:
-    if (
-        q.ndim != 4
-        or k.shape != v.shape
-        or (q.shape[0], q.shape[-1]) != (k.shape[0], k.shape[-1])
-        or q.shape[2] % k.shape[2]
-    ):
+def _check_arrays(q: Array, k: Array, v: Array, bias: Bias | None, q_offset: Array) -> None:
+    whole = q.ndim == 4 and k.ndim == 4 and k.shape == v.shape and 0 not in q.shape and 0 not in k.shape
+    if not whole or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or q.shape[2] % k.shape[2]:
         raise ValueError(
-            f"attend: got q {q.shape}, k {k.shape}, v {v.shape}, expected q [B, T, H, D] and k, v [B, S, K, D]. "
-            "Reshape them; the number of heads of q is a multiple of that of k and v."
+            f"attend: got q {q.shape}, k {k.shape}, v {v.shape}, expected q [B, T, H, D] and k, v [B, S, K, D], none "
+            "of them 0. Reshape them; the number of heads of q is a multiple of that of k and v."
         )
-    if 0 in q.shape or 0 in k.shape:
+    if {k.dtype, v.dtype} != {q.dtype} or q.dtype.name not in DEFAULT_TOLERANCE:
         raise ValueError(
-            f"attend: got q {q.shape}, k {k.shape}, expected no dimension of 0. Give it at least one token."
+            f"attend: got q {q.dtype}, k {k.dtype}, v {v.dtype}, expected all one of {', '.join(DEFAULT_TOLERANCE)}. Cast them."
         )
+    if q_offset.ndim:
+        raise ValueError(
+            f"attend: got q_offset of shape {q_offset.shape}, expected a scalar. One offset serves all rows."
+        )
+    heads = q.shape[2] if bias is None else jax.tree.leaves(bias)[0].shape[bias.dimensions.index("heads")]
+    if heads != q.shape[2]:
+        raise ValueError(
+            f"attend: got a {type(bias).__name__} of {heads} heads for q of {q.shape[2]}, expected as many. "
+            "Make it for the heads of q, not those of k."
+        )
+
+
+def _check_options(dropout_rate: float, dropout_key: Array | None, tolerance: float | str | None) -> None:
     if not 0 <= dropout_rate < 1 or (dropout_rate > 0 and dropout_key is None):
         raise ValueError(
             f"attend: got dropout_rate {dropout_rate} and dropout_key {dropout_key}, expected a rate in [0, 1) and, above "
             "0, a key. Pass dropout_key=jax.random.key(...)."
         )
-    if tolerance is not None and not 0 < tolerance < 1:
+    if not (tolerance is None or tolerance == "auto" or (not isinstance(tolerance, str) and 0 < tolerance < 1)):
         raise ValueError(
-            f"attend: got reach_tolerance {tolerance}, expected a share of the softmax mass in (0, 1), 'auto', or None to skip "
-            "nothing. Pass one of these."
+            f"attend: got reach_tolerance {tolerance!r}, expected a share of the softmax mass in (0, 1), 'auto', or None to "
+            "skip nothing. Pass one of these."
         )
 
 
@@ -118,19 +127,24 @@ def attend(
     bias: added after the scaling, in float32, such as `LinearBias(alibi_slopes(H))` (Press et al. 2022, section 3).
     causal: a query sees keys at or before its position. q_offset: non-negative; not 0 when decoding with a cache.
     reach_tolerance: the largest share of a row's softmax mass that may be skipped, where the bias proves a bound (causal
-    LinearBias; see attention/reach.py); "auto": by dtype, below its rounding; None: skip nothing. `reference` never skips.
+    LinearBias; see attention/reach.py), which moves an output by at most 2 reach_tolerance max|v|; "auto": by dtype, below
+    its rounding; None: skip nothing. `reference` never skips.
     dropout_rate: share of the softmax weights dropped; the mask depends on positions alone, so implementations agree.
-    implementation: "auto" chooses, and logs its choice once. Differentiable in q, k, v and, but for the Pallas kernels, the
-    bias's arrays. interpret: run a Pallas kernel step by step on any device; slow, for tests.
-    Under `jax.set_mesh` the batch and the heads are split over the mesh as sharding.RULES say, each device attending alone.
+    implementation: "auto" chooses by the platform, and logs its choice once. Differentiable in q, k, v and the bias's arrays;
+    the Pallas kernels refuse learned slopes: name "blockwise" for them. interpret: run a Pallas kernel step by step on any
+    device; slow, for tests.
+    Under `jax.set_mesh` the batch and the heads are split over those axes of the mesh that sharding.RULES name, each device
+    attending alone; axes of other names are left to the compiler. In a shard_map of one's own: check_vma=False.
     ValueError for shapes that do not fit; NotImplementedError for an implementation that does not exist or cannot serve.
     """
-    tolerance = DEFAULT_TOLERANCE[jnp.dtype(q.dtype).name] if reach_tolerance == "auto" else reach_tolerance
-    _check(q, k, v, dropout_rate, dropout_key, tolerance)
+    q_offset = jnp.asarray(q_offset, jnp.int32)
+    _check_arrays(q, k, v, bias, q_offset)
+    _check_options(dropout_rate, dropout_key, reach_tolerance)
+    tolerance = DEFAULT_TOLERANCE[q.dtype.name] if reach_tolerance == "auto" else reach_tolerance
     chosen = _choose(q, k, bias) if implementation == "auto" else implementation
     _check_name(chosen, q, k, bias, interpret)
     seeds = head_seeds(dropout_key if dropout_rate > 0 else None, q.shape[0], q.shape[2])
-    inputs = q, k, v, bias, jnp.asarray(q_offset, jnp.int32), seeds
+    inputs = q, k, v, bias, q_offset, seeds
     function: Any = functools.partial(
         IMPLEMENTATIONS[chosen].function, Options(causal, dropout_rate, tolerance, interpret)
     )

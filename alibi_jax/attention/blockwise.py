@@ -14,19 +14,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, Float, Float32, Int, UInt32
 
 from alibi_jax.attention import passes
-from alibi_jax.attention.dropout import keep_mask
-from alibi_jax.attention.options import Options
+from alibi_jax.attention.dropout import dense_keep_scale
+from alibi_jax.attention.options import Options, cotangent, values_and_perturbed
 from alibi_jax.attention.passes import Plan
 from alibi_jax.attention.reach import excess_within, first_key_block, reach, score_bounds
 from alibi_jax.positions.base import Bias
-from alibi_jax.sharding import platform
+from alibi_jax.sharding import device
 
 BLOCK = 512  # queries and keys of a block: XLA's CPU backend runs products of this size on all cores, at 128 on one
-MODEST = 60.0  # exp(60) summed over 1e6 keys is below 1e33; exp(-60 - 17) is still a normal number
+MODEST = 50.0  # exp(50) summed over 1e6 keys and values of 1e9 is below 1e37; exp(-50 - 17) is still a normal number
 
 # float32 inputs are multiplied as float32 (accelerators would round them to TF32 or bfloat16); bfloat16 ones are exact anyway
 EXACT = {"preferred_element_type": jnp.float32, "precision": "highest"}
@@ -85,14 +84,6 @@ def _scores(
     return jnp.where(seen[None, None], scores, -jnp.inf)
 
 
-def _keep(plan: Plan, seeds: UInt32[Array, "r g 2"], positions: tuple) -> Float32[Array, "r g t s"]:
-    """What a weight is multiplied by: 0 where it is dropped, else 1 / (1 - rate)."""
-    rate, (q_positions, k_positions) = plan.options.dropout_rate, positions
-    seed = seeds[:, :, 0, None, None], seeds[:, :, 1, None, None]
-    kept = keep_mask(seed, rate, q_positions[None, None, :, None], k_positions[None, None, None])
-    return jnp.where(kept, 1.0 / (1.0 - rate), 0.0)
-
-
 def _last_key_block(plan: Plan, start: Array, key_blocks: int) -> Int[Array, ""]:
     """Index of the last block with a key that queries from position `start` on may see."""
     if not plan.options.causal:
@@ -102,12 +93,13 @@ def _last_key_block(plan: Plan, start: Array, key_blocks: int) -> Int[Array, ""]
 
 def _first_key_block(plan: Plan, heads: Heads, i: Array, start: Array, low: Array) -> Int[Array, ""]:
     """The first block of keys that a head's queries of block i need; `low` is the log of a part of each row's sum."""
-    wanted = plan.options.causal and plan.options.reach_tolerance is not None and heads.bias is not None
+    options, one_block = plan.options, heads.k.shape[1] == plan.block_k
+    wanted = options.causal and options.reach_tolerance is not None and heads.bias is not None and not one_block
     slopes = heads.bias.decay() if wanted else None
     if slopes is None:
         return jnp.int32(0)
     slopes, bounds = passes.for_heads(plan, slopes), _part(heads.bounds, i, plan.block_q, 2)
-    tokens = reach(excess_within(bounds - low, slopes), slopes, plan.options.reach_tolerance)
+    tokens = reach(excess_within(bounds - low, slopes), slopes, options.reach_tolerance)
     return first_key_block(tokens.max(), start, plan.block_k)
 
 
@@ -159,7 +151,7 @@ def _forward_block(plan: Plan, heads: Heads, q_offset: Array, i: Array) -> tuple
         weights = jnp.exp(scores - shift[..., None])
         total = total + weights.sum(-1)
         if plan.options.dropout_rate > 0:
-            weights = weights * _keep(plan, heads.seeds, positions)
+            weights = weights * dense_keep_scale(heads.seeds, plan.options.dropout_rate, *positions)
         values = _part(heads.v, j, plan.block_k, 1)
         out = out + jnp.einsum("rgts,rsd->rgtd", weights.astype(values.dtype), values, **EXACT)
         return (out, total), shift + jnp.log(total)
@@ -182,7 +174,7 @@ def _backward_visit(plan: Plan, heads: Heads, q: Array, left: Left, positions: t
     weights = jnp.exp(_scores(plan, q, k_columns, biases, positions) - left.logsumexp[..., None])
     d_weights, dropped = jnp.einsum("rgtd,rds->rgts", left.d_out, v_columns, **EXACT), weights
     if plan.options.dropout_rate > 0:
-        keep = _keep(plan, heads.seeds, positions)
+        keep = dense_keep_scale(heads.seeds, plan.options.dropout_rate, *positions)
         d_weights, dropped = d_weights * keep, weights * keep
     d_scores = weights * (d_weights - left.delta[..., None])
     d_bias = bias_vjp(passes.by_heads(plan, d_scores).sum(0))[0] if learned else None
@@ -268,14 +260,15 @@ def _forward(plan: Plan, inputs: Inputs) -> tuple[Float[Array, "B T K G D"], Flo
     return jax.lax.scan(serve, zeros, passes.passes(plan, inputs.q.shape))[0]
 
 
-def _backward(plan: Plan, residuals: tuple, d_out: Float[Array, "B T K G D"]) -> tuple:
-    inputs, out, logsumexp, learned = residuals
+def _backward(plan: Plan, residuals: tuple, d_out: Any) -> tuple:
+    (inputs, out, logsumexp, learned), d_out = residuals, cotangent(d_out)
     bounds, num_groups = _bounds(plan, inputs), inputs.q.shape[3]
 
     def serve(whole, at):
         heads = _heads_of(plan, at, inputs, bounds)
         pass_out, pass_d_out = (passes.cut_queries(plan, at, x) for x in (out, d_out))
-        delta = (pass_d_out.astype(jnp.float32) * pass_out.astype(jnp.float32)) @ jnp.ones(inputs.q.shape[4])
+        products = pass_d_out.astype(jnp.float32) * pass_out.astype(jnp.float32)
+        delta = jnp.matmul(products, jnp.ones(products.shape[-1]), precision="highest")  # faster than .sum(-1) on a CPU
         left = Left(pass_d_out, passes.cut_numbers(plan, at, logsumexp), delta)
 
         def row(carry, i):
@@ -303,12 +296,8 @@ def _attend_blocks(plan: Plan, inputs: Inputs) -> Array:
 
 def _attend_blocks_forward(plan: Plan, primals: Inputs) -> tuple:
     """Also whether anything asks for the bias's gradient: fixed slopes have none, and it costs a third of the backward."""
-
-    def is_primal(leaf):
-        return isinstance(leaf, CustomVJPPrimal)
-
-    learned = () if any(leaf.perturbed for leaf in jax.tree.leaves(primals.bias, is_leaf=is_primal)) else None
-    inputs = jax.tree.map(lambda leaf: leaf.value, primals, is_leaf=is_primal)
+    inputs, perturbed = values_and_perturbed(primals)
+    learned = () if any(jax.tree.leaves(perturbed.bias)) else None
     out, logsumexp = _forward(plan, inputs)
     return out, (inputs, out, logsumexp, learned)
 
@@ -335,7 +324,7 @@ def blockwise_attention(
     batch, queries, heads, width = q.shape
     keys, key_heads = k.shape[1:3]
     sizes = _block_size(queries), _block_size(keys)
-    at_once = (1, 1, 1) if platform() == "cpu" else (batch, key_heads, heads // key_heads)
+    at_once = (1, 1, 1) if device()[0] == "cpu" else (batch, key_heads, heads // key_heads)
     plan = Plan(options, queries, keys, *sizes, at_once)
 
     def pad(x, block):

@@ -6,7 +6,7 @@ makes the mask again instead of storing it.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Float32, Int, UInt32
 
 
 def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
@@ -26,10 +26,22 @@ def head_seeds(key: jax.Array | None, batch: int, num_heads: int) -> UInt32[Arra
     return jax.random.bits(key, (batch, num_heads, 2), jnp.uint32)
 
 
-def keep_mask(
+def keep_scale(
     seed: tuple[Array, Array], rate: float, q_positions: Int[Array, "..."], k_positions: Int[Array, "..."]
-) -> Bool[Array, "..."]:
-    """True where a weight is kept, with probability 1 - rate; the words of a head's seed and the positions broadcast."""
+) -> Float32[Array, "..."]:
+    """What a weight is multiplied by: 0 where it is dropped, with probability `rate`, else 1 / (1 - rate).
+
+    seed: a head's two words; they and the positions broadcast.
+    """
     rows = _mix(seed[0] + _mix(q_positions.astype(jnp.uint32) ^ seed[1]))
     bits = _mix(rows + k_positions.astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
-    return bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(bits >= jnp.uint32(round(rate * 2**32)), 1.0 / (1.0 - rate), 0.0)
+
+
+def dense_keep_scale(
+    seeds: UInt32[Array, "*heads 2"], rate: float, q_positions: Int[Array, " T"], k_positions: Int[Array, " S"]
+) -> Float32[Array, "*heads T S"]:
+    """The same for every pair of queries and keys of every head."""
+    seed = seeds[..., 0, None, None], seeds[..., 1, None, None]
+    ones = (1,) * (seeds.ndim - 1)
+    return keep_scale(seed, rate, q_positions.reshape(*ones, -1, 1), k_positions.reshape(*ones, 1, -1))

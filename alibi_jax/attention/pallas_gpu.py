@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import CustomVJPPrimal
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Float32, Int, Int32, UInt32
 
-from alibi_jax.attention.dropout import keep_mask
-from alibi_jax.attention.options import Options
+from alibi_jax.attention.dropout import keep_scale
+from alibi_jax.attention.options import Options, cotangent, values_and_perturbed
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
 from alibi_jax.positions.base import Bias, LinearBias
 
 LOG2E = math.log2(math.e)
+DEVICE_KINDS = ("NVIDIA H100", "NVIDIA H200")  # what the tiles below are chosen for
 
 
 class Tiles(NamedTuple):
@@ -88,12 +88,6 @@ def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, start: Array, j_st
     return scores, q_positions, k_positions
 
 
-def _keep(kernel: Kernel, seed: tuple, q_positions: Array, k_positions: Array) -> Float32[Array, "T S"]:
-    """What a weight is multiplied by: 0 where it is dropped, else 1 / (1 - rate)."""
-    rate = kernel.options.dropout_rate
-    return jnp.where(keep_mask(seed, rate, q_positions, k_positions), 1.0 / (1.0 - rate), 0.0)
-
-
 def _key_range(kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blocks: int) -> tuple[Array, Array]:
     """(end of the key blocks that need no mask, end of all) for queries from `start` on."""
     whole = kernel.num_keys // tiles.block_k
@@ -124,7 +118,7 @@ def _forward_kernel(
         weights, shrink = jnp.exp2(scores - new_largest[:, None]), jnp.exp2(largest - new_largest)
         total = total * shrink + weights.sum(1)
         if kernel.options.dropout_rate > 0:
-            weights = weights * _keep(kernel, (seeds[0], seeds[1]), *positions)
+            weights = weights * keep_scale((seeds[0], seeds[1]), kernel.options.dropout_rate, *positions)
         return mixed * shrink[:, None] + _dot(weights.astype(q.dtype), v_ref[rows, :]), new_largest, total
 
     zeros = jnp.zeros(tiles.block_q, jnp.float32)
@@ -140,7 +134,7 @@ def _weights_and_gradients(kernel, q, k, v, d_out, logsumexp, delta, slope, seed
     weights = jnp.exp2(scores - (LOG2E * logsumexp)[:, None])
     d_weights, dropped = _dot(d_out, v, transposed_b=True), weights
     if kernel.options.dropout_rate > 0:
-        keep = _keep(kernel, seed, *positions)
+        keep = keep_scale(seed, kernel.options.dropout_rate, *positions)
         d_weights, dropped = d_weights * keep, weights * keep
     return dropped, weights * (d_weights - delta[:, None]) * kernel.width**-0.5
 
@@ -259,8 +253,8 @@ def _forward(kernel: Kernel, x: Inputs) -> Any:
     return _call(kernel, kernel.forward, _forward_kernel, x.k.shape[1] // kernel.forward.block_k, grid, inputs, outputs)
 
 
-def _backward(kernel: Kernel, residuals: tuple, d_out: Array) -> tuple[Inputs]:
-    x, out, logsumexp = residuals
+def _backward(kernel: Kernel, residuals: tuple, d_out: Any) -> tuple[Inputs]:
+    (x, out, logsumexp), d_out = residuals, cotangent(d_out)
     tiles = kernel.backward
     query_blocks, key_blocks = x.q.shape[1] // tiles.block_q, x.k.shape[1] // tiles.block_k
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).transpose(0, 2, 1)
@@ -285,14 +279,11 @@ def _attend(kernel: Kernel, inputs: Inputs) -> Array:
 
 
 def _attend_forward(kernel: Kernel, primals: Inputs) -> tuple:
-    def is_primal(leaf):
-        return isinstance(leaf, CustomVJPPrimal)
-
-    if primals.slopes.perturbed:
+    inputs, perturbed = values_and_perturbed(primals)
+    if perturbed.slopes:
         raise NotImplementedError(
             "attend: pallas_gpu cannot serve the gradient of learned slopes. Use implementation='blockwise'."
         )
-    inputs = jax.tree.map(lambda leaf: leaf.value, primals, is_leaf=is_primal)
     out, logsumexp = _forward(kernel, inputs)
     return out, (inputs, out, logsumexp)
 

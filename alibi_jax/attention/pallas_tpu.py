@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import CustomVJPPrimal
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int, UInt32
 
-from alibi_jax.attention.dropout import keep_mask
-from alibi_jax.attention.options import Options
+from alibi_jax.attention.dropout import keep_scale
+from alibi_jax.attention.options import Options, cotangent, values_and_perturbed
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
 from alibi_jax.positions.base import Bias, LinearBias
 
@@ -83,11 +82,9 @@ def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, q_positions: Array
     return jnp.where(seen, scores, -jnp.inf)
 
 
-def _keep(kernel: Kernel, seeds: Any, row: Array, q_positions: Array, k_positions: Array) -> Float32[Array, "S T"]:
-    """What a weight is multiplied by: 0 where it is dropped, else 1 / (1 - rate)."""
-    rate = kernel.options.dropout_rate
-    seed = seeds[2 * row].astype(jnp.uint32), seeds[2 * row + 1].astype(jnp.uint32)
-    return jnp.where(keep_mask(seed, rate, q_positions, k_positions), 1.0 / (1.0 - rate), 0.0)
+def _seed(scalars: Scalars, row: Array) -> tuple[Array, Array]:
+    """The two words of a (batch row, head)."""
+    return scalars.seeds[2 * row].astype(jnp.uint32), scalars.seeds[2 * row + 1].astype(jnp.uint32)
 
 
 def _forward_kernel(kernel: Kernel, scalars: Scalars, q, k, v, out, logsumexp, mixed, largest, total):
@@ -111,7 +108,7 @@ def _forward_kernel(kernel: Kernel, scalars: Scalars, q, k, v, out, logsumexp, m
         largest[...] = new_largest
         total[...] = total[...] * shrink + weights.sum(0, keepdims=True)
         if kernel.options.dropout_rate > 0:
-            weights = weights * _keep(kernel, scalars.seeds, row, *positions)
+            weights = weights * keep_scale(_seed(scalars, row), kernel.options.dropout_rate, *positions)
         mixed[...] = mixed[...] * shrink + _dot(v[0, 0], weights.astype(v.dtype), (0, 0))
 
     @pl.when(n == pl.num_programs(3) - 1)
@@ -126,7 +123,7 @@ def _weights_and_gradients(kernel, scalars, row, h, i, j, q, k, v, d_out, logsum
     weights = jnp.exp(_scores(kernel, q, k, scalars.slopes[h], *positions) - logsumexp)
     d_weights, dropped = _dot(v, d_out, (1, 1)), weights
     if kernel.options.dropout_rate > 0:
-        keep = _keep(kernel, scalars.seeds, row, *positions)
+        keep = keep_scale(_seed(scalars, row), kernel.options.dropout_rate, *positions)
         d_weights, dropped = d_weights * keep, weights * keep
     return dropped, weights * (d_weights - delta) * q.shape[-1] ** -0.5
 
@@ -277,8 +274,8 @@ def _forward(kernel: Kernel, q, k, v, scalars: Scalars) -> Any:
     )
 
 
-def _backward(kernel: Kernel, residuals: tuple, d_out: Array) -> tuple:
-    q, k, v, scalars, out, logsumexp = residuals
+def _backward(kernel: Kernel, residuals: tuple, d_out: Any) -> tuple:
+    (q, k, v, scalars, out, logsumexp), d_out = residuals, cotangent(d_out)
     heads, query_blocks, key_blocks, width = _sizes(kernel, q, k)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)[:, :, None]
 
@@ -303,14 +300,11 @@ def _attend(kernel: Kernel, q, k, v, scalars: Scalars) -> Array:
 
 
 def _attend_forward(kernel: Kernel, *primals) -> tuple:
-    def is_primal(leaf):
-        return isinstance(leaf, CustomVJPPrimal)
-
-    if primals[3].slopes.perturbed:
+    (q, k, v, scalars), perturbed = values_and_perturbed(primals)
+    if perturbed[3].slopes:
         raise NotImplementedError(
             "attend: pallas_tpu cannot serve the gradient of learned slopes. Use implementation='blockwise'."
         )
-    q, k, v, scalars = jax.tree.map(lambda leaf: leaf.value, primals, is_leaf=is_primal)
     out, logsumexp = _forward(kernel, q, k, v, scalars)
     return out, (q, k, v, scalars, out, logsumexp)
 

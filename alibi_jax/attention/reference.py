@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from alibi_jax.attention.dropout import keep_mask
+from alibi_jax.attention.dropout import dense_keep_scale
 from alibi_jax.attention.options import Options
 from alibi_jax.positions.base import Bias
 
@@ -30,7 +30,5 @@ def reference_attention(
         scores = jnp.where(k_positions[None, :] <= q_positions[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     if options.dropout_rate > 0:
-        rate, seed = options.dropout_rate, (seeds[:, :, 0, None, None], seeds[:, :, 1, None, None])
-        kept = keep_mask(seed, rate, q_positions[None, None, :, None], k_positions[None, None, None])
-        weights = jnp.where(kept, weights / (1 - rate), 0.0)
+        weights = weights * dense_keep_scale(seeds, options.dropout_rate, q_positions, k_positions)
     return jnp.einsum("bhts,bshd->bthd", weights, v.astype(jnp.float32), precision="highest").astype(q.dtype)
