@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 # The tests install libtpu, which complains where there is no accelerator.
-ifeq ($(wildcard /dev/accel* /dev/vfio/* /dev/nvidia*),)
+ifeq ($(wildcard /dev/accel* /dev/vfio/* /dev/nvidia* /dev/dxg /dev/kfd),)
 export JAX_PLATFORMS ?= cpu
 endif
 

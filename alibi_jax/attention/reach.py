@@ -23,12 +23,10 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 # Largest skipped share by input dtype: a quarter of the float32 spacing at 1; for the short types well under theirs.
 DEFAULT_TOLERANCE = {"float32": 2.0**-25, "bfloat16": 2.0**-13, "float16": 2.0**-16}
-SLACK = (
-    1.0 + 2.0**-10
-)  # the bound is computed in floating point, and so are the scores: relative errors are below D 2^-23
-NEAREST = (
-    8  # keys before a query whose scores `nearest_mass` sums; 8 buy most of what 128 would (experiments/results/reach)
-)
+# The bound is computed in floating point, and so are the scores: their relative errors are below D 2^-23.
+SLACK = 1.0 + 2.0**-10
+# Keys before a query whose scores `nearest_mass` sums; 8 buy most of what 128 would (experiments/results/reach).
+NEAREST = 8
 
 
 def score_bounds(
