@@ -48,9 +48,8 @@ Arrays = tuple[np.ndarray, ...]  # q, k, v and what the gradient weighs out by, 
 
 OURS = "blockwise"
 CHECKED, SAMPLED = 4096, 256  # compared with float64: every row up to this length, so many random ones above
-LARGEST_ERROR = (
-    1e-4  # of out, over its largest or 1; of gradients, over the largest; about 1e-6 for normal random inputs
-)
+# Of out, for outputs up to 1 (for larger ones so many times more); of gradients, over the largest. About 1e-6 is seen.
+LARGEST_ERROR = 1e-4
 PAUSE = 0.1  # seconds between turns, so that the threads of the one before are asleep
 MIB = 2**20
 
