@@ -48,9 +48,10 @@ class Corpus:
 
 
 def corpus_folder(data: DataConfig) -> Path:
-    """<directory>/<source>-<tokenizer>-<12 hex of the sha256 of every field but the directory>."""
+    """<directory>/<source>-<tokenizer>-<12 hex of the sha256 of every field that says which text and tokens>."""
     fields = dataclasses.asdict(data)
     directory = Path(fields.pop("directory"))
+    del fields["tfds_manual_dir"]  # where the files of a data set lie does not change them
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return directory / f"{data.source}-{data.tokenizer}-{digest[:12]}"
 

@@ -1,7 +1,7 @@
 """Where text comes from: `documents(data, split)` yields the documents of one split, one at a time.
 
 "stdlib" is the Python standard library's own source, on every machine; "files" is the user's text; "tfds" is a data
-set prepared by tensorflow-datasets (TensorFlow itself is never imported).
+set prepared by tensorflow-datasets (TensorFlow itself is never imported); WikiText is prepared here (wikitext.py).
 """
 
 import glob
@@ -173,6 +173,15 @@ def _files(data: DataConfig, split: Split) -> Iterator[str]:
 def _tfds(data: DataConfig, split: Split) -> Iterator[str]:
     import tensorflow_datasets as tfds  # half a second, and only this source needs it
 
+    if data.tfds_name.partition("/")[0] == "wikitext":
+        from alibi_jax.data import wikitext  # imports tensorflow_datasets too
+
+        wikitext.prepare(data)
+    elif data.tfds_manual_dir:
+        raise DataError(
+            f"data.tfds_manual_dir: got {data.tfds_manual_dir!r} with data.tfds_name {data.tfds_name!r}, expected "
+            "wikitext/wikitext-103 or wikitext/wikitext-2: others are prepared beforehand. Leave it out."
+        )
     part = data.tfds_splits[SPLITS.index(split)]
     folder = data.tfds_dir or "the library's own folder"
     try:

@@ -1,0 +1,200 @@
+"""WikiText-2 and WikiText-103 (Merity et al. 2016, https://arxiv.org/abs/1609.07843) for tensorflow-datasets.
+
+The builder runs without TensorFlow. One example is one article; the examples of a split, joined in order, are the
+official .tokens file byte for byte. Importing this module registers "wikitext" with tensorflow-datasets.
+"""
+
+import contextlib
+import hashlib
+import re
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import requests
+import tensorflow_datasets as tfds
+
+from alibi_jax.config import DataConfig
+from alibi_jax.data.sources import DataError
+
+URL = "https://s3.amazonaws.com/research.metamind.io/wikitext"
+SHA256 = {  # of <name>-v1.zip, which holds <name>/wiki.*.tokens
+    "wikitext-103": "242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590",
+    "wikitext-2": "92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c",
+}
+FILES = {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens", "test": "wiki.test.tokens"}
+BLANK = " \n"
+HEADING = re.compile(r" = (?:[^=]|[^=].*[^=]) = \n")  # of level 1; a section's is " = = Section = = "
+SECONDS = 20.0  # for the server to answer: tensorflow-datasets itself tries for minutes before it gives up
+
+Folder = Path | zipfile.Path
+
+
+class Wikitext(tfds.core.GeneratorBasedBuilder):
+    """`wikitext/wikitext-2` and `wikitext/wikitext-103`: {"text": one article} in the file's order.
+
+    The official zip or the bare .tokens files are read from tfds's manual folder, the zip first; where it has neither,
+    the zip is downloaded. DataError for files that are missing, damaged or of another layout.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SHA256]  # noqa: RUF012 (tfds's own type)
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "wikitext-103-v1.zip or wikitext-2-v1.zip, or the three .tokens files in it."
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        name = self.builder_config.name
+        try:
+            folder = find_files(Path(dl_manager.manual_dir), name)
+        except AssertionError:  # tfds's word for a manual folder that is missing or empty
+            folder = None
+        folder = require_files(folder or _download(dl_manager, name))
+        return {split: self._generate_examples(folder / file) for split, file in FILES.items()}
+
+    def _generate_examples(self, path: Folder) -> Iterator[tuple[int, dict[str, str]]]:
+        with path.open("rb") as file:
+            for number, article in enumerate(articles(checked_lines(file, str(path)))):
+                yield number, {"text": article}
+
+
+def prepare(data: DataConfig) -> None:
+    """Prepare `data.tfds_name` as array_record in `data.tfds_dir` unless it is there; DataError where it cannot be.
+
+    What is there is left as it is, wherever it came from. tfds writes aside and renames, so it is always whole.
+    """
+    name = data.tfds_name.removeprefix("wikitext/").removesuffix(f":{Wikitext.VERSION}")
+    if name not in SHA256:
+        raise DataError(
+            f"data.tfds_name: got {data.tfds_name!r}, expected {' or '.join(f'wikitext/{known}' for known in SHA256)}"
+            f" (version {Wikitext.VERSION}). Pass --data.tfds-name wikitext/wikitext-103."
+        )
+    builder = Wikitext(config=name, data_dir=data.tfds_dir or None)
+    if builder.data_path.exists():
+        return
+    try:
+        _prepare(builder, data.tfds_manual_dir)
+    except OSError as error:
+        if not builder.data_path.exists():  # else another process was first, with the same text
+            raise DataError(
+                f"data.tfds_name: got {data.tfds_name!r}, which cannot be prepared in {builder.data_dir} ({error}), "
+                "expected readable files and a folder that can be written. Check permissions and free space."
+            ) from error
+
+
+def _prepare(builder: Wikitext, manual: str) -> None:
+    name = builder.builder_config.name
+    if manual and find_files(Path(manual), name) is None:
+        raise DataError(
+            f"data.tfds_manual_dir: got {manual!r}, which has neither {name}-v1.zip nor {', '.join(FILES.values())}, "
+            f"expected one or the other, the files there or in {name}/. Put them there or name another folder."
+        )
+    tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(manual_dir=manual or None, try_download_gcs=False)
+    with contextlib.redirect_stdout(sys.stderr):  # where tfds says what it does
+        builder.download_and_prepare(download_config=config, file_format="array_record")
+
+
+def find_files(manual: Path, name: str) -> Folder | None:
+    """Where the .tokens files of `name` are: in its zip, in `manual`/`name`, or in `manual` itself; None: nowhere."""
+    if (manual / f"{name}-v1.zip").is_file():
+        return open_zip(manual / f"{name}-v1.zip", name)
+    folders = [manual / name, manual]
+    if manual.resolve().name in SHA256.keys() - {name}:
+        folders.pop()  # the files of WikiText-2 are named as those of WikiText-103
+    return next((folder for folder in folders if any((folder / file).is_file() for file in FILES.values())), None)
+
+
+def open_zip(path: Path, name: str) -> zipfile.Path:
+    """The folder inside the official zip; DataError unless its sha256 is the published one."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256[name]:
+        raise DataError(
+            f"{path}: got a file with sha256 {digest[:12]}..., expected {SHA256[name][:12]}..., the official "
+            f"{name}-v1.zip. Download it again, or pass the bare .tokens files."
+        )
+    try:
+        return zipfile.Path(path, f"{name}/")
+    except zipfile.BadZipFile as error:
+        raise DataError(
+            f"{path}: got a file that cannot be unzipped ({error}), expected the official {name}-v1.zip. "
+            "Download it again, or pass the bare .tokens files."
+        ) from error
+
+
+def require_files(folder: Folder) -> Folder:
+    """`folder`, where it has all three files; else DataError."""
+    missing = [file for file in FILES.values() if not (folder / file).is_file()]
+    if missing:
+        raise DataError(
+            f"{folder}: got no {' and no '.join(missing)}, expected {', '.join(FILES.values())}. "
+            "Put the missing files beside the others, or the official zip in their place."
+        )
+    return folder
+
+
+def _download(dl_manager: tfds.download.DownloadManager, name: str) -> zipfile.Path:
+    url = f"{URL}/{name}-v1.zip"
+    try:
+        with requests.get(url, stream=True, timeout=SECONDS) as answer:
+            answer.raise_for_status()
+        path = Path(dl_manager.download(url))
+    except (OSError, tfds.download.DownloadError) as error:
+        reason = str(error).partition("\n")[0][:300]
+        raise DataError(
+            f"wikitext/{name}: got no file from {url} ({reason}), expected {name}-v1.zip. Put the zip, or the three "
+            ".tokens files, in a folder and pass --data.tfds-manual-dir FOLDER."
+        ) from error
+    try:
+        return open_zip(path, name)
+    except DataError:
+        for kept in (path, path.with_name(f"{path.name}.INFO")):  # or tfds would take it for whole the next time
+            kept.unlink(missing_ok=True)
+        raise
+
+
+def checked_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
+    """The lines of a file in WikiText's layout, each ' word word ... \\n'; DataError at the first that is not."""
+    number = 0
+    for number, line in enumerate(file, 1):
+        text = _layout(line)
+        if text is None:
+            short = line if len(line) <= 60 else line[:40] + b" [...] " + line[-20:]
+            raise DataError(
+                f"{name}, line {number}: got {short!r}, expected WikiText's tokenized layout in UTF-8: each line is "
+                "' word word ... \\n', a blank one ' \\n'. This may be the raw or a detokenized version: use the "
+                "official .tokens files, or --data.source files for other text."
+            )
+        yield text
+    if number == 0:
+        raise DataError(f"{name}: got an empty file, expected WikiText's text. Download it again.")
+
+
+def _layout(line: bytes) -> str | None:
+    """The text of a line in WikiText's layout; None: it is not."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return text if text.startswith(" ") and text.endswith(BLANK) else None
+
+
+def articles(lines: Iterable[str]) -> Iterator[str]:
+    """Cut before every level-1 heading that stands between blank lines; joined, the articles are the lines.
+
+    Blank lines before the first heading belong to the first article.
+    """
+    article, before = [], BLANK
+    for line, after in pairwise(chain(lines, [""])):
+        if before == after == BLANK and HEADING.fullmatch(line) and any(kept != BLANK for kept in article):
+            yield "".join(article)
+            article = []
+        article.append(line)
+        before = line
+    yield "".join(article)
