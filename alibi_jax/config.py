@@ -6,6 +6,7 @@ command line's `--section.field value`. Every check says what it got, what it ex
 
 import dataclasses
 import difflib
+import itertools
 import json
 import runpy
 import typing
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 from alibi_jax.checks import ConfigError, Section, require
 
+Attention = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
 PositionName = Literal["alibi", "sinusoidal", "rotary", "t5", "learned", "none"]
 
 
@@ -32,18 +34,23 @@ class ModelConfig(Section):
     norm_epsilon: float = 1e-5  # added to the variance in LayerNorm
     scale_embedding: bool = True  # multiply token embeddings by sqrt(width)
     tied_embedding: bool = True  # the softmax uses the embedding's rows
+    adaptive_cutoffs: tuple[int, ...] = ()  # bands of the adaptive input and softmax end here, words; empty: one band
+    adaptive_factor: int = 4  # the vectors of each band are so many times narrower than those of the band before
+    adaptive_dropout: float = 0.0  # share dropped before the adaptive softmax and after each of its projections
+    tied_projections: bool = True  # the adaptive softmax uses the projections of the adaptive input
+    logits_mib: int = 256  # logits a device holds at once for a loss; of more the loss is made in parts, twice computed
     embedding_dropout: float = 0.0  # share dropped from the embedding's output
     residual_dropout: float = 0.0  # share dropped from the attention's and the MLP's output
     attention_dropout: float = 0.0  # share of attention weights dropped
     activation_dropout: float = 0.0  # share dropped inside the MLP
     bias_max: float = 8.0  # ALiBi: the last power-of-two head has slope 2^-bias_max
+    slopes: Literal["geometric", "equal", "learned"] = "geometric"  # ALiBi: the paper's; 2^-bias_max for all; trained
+    slope_divisor: float = 1.0  # ALiBi: slopes are divided by it, in evaluation too
     rotary_base: float = 10_000.0  # rotary: longest wavelength is 2 pi times this, tokens
     t5_buckets: int = 32  # T5 bias: number of distance buckets
     t5_max_distance: int = 128  # T5 bias: distances from here on share the last bucket, tokens
     learned_length: int = 1024  # learned: rows of the table, tokens; longer inputs are refused
-    attention: Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"] = (
-        "auto"  # implementation of attention
-    )
+    attention: Attention = "auto"  # implementation of attention
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
     scan_layers: bool = False  # one compiled layer looped over stacked parameters
     remat: bool = False  # recompute each layer in the backward pass instead of storing it
@@ -54,7 +61,10 @@ class ModelConfig(Section):
 
     def check(self) -> None:
         self.require_positive("num_layers", "width", "num_heads", "mlp_width", "bias_max", "learned_length")
+        self.require_positive("slope_divisor", "adaptive_factor", "logits_mib")
         self.require_share("embedding_dropout", "residual_dropout", "attention_dropout", "activation_dropout")
+        self.require_share("adaptive_dropout")
+        self._check_bands()
         require(
             self.width % self.num_heads == 0,
             "num_heads",
@@ -84,6 +94,31 @@ class ModelConfig(Section):
             "Raise t5_max_distance or lower t5_buckets.",
         )
 
+    def _check_bands(self) -> None:
+        cutoffs, factor = self.adaptive_cutoffs, self.adaptive_factor
+        within = self.vocab_size or max(cutoffs, default=0) + 1
+        require(
+            all(low < high for low, high in itertools.pairwise((0, *cutoffs, within))),
+            "model.adaptive_cutoffs",
+            f"{cutoffs} with a vocabulary of {self.vocab_size or 'the tokenizer'}",
+            "growing numbers of words, all below the vocabulary",
+            "Leave out those past it; where words end a band, the rarer ones are in the next.",
+        )
+        require(
+            self.width >= factor ** len(cutoffs),
+            "model.adaptive_factor",
+            f"{factor} for {len(cutoffs) + 1} bands of a model of width {self.width}",
+            f"vectors of the last band at least 1 wide, not width / factor^{len(cutoffs)} below 1",
+            "Lower adaptive_factor or name fewer cutoffs.",
+        )
+        require(
+            bool(cutoffs) or (self.adaptive_dropout == 0 and self.tied_projections),
+            "model.adaptive_cutoffs",
+            f"none with adaptive_dropout {self.adaptive_dropout}, tied_projections {self.tied_projections}",
+            "cutoffs, or these two as they are by default: without cutoffs they would do nothing",
+            "Set model.adaptive_cutoffs.",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
@@ -93,6 +128,7 @@ class DataConfig(Section):
     test_path: str = ""  # files: the same for testing; empty: cut from the training text
     tfds_name: str = ""  # tfds: data set, with config and version if wanted, such as lm1b:1.1.0
     tfds_dir: str = ""  # tfds: folder of prepared data sets; empty: the library's own
+    tfds_manual_dir: str = ""  # tfds: folder of files to prepare wikitext/* from (zip or .tokens); empty: download
     tfds_text: str = "text"  # tfds: name of the text feature
     tfds_splits: tuple[str, ...] = ("train", "validation", "test")  # tfds: split (or slice) for train, valid, test
     tokenizer: Literal["bytes", "words", "bpe"] = "bytes"  # text to tokens
@@ -133,19 +169,22 @@ class DataConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
-    peak_learning_rate: float = 1e-3  # AdamW's, after warm-up
+    name: Literal["adamw", "nag"] = "adamw"  # nag: Nesterov's accelerated gradient, as fairseq has it
+    peak_learning_rate: float = 1e-3  # after warm-up
+    initial_learning_rate: float = 0.0  # where warm-up starts
     final_learning_rate: float = 1e-4  # where cosine and linear end
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after warm-up
-    warmup_steps: int = 100  # updates of linear warm-up from 0
-    beta1: float = 0.9  # decay of the first moment
-    beta2: float = 0.98  # decay of the second moment
-    epsilon: float = 1e-8  # added to the root of the second moment
+    warmup_steps: int = 100  # updates of linear warm-up
+    momentum: float = 0.99  # nag: decay of the sum of gradients
+    beta1: float = 0.9  # adamw: decay of the first moment
+    beta2: float = 0.98  # adamw: decay of the second moment
+    epsilon: float = 1e-8  # adamw: added to the root of the second moment
     weight_decay: float = 0.1  # decoupled, on matrices only
     clip_norm: float = 1.0  # largest global gradient norm
 
     def check(self) -> None:
         self.require_positive("peak_learning_rate", "epsilon", "clip_norm")
-        self.require_share("beta1", "beta2")
+        self.require_share("beta1", "beta2", "momentum")
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more", "Raise warmup_steps.")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more", "Raise weight_decay.")
         require(
@@ -154,6 +193,13 @@ class OptimizerConfig(Section):
             self.final_learning_rate,
             f"between 0 and the peak, {self.peak_learning_rate}",
             "Lower final_learning_rate.",
+        )
+        require(
+            0 <= self.initial_learning_rate <= self.peak_learning_rate,
+            "initial_learning_rate",
+            self.initial_learning_rate,
+            f"between 0 and the peak, {self.peak_learning_rate}",
+            "Lower initial_learning_rate.",
         )
 
 
@@ -220,6 +266,7 @@ class EvaluateConfig(Section):
     batch_tokens: int = 8192  # tokens of one batch of windows; at least one window
     memory_limit_gib: float = 0.0  # a length that would need more is recorded as out of memory; 0: what is free
     checkpoint: Literal["best", "last"] = "best"  # which checkpoint
+    attention: Attention = "auto"  # implementation of attention, whatever the model was trained with
 
     def check(self) -> None:
         self.require_positive("batch_tokens")

@@ -7,11 +7,11 @@ import optax
 
 from alibi_jax.config import OptimizerConfig
 
-UNDECAYED = ("bias", "scale", "position_table", "bucket_table")
+UNDECAYED = ("bias", "scale", "position_table", "bucket_table", "log_slopes")
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then cosine or linear to the final rate at `steps`, or constant."""
+    """Linear warm-up from the initial rate to the peak, then cosine or linear to the final rate at `steps`, or constant."""
     rest = max(1, steps - config.warmup_steps)
     peak, final = config.peak_learning_rate, config.final_learning_rate
     schedules = {
@@ -22,7 +22,8 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     after = schedules[config.schedule]()
     if config.warmup_steps == 0:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, config.warmup_steps), after], [config.warmup_steps])
+    warmup = optax.linear_schedule(config.initial_learning_rate, peak, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def decayed(params: Any) -> Any:
@@ -31,13 +32,30 @@ def decayed(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) after a clip of the global gradient norm."""
+    """AdamW (Loshchilov & Hutter 2019) or Nesterov's accelerated gradient after a clip of the global gradient norm."""
+    clip, rate = optax.clip_by_global_norm(config.clip_norm), learning_rate(config, steps)
+    if config.name == "nag":
+        return optax.chain(clip, nag(rate, config.momentum, config.weight_decay))
     adamw = optax.adamw(
-        learning_rate(config, steps),
+        rate,
         b1=config.beta1,
         b2=config.beta2,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
         mask=decayed,
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    return optax.chain(clip, adamw)
+
+
+def nag(rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """fairseq's NAG: p <- (1 - r w) p + m^2 c v - (1 + m) r g, then v <- m c v - r g, with c = r / previous r.
+
+    fairseq keeps v in units of parameters, and so has to rescale it by c whenever the rate r changes. Optax keeps the plain sum
+    of gradients t = m t + g, which is -v / r: there the rescaling is already done, and the rule is Optax's own Nesterov trace
+    (tests/test_optimizer.py holds it against the rule above). Only a rate of exactly 0 differs: fairseq cannot divide by it.
+    """
+    return optax.chain(
+        optax.trace(momentum, nesterov=True),
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(rate),
+    )

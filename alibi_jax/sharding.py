@@ -6,6 +6,7 @@ batches are placed by `shard(x, "batch", "length", ...)` with the same RULES.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,14 +29,17 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_width": None,
     "layers": None,
     "rows": None,  # of small tables
+    "band_width": None,  # of a projection of the adaptive input and softmax
     "words": None,  # of a seed
     "replicated": None,  # on every device, whatever else changes here
 }
 
 DIMENSIONS: dict[str, tuple[str, ...]] = {
-    "embedding/table": ("vocab", "width"),
+    "embedding/table": ("vocab", "width"),  # of band b: table_b
+    "embedding/projection": ("band_width", "width"),
     "position/position_table": ("rows", "width"),
     "position/bucket_table": ("rows", "heads"),
+    "position/log_slopes": ("heads",),
     "attention/query": ("width", "heads", "head_width"),
     "attention/key": ("width", "heads", "head_width"),
     "attention/value": ("width", "heads", "head_width"),
@@ -50,7 +54,9 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     "mlp/down_bias": ("channels",),
     "norm/scale": ("channels",),
     "norm/bias": ("channels",),
-    "softmax/kernel": ("width", "vocab"),
+    "softmax/table": ("vocab", "width"),
+    "softmax/projection": ("band_width", "width"),
+    "softmax/classes": ("rows", "width"),
 }
 
 
@@ -96,7 +102,12 @@ def _ways(mesh: Mesh | AbstractMesh, dimension: str) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
-def batch_ways(mesh: Mesh) -> int:
+def local_size(size: int, dimension: str) -> int:
+    """A device's share of a dimension under the mesh of `jax.set_mesh`, rounded up; all of it without a mesh."""
+    return -(-size // _ways(jax.sharding.get_abstract_mesh(), dimension))
+
+
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split; 1 without a mesh."""
     return _ways(mesh, "batch")
 
@@ -156,6 +167,7 @@ def _leaf_spec(path: tuple, leaf: Any) -> PartitionSpec:
     if np.ndim(leaf) == 0:
         return PartitionSpec()
     name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path[-2:])
+    name = re.sub(r"_\d+$", "", name)  # of a band
     known = [row for row in DIMENSIONS if name == row or name.endswith("_" + row)]
     if not known:
         raise ConfigError(f"sharding: got a parameter {name!r}, expected a row for it in DIMENSIONS. Add one.")

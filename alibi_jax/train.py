@@ -18,7 +18,6 @@ from alibi_jax.config import Config, ConfigError, replace
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
 from alibi_jax.loop import Loop, batch_arguments, stop_requested
-from alibi_jax.loss import nats
 from alibi_jax.metrics import MetricsLog
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import learning_rate, make_optimizer
@@ -42,8 +41,7 @@ def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransf
 
 
 def _sum_nats(model: nn.Module, params: Any, inputs: Array, targets: Array, key: Array) -> Float32[Array, ""]:
-    logits = model.apply({"params": params}, inputs, train=True, rngs={"dropout": key})
-    return nats(logits, targets).sum()
+    return model.apply({"params": params}, inputs, targets, True, rngs={"dropout": key}, method="nats").sum()
 
 
 def _gradients(model: nn.Module, params: Any, inputs: Array, targets: Array, key: Array, parts: int) -> tuple:

@@ -31,6 +31,7 @@ TOLERANCE = {
     "loss": 1e-5,  # nats
     "sharded loss": 2e-5,  # nats, after a few updates on a mesh against one device
     "position": 2e-6,
+    "paper": 1e-5,  # log-probabilities against an independent float64 model
     "peer": 2.5e-5,  # log-probabilities against another library's model
 }
 

@@ -12,21 +12,21 @@ ROOT = Path(__file__).parents[1]
 # room -> rooms it may import from
 ALLOWED = {
     "positions": set(),
-    "loss": set(),
     "checks": set(),
     "config": {"checks"},
     "atomic": set(),
     "progress": set(),
     "attention": {"positions", "sharding"},
     "sharding": {"config"},
-    "model": {"config", "positions", "attention", "sharding"},
+    "loss": {"sharding"},
+    "model": {"attention", "config", "loss", "positions", "sharding"},
     "data": {"config"},
     "optimizer": {"config"},
     "checkpoint": {"config", "atomic"},
     "metrics": {"config", "atomic", "model"},
-    "evaluate": {"atomic", "checkpoint", "config", "data", "loss", "model", "positions", "progress", "sharding"},
+    "evaluate": {"atomic", "checkpoint", "config", "data", "model", "positions", "progress", "sharding"},
     "loop": {"checkpoint", "config", "data", "evaluate", "metrics", "model", "progress", "sharding"},
-    "train": set("checkpoint config data loop loss metrics model optimizer progress sharding".split()),
+    "train": set("checkpoint config data loop metrics model optimizer progress sharding".split()),
     "cli": {"checkpoint", "config", "data", "evaluate", "loop", "metrics"},
 }
 

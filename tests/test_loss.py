@@ -1,23 +1,108 @@
-"""The loss against float64, and the one number it must give without a model."""
+"""From features to nats: against float64, and a part at a time as well as whole."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from alibi_jax.loss import nats
+from alibi_jax import loss
+from alibi_jax.loss import Weights, log_probabilities, target_nats
 from conftest import assert_close
 
-
-def test_uniform_logits_cost_log_v():
-    assert_close(nats(jnp.zeros((2, 3, 50)), jnp.ones((2, 3), int)), np.full((2, 3), np.log(50)), "loss")
-
-
-def test_against_float64_at_large_logits():
-    logits = np.random.default_rng(0).normal(size=(4, 7, 31)) * 30
-    targets = np.random.default_rng(1).integers(0, 31, (4, 7))
-    shifted = logits - logits.max(-1, keepdims=True)
-    expected = np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, targets[..., None], -1)[..., 0]
-    np.testing.assert_allclose(nats(jnp.float32(logits), jnp.asarray(targets)), expected, rtol=1e-5, atol=1e-4)
+EDGES = (0, 11, 20, 37)  # of three bands of words
+WIDTHS = (8, 4, 2)
 
 
-def test_bfloat16_logits_are_scored_in_float32():
-    assert nats(jnp.zeros((1, 5), jnp.bfloat16), jnp.zeros(1, int)).dtype == jnp.float32
+def made(dtype=np.float32, bands=3, scale=1.0):
+    """features [2, 13, w] of each band, weights, targets over all the words."""
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(2, 13, width)).astype(dtype) * scale for width in WIDTHS[:bands]]
+    tables = [rng.normal(size=(EDGES[b + 1] - EDGES[b], WIDTHS[b])).astype(dtype) for b in range(bands)]
+    classes = rng.normal(size=(bands - 1, WIDTHS[0])).astype(dtype) if bands > 1 else None
+    features, weights = jax.tree.map(jnp.asarray, (features, Weights(tables, classes)))
+    return features, weights, rng.integers(0, EDGES[bands], (2, 13))
+
+
+def expected_nats(features, weights, targets):
+    """The definition in float64: log-softmax of the head over its words and classes, of each band within it."""
+
+    def log_softmax(x):
+        x = x - x.max(-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    features, tables = ([np.float64(x) for x in xs] for xs in (features, weights.tables))
+    rows = tables[0] if weights.classes is None else np.concatenate([tables[0], np.float64(weights.classes)])
+    head = log_softmax(features[0] @ rows.T)
+    tails = [
+        log_softmax(x @ table.T) + head[..., len(tables[0]) + b, None]
+        for b, (x, table) in enumerate(zip(features[1:], tables[1:], strict=True))
+    ]
+    everything = np.concatenate([head[..., : len(tables[0])], *tails], -1)
+    np.testing.assert_allclose(np.exp(everything).sum(-1), 1, rtol=1e-12)
+    return -np.take_along_axis(everything, targets[..., None], -1)[..., 0], everything
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_nats_and_log_probabilities_equal_the_definition_in_float64(bands, scale):
+    features, weights, targets = made(bands=bands, scale=scale)
+    nats, everything = expected_nats(features, weights, targets)
+    got = target_nats(features, jnp.asarray(targets), weights, logits_mib=1)
+    np.testing.assert_allclose(got, nats, rtol=2e-6, atol=2e-6 * scale)
+    logits = log_probabilities(features, weights)
+    np.testing.assert_allclose(jax.nn.log_softmax(logits), everything, rtol=2e-6, atol=2e-6 * scale)
+    if bands > 1:
+        np.testing.assert_allclose(logits, everything, rtol=2e-6, atol=2e-6 * scale)  # normalised already
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 5, 13, 100])
+def test_a_part_at_a_time_is_the_whole_forward_and_backward(tokens):
+    """Also where some parts hold no word of a band, and all of a band's words are passed over in the others."""
+    features, weights, targets = made()
+
+    def total(features, weights, tokens):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loss, "BAND_TOKENS", tokens)
+            patch.setattr(loss, "local_size", lambda size, dimension: 2**20 // 4 // tokens)
+            scores = target_nats(features, jnp.asarray(targets), weights, logits_mib=1)
+        return jnp.square(scores).sum(), scores
+
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), static_argnums=2)
+    (got, scores), (expected, whole) = (gradient(features, weights, t) for t in (tokens, 26))
+    assert_close(scores, whole, "loss")
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5), got, expected)
+
+
+def test_bfloat16_features_are_scored_in_float32():
+    features, weights, targets = made(jnp.bfloat16)
+    nats = target_nats(features, jnp.asarray(targets), weights, logits_mib=1)
+    assert nats.dtype == jnp.float32
+    np.testing.assert_allclose(nats, expected_nats(features, weights, targets)[0], rtol=2e-5)
+
+
+def test_only_the_logits_of_a_part_are_ever_held():
+    """What the compiler sets aside for 512 tokens of 50,000 words, backward too: all logits at once are 98 MiB, twice."""
+    x, table = jnp.zeros((1, 512, 16)), jnp.zeros((50_000, 16))
+    targets = jnp.zeros((1, 512), jnp.int32)
+
+    def total(x, table, mib):
+        return target_nats([x], targets, Weights([table], None), logits_mib=mib).sum()
+
+    def mebibytes(mib):
+        lowered = jax.jit(jax.grad(total, argnums=(0, 1)), static_argnums=2).lower(x, table, mib)
+        return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
+
+    assert mebibytes(98) > 98
+    assert mebibytes(6) < 30
+
+
+def test_parts_without_a_word_of_the_band_are_not_computed():
+    """NaN in the vectors of the last band: it shows where its logits are computed, and nowhere else."""
+    features, weights, targets = made()
+    weights.tables[2] = jnp.full_like(weights.tables[2], jnp.nan)
+    features = [jnp.tile(x, (1, 100, 1)) for x in features]
+    targets = jnp.zeros((2, 1300), int).at[1, -1].set(30)
+    nats = target_nats(features, targets, weights, logits_mib=1)
+    assert np.isnan(nats).sum() == 1 and np.isnan(nats[1, -1])
+    gradient = jax.grad(lambda f: target_nats(f, targets.at[1, -1].set(5), weights, logits_mib=1).sum())(features)
+    assert all(np.isfinite(x).all() for x in gradient)

@@ -65,7 +65,7 @@ def evaluate_run(
             "config": dataclasses.asdict(config),
         }
         sweep(
-            TransformerLM(config.model),
+            TransformerLM(dataclasses.replace(config.model, attention=evaluate.attention)),
             params,
             stream,
             config=evaluate,

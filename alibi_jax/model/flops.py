@@ -1,6 +1,7 @@
 """Floating-point operations counted from the architecture, and the peaks of accelerators, for achieved FLOP/s and MFU."""
 
 from alibi_jax.config import ModelConfig
+from alibi_jax.model.adaptive import bands
 
 # dense bfloat16 FLOP/s of one chip, from the makers' data sheets; keys are the beginnings of jax's device_kind
 PEAK_FLOPS = {
@@ -19,10 +20,17 @@ PEAK_FLOPS = {
 
 
 def forward_flops_per_token(model: ModelConfig, length: int) -> float:
-    """2 per multiply-add of every matrix, and 4 E (L + 1) / 2 a layer for causal attention over L tokens."""
-    matrices = model.num_layers * (4 * model.width**2 + 2 * model.width * model.mlp_width)
-    softmax = model.width * (model.vocab_size or 0)
-    return 2.0 * (matrices + softmax) + 2 * model.num_layers * model.width * (length + 1)
+    """2 per multiply-add of every matrix, and 4 E (L + 1) / 2 a layer for causal attention over L tokens.
+
+    Adaptive bands: every band's words and class, its projection in the softmax, and the projections of the input.
+    """
+    cut = bands(model) if model.vocab_size else []
+    words = sum((band.end - band.first) * band.width for band in cut)
+    if len(cut) > 1:
+        tails = sum(band.width for band in cut[1:])
+        words += model.width * (cut[0].width + 2 * tails + len(cut) - 1)
+    matrices = model.num_layers * (4 * model.width**2 + 2 * model.width * model.mlp_width) + words
+    return 2.0 * matrices + 2 * model.num_layers * model.width * (length + 1)
 
 
 def train_flops_per_token(model: ModelConfig, length: int) -> float:

@@ -7,16 +7,12 @@ from jaxtyping import Array, Float, Float32, Int
 
 from alibi_jax.attention import attend
 from alibi_jax.config import ModelConfig
+from alibi_jax.model.adaptive import Embedding, Softmax, xavier
 from alibi_jax.positions import POSITIONS, Bias
 from alibi_jax.sharding import shard
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
 zeros = nn.initializers.zeros_init()
-
-
-def xavier(gain: float, in_axis: int | tuple[int, ...], out_axis: int | tuple[int, ...]) -> nn.initializers.Initializer:
-    """Uniform with variance gain^2 * 2 / (fan_in + fan_out) (Glorot & Bengio 2010)."""
-    return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform", in_axis=in_axis, out_axis=out_axis)
 
 
 def add_bias(module: nn.Module, name: str, x: Array, shape: tuple[int, ...]) -> Array:
@@ -102,40 +98,14 @@ class Block(nn.Module):
         return shard(x, "batch", "length", "channels"), None
 
 
-class Embedding(nn.Module):
-    """Rows for tokens, N(0, E^-0.5), scaled by sqrt(E) where the recipe says so; its transpose may be the softmax."""
-
-    config: ModelConfig
-
-    def setup(self) -> None:
-        init = nn.initializers.normal(self.config.width**-0.5)
-        self.table = self.param("table", init, (self.config.vocab_size, self.config.width), jnp.float32)
-
-    def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
-        x = self.table[tokens].astype(self.config.compute_dtype)
-        return x * self.config.width**0.5 if self.config.scale_embedding else x
-
-    def logits(self, x: Float[Array, "B L E"]) -> Float32[Array, "B L V"]:
-        return jnp.matmul(x, self.table.astype(x.dtype).T, preferred_element_type=jnp.float32)
-
-
-class Softmax(nn.Module):
-    """Untied output matrix."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B L E"]) -> Float32[Array, "B L V"]:
-        kernel = self.param("kernel", xavier(1.0, 0, 1), (x.shape[-1], self.config.vocab_size), jnp.float32)
-        return jnp.einsum("ble,ev->blv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-
-
 class TransformerLM(nn.Module):
     """logits[b, t] for the token after tokens[b, :t+1]; any length L, whatever the model was trained at.
 
     `params = model.init(key, tokens)["params"]`, `model.apply({"params": params}, tokens) -> float32 [B, L, V]`; parameters
-    are plain nested dicts of float32 arrays. With train=True dropout acts and wants rngs={"dropout": key}. ValueError for a
-    config without vocab_size, and where a position method refuses the length (`learned`).
+    are plain nested dicts of float32 arrays. With adaptive_cutoffs what comes is normalised: log-probabilities. For a loss use
+    `model.apply({"params": params}, tokens, targets, method="nats") -> float32 [B, L]`, which never holds [B, L, V] numbers.
+    With train=True dropout acts and wants rngs={"dropout": key}. ValueError for a config without vocab_size, and where a
+    position method refuses the length (`learned`).
     """
 
     config: ModelConfig
@@ -154,14 +124,21 @@ class TransformerLM(nn.Module):
         return x
 
     def __call__(self, tokens: Int[Array, "B L"], train: bool = False) -> Float32[Array, "B L V"]:
+        return self._checked(tokens, None, train)
+
+    def nats(self, tokens: Int[Array, "B L"], targets: Int[Array, "B L"], train: bool = False) -> Float32[Array, "B L"]:
+        """-log p of targets[b, t] given tokens[b, :t+1], natural logarithm, float32."""
+        return self._checked(tokens, targets, train)
+
+    def _checked(self, tokens: Int[Array, "B L"], targets: Int[Array, "B L"] | None, train: bool) -> Array:
         if self.config.vocab_size is None:
             raise ValueError("model.vocab_size: got None, expected a number. Set it to the tokenizer's vocabulary.")
         # accelerators would multiply float32 as TF32 or bfloat16, and a float32 evaluation would not be one
         with jax.default_matmul_precision("highest" if self.config.compute_dtype == "float32" else "default"):
-            return self._logits(tokens, train)
+            return self._forward(tokens, targets, train)
 
     @nn.compact
-    def _logits(self, tokens: Int[Array, "B L"], train: bool) -> Float32[Array, "B L V"]:
+    def _forward(self, tokens: Int[Array, "B L"], targets: Int[Array, "B L"] | None, train: bool) -> Array:
         config = self.config
         embedding = Embedding(config, name="embedding")
         position = POSITIONS[config.position](config).copy(name="position")
@@ -169,5 +146,4 @@ class TransformerLM(nn.Module):
         x = nn.Dropout(config.embedding_dropout, deterministic=not train)(x)
         x = self._layers(shard(x, "batch", "length", "channels"), position.bias(), train)
         x = Norm(config, name="final_norm")(x) if config.final_norm else x
-        logits = embedding.logits(x) if config.tied_embedding else Softmax(config, name="softmax")(x)
-        return shard(logits, "batch", "length", "vocab")
+        return Softmax(config, name="softmax")(x, embedding, targets, train)

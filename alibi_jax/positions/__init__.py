@@ -9,7 +9,7 @@ from alibi_jax.positions.t5 import BucketBias, T5Bias
 
 # name -> the method, made from the fields of a model's config that it needs
 POSITIONS = {
-    "alibi": lambda model: Alibi(num_heads=model.num_heads, bias_max=model.bias_max),
+    "alibi": lambda model: Alibi(model.num_heads, model.bias_max, model.slopes, model.slope_divisor),
     "sinusoidal": lambda model: Sinusoidal(),
     "rotary": lambda model: Rotary(base=model.rotary_base),
     "t5": lambda model: T5Bias(model.num_heads, model.t5_buckets, model.t5_max_distance),

@@ -1,9 +1,11 @@
 """Attention with linear biases (Press, Smith, Lewis 2022, arXiv 2108.12409)."""
 
 import math
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from alibi_jax.positions.base import LinearBias, PositionMethod
 
@@ -29,10 +31,23 @@ def alibi_slopes(num_heads: int, bias_max: float = 8.0) -> np.ndarray:
 
 
 class Alibi(PositionMethod):
-    """-slope_h * distance on every score; fixed slopes (learned ones extrapolated worse, section 3 of the paper)."""
+    """-slope_h * distance on every score, slopes divided by `divisor`.
+
+    slopes: "geometric", `alibi_slopes`, fixed as in the paper; "equal", 2^-bias_max for every head; "learned", trained by their
+    logarithm from the paper's on (learned ones extrapolated worse, section 3 of the paper; how they were kept positive it
+    does not say). divisor: length evaluated / length trained is what 2310.13017 proposes for evaluation.
+    """
 
     num_heads: int
     bias_max: float = 8.0
+    slopes: Literal["geometric", "equal", "learned"] = "geometric"
+    divisor: float = 1.0
 
+    @nn.compact
     def bias(self) -> LinearBias:
-        return LinearBias(jnp.asarray(alibi_slopes(self.num_heads, self.bias_max)))
+        slopes = jnp.asarray(alibi_slopes(self.num_heads, self.bias_max))
+        if self.slopes == "equal":
+            slopes = jnp.full(self.num_heads, 2.0**-self.bias_max, jnp.float32)
+        if self.slopes == "learned":
+            slopes = jnp.exp(self.param("log_slopes", lambda key: jnp.log(slopes)))
+        return LinearBias(slopes / self.divisor)
