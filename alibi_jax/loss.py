@@ -17,7 +17,7 @@ BAND_TOKENS = 256  # of a further band at once: those of its own words come firs
 
 
 class Weights(NamedTuple):
-    """What logits are made with: a table [n, width] for each band, and a row [K, E] for the class of each band but the first."""
+    """What makes logits: a table [n, width] for each band, and a row [K, E] for the class of every band but the first."""
 
     tables: list[Array]
     classes: Array | None

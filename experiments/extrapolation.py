@@ -1,27 +1,42 @@
-"""Does a model trained on short inputs read long ones? One small model for each position method, everything else equal.
+"""Does a model trained on short inputs read long ones? Every position method, at one or more training lengths, all else equal.
 
   python experiments/extrapolation.py --config configs/quickstart.py --out runs/quickstart
+  python experiments/extrapolation.py --config configs/wikitext2_small.py --train-lengths 64 256 --more-seeds 1 2 --jobs 2 \\
+      --out runs/wikitext2                                        # figures 1 and 4, tables 2-5 of the paper, in small
+  python experiments/extrapolation.py --paper --out runs/wikitext103    # the paper's own model, 286,000 updates
 
-Trains the config once for every method, evaluates each on the same held-out tokens at 1, 2, 4, 8 and 16 times the training
-length, non-overlapping and sliding (alibi_jax/evaluate/nats.py says how), and writes report.html, extrapolation.png,
-sweep.csv, table.md and every token's nats. It can be stopped at any moment and run again: finished parts are not repeated.
+Trains the config once for every method, length and seed, evaluates each on the same held-out tokens at every longer length,
+non-overlapping and sliding (alibi_jax/evaluate/nats.py says how), and writes results.md (with the paper's figures beside ours),
+report.html, extrapolation.png, sweep.csv, table.md and every token's nats. It can be stopped at any moment and run again:
+finished parts are not repeated.
 """
 
 import dataclasses
+import itertools
+import math
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
+import paper
 from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, load_config, replace
+from alibi_jax.evaluate.plots import Record, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
-from alibi_jax.evaluate.run import evaluate_run
-from alibi_jax.evaluate.tables import summary_table
-from alibi_jax.train import train
+from alibi_jax.evaluate.tables import digits, markdown_table, summary_table
+from grid import at_length, markdown, recipe, train_and_evaluate, write_results
+
+PAPER_LENGTHS = (512, 1024, 1536, 2048, 3072)
+COMPARABLE = (
+    "Not comparable with the paper: the perplexities themselves (other text or vocabulary, a model some hundred times smaller, "
+    "thousands of times fewer tokens). Comparable: each method's perplexity over its own at the training length."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,33 +44,100 @@ class Extrapolation:
     """Train every position method short, test it long, write a report."""
 
     config: Annotated[Path, tyro.conf.arg(metavar="CONFIG")] = Path("configs/quickstart.py")  # a recipe or .json
-    out: Path = Path("runs/quickstart")  # folder of the report; one folder a method inside
+    out: Path = Path("runs/quickstart")  # folder of the report; one folder a run inside
     positions: tuple[PositionName, ...] = ("alibi", "sinusoidal", "rotary", "t5", "none")  # methods compared
-    seeds: tuple[int, ...] = (0,)  # each method is trained once for each
+    train_lengths: tuple[int, ...] = ()  # lengths every method is trained at, tokens; empty: the config's
+    seeds: tuple[int, ...] = (0,)  # every method is trained once for each
+    more_seeds: tuple[int, ...] = ()  # further seeds of the first method at the first length: the headline row
+    text: Path | None = (
+        None  # folder with wikitext-2/ or its zip, or books/; none: the config's own paths, or a download
+    )
+    jobs: int = 1  # runs at once, one core each; 1 takes all cores or devices for one run
+    paper: bool = False  # the paper's setting: configs/wikitext103.py at 512 to 3,072 tokens, evaluated up to 15,512
+
+    def base(self) -> tuple[Config, tuple[int, ...]]:
+        """The config all runs share, and the training lengths."""
+        if not self.paper:
+            config = recipe(self.config, self.text)
+            return config, self.train_lengths or (config.train.train_length,)
+        config = recipe(Path("configs/wikitext103.py"), self.text)
+        lengths = tuple(sorted({*PAPER_LENGTHS, *paper.TRAINED_AT_512["alibi"]}))
+        return replace(config, "evaluate", lengths=lengths), self.train_lengths or PAPER_LENGTHS
 
     def configs(self) -> dict[str, Config]:
-        """label -> config, the same but for the position method and the seed."""
-        base = load_config(self.config)
+        """label -> config, the same but for position method, training length and seed."""
+        base, lengths = self.base()
+        grid = list(itertools.product(lengths, self.positions, self.seeds))
+        grid += [(lengths[0], self.positions[0], seed) for seed in self.more_seeds]
         made = {}
-        for position in self.positions:
-            for seed in self.seeds:
-                label = position if len(self.seeds) == 1 else f"{position}-s{seed}"
-                made[label] = replace(replace(base, "model", position=position), "train", seed=seed)
+        for length, position, seed in grid:
+            label = (
+                position + (f"-{length}" if len(lengths) > 1 else "") + (f"-s{seed}" if seed != self.seeds[0] else "")
+            )
+            config = base if length == base.train.train_length else at_length(base, length)
+            made[label] = replace(replace(config, "model", position=position), "train", seed=seed)
         return made
 
     def __call__(self) -> str:
-        start, folders = time.monotonic(), []
-        for number, (label, config) in enumerate(self.configs().items(), start=1):
-            named = f"{number}/{len(self.positions) * len(self.seeds)} {label}"
-            train(config, self.out / label, label=f"train {named}")
-            folders.append(evaluate_run(self.out / label, config.evaluate, label=label))
-        records = read_records(folders)
-        command = shlex.join(["python", *sys.argv])
-        page = write_report(records, self.out, "Train short, test long", command)
+        start, configs = time.monotonic(), self.configs()
+        records = read_records(train_and_evaluate(configs, self.out, self.jobs))
+        page = write_report(records, self.out, "Train short, test long", shlex.join(["python", *sys.argv]))
         minutes = (time.monotonic() - start) / 60
-        return (
-            f"\nPerplexity by input length, non-overlapping\n{summary_table(records)}\n\n{page} ({minutes:.1f} minutes)"
-        )
+        sections = {
+            "Perplexity, non-overlapping": markdown_table(records),
+            "Over the same run's at its training length": ratios(records),
+            **seeds_section(records),
+            "In the paper: WikiText-103, trained at 512": ratios(paper_records()),
+            "What can be compared": COMPARABLE,
+        }
+        recipe_path = Path("configs/wikitext103.py") if self.paper else self.config
+        write_results(self.out, "Train short, test long", sections, load_config(recipe_path), minutes)
+        said = f"\nPerplexity by input length, non-overlapping\n{summary_table(records)}"
+        return f"{said}\n\n{page} ({minutes:.1f} minutes)"
+
+
+def paper_records() -> list[Record]:
+    """The paper's figures as records of ours."""
+    return [
+        {"run": name, "train_length": 512, "length": length, "stride": length, "status": "ok", "perplexity": value}
+        for name, row in paper.TRAINED_AT_512.items()
+        for length, value in row.items()
+    ]
+
+
+def ratios(records: Sequence[Record]) -> str:
+    """Perplexity over the same run's at its training length, runs by multiples of that length."""
+    scored = [record for record in non_overlapping(records) if record["status"] == "ok"]
+    own = {record["run"]: record["perplexity"] for record in scored if record["length"] == record["train_length"]}
+    times = sorted({round(record["length"] / record["train_length"], 1) for record in scored})
+    cells = {(r["run"], round(r["length"] / r["train_length"], 1)): r["perplexity"] / own[r["run"]] for r in scored}
+    rows = [[run, *(f"{cells[run, at]:.3f}" if (run, at) in cells else "–" for at in times)] for run in own]
+    return markdown(["run", *(f"{at:g}x" for at in times)], rows)
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """Mean over seeds and its standard error, std / sqrt(n)."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    return f"{np.mean(values):.{digits(np.mean(values))}f} ± {error:.{digits(np.mean(values))}f}"
+
+
+def seeds_section(records: Sequence[Record]) -> Mapping[str, str]:
+    """Of runs that were trained with several seeds, the mean at each length with its standard error."""
+    by_name: dict[tuple[str, int], list[float]] = {}
+    for record in non_overlapping(records):
+        name = record["run"].partition("-s")[0]
+        if record["status"] == "ok":
+            by_name.setdefault((name, record["length"]), []).append(record["perplexity"])
+    several = {key: values for key, values in by_name.items() if len(values) > 1}
+    if not several:
+        return {}
+    lengths = sorted({length for _, length in several})
+    rows = [
+        [name, *(mean_and_error(several[name, length]) for length in lengths)]
+        for name in dict.fromkeys(name for name, _ in several)
+    ]
+    count = max(map(len, several.values()))
+    return {f"Mean over {count} seeds, with its standard error": markdown(["run", *map(str, lengths)], rows)}
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def embed(state, tokens, cutoffs):
     """
     bands = np.searchsorted(cutoffs, tokens, side="right")
     rows = []
-    for token, band in zip(tokens, bands):
+    for token, band in zip(tokens, bands, strict=True):
         name = f"embed_tokens.embeddings.{band}"
         vector = state[f"decoder.{name}.0.weight"][token - (0, *cutoffs)[band]]
         rows.append(weight(state, name + ".1.weight") @ np.asarray(vector, dtype=np.float64))

@@ -1,0 +1,87 @@
+"""Does what was found on one text hold on another, with nothing tuned in between?
+
+  python experiments/domains.py --text FOLDER --out runs/domains --jobs 2           # WikiText-2 and books, both as bytes
+  python experiments/domains.py --paper --text FOLDER --out runs/domains_paper   # configs/wikitext103.py and configs/books.py
+
+The paper set its slopes on WikiText-103 and used them on the Toronto BookCorpus as they were. Here the same recipe, to the last
+number, is trained on both texts, and the methods are compared on each by bits a byte and by how the loss changes with length.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+import paper
+from alibi_jax.cli import run_command
+from alibi_jax.config import Config, PositionName, load_config, replace
+from alibi_jax.evaluate.plots import Record, non_overlapping
+from alibi_jax.evaluate.report import read_records, write_report
+from extrapolation import ratios
+from grid import markdown, recipe, train_and_evaluate, write_results
+
+COMPARABLE = (
+    "Comparable with the paper: on the books, as on WikiText, ALiBi trained short is to hold or better its loss at longer "
+    "inputs. Not comparable: the perplexities (bytes, other books, small models). Bits a byte compare between rows of one "
+    "text; between texts they also say which is easier."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Domains:
+    """One recipe on two texts."""
+
+    out: Path = Path("runs/domains")  # folder of the results, one folder a run inside
+    positions: tuple[PositionName, ...] = ("alibi", "sinusoidal", "rotary")  # methods compared
+    text: Path | None = None  # folder with wikitext-2/ or its zip, and books/
+    jobs: int = 1  # runs at once, one core each
+    paper: bool = False  # configs/wikitext103.py and configs/books.py: only tokens and softmax differ between the two
+
+    def bases(self) -> dict[str, Config]:
+        """text -> config."""
+        if self.paper:
+            names = {"wikitext": "wikitext103", "books": "books"}
+            return {name: recipe(Path(f"configs/{file}.py"), self.text) for name, file in names.items()}
+        books = recipe(Path("configs/books_small.py"), self.text)
+        wikitext = recipe(Path("configs/wikitext2_small.py"), self.text)
+        data = dataclasses.replace(wikitext.data, tokenizer="bytes")
+        return {"wikitext": dataclasses.replace(books, data=data), "books": books}
+
+    def __call__(self) -> str:
+        start, configs = time.monotonic(), {}
+        for name, base in self.bases().items():
+            configs |= {f"{name}-{position}": replace(base, "model", position=position) for position in self.positions}
+        records = read_records(train_and_evaluate(configs, self.out, self.jobs))
+        write_report(records, self.out, "One recipe, two texts", " ".join(["python", *sys.argv]))
+        sections = {
+            "Bits a byte, non-overlapping": bits_table(records),
+            "Perplexity over the same run's at its training length": ratios(records),
+            "In the paper: Toronto BookCorpus, validation perplexity": paper_table(),
+            "What can be compared": COMPARABLE,
+        }
+        base = load_config(Path("configs/books.py" if self.paper else "configs/books_small.py"))
+        minutes = (time.monotonic() - start) / 60
+        return write_results(self.out, "One recipe, two texts, nothing tuned in between", sections, base, minutes)
+
+
+def bits_table(records: Sequence[Record]) -> str:
+    scored = [record for record in non_overlapping(records) if record["status"] == "ok"]
+    lengths = sorted({record["length"] for record in scored})
+    cells = {(record["run"], record["length"]): f"{record['bits_per_byte']:.4f}" for record in scored}
+    rows = [[run, *(cells.get((run, at), "–") for at in lengths)] for run in dict.fromkeys(r["run"] for r in scored)]
+    return markdown(["run", *(f"{at:,}" for at in lengths)], rows)
+
+
+def paper_table() -> str:
+    lengths = (512, 1024, 3072)
+    return markdown(
+        ["model", *(f"{at:,}" for at in lengths)],
+        [[name, *(f"{row[at]:.2f}" for at in lengths)] for name, row in paper.BOOKS.items()],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: tyro.cli(Domains)))

@@ -1,0 +1,113 @@
+"""Does a longer input help because the model reads further, or because fewer tokens stand near the start of a window?
+
+  python experiments/early_tokens.py --runs runs/wikitext2/{alibi,sinusoidal,rotary,t5,none}-64 --out runs/early_tokens --jobs 2
+  python experiments/early_tokens.py --runs runs/wikitext103/{alibi,sinusoidal,t5}-512 --paper --out runs/early_tokens_paper
+
+Scores the same tokens with non-overlapping windows and with the paper's sliding window of stride 1, in which every token sees
+as much as the length allows (tables 13-15), and splits the gain of each longer input in two (evaluate/statistics.py). The
+runs are those of experiments/extrapolation.py, or any others. With stride 1 every token costs a whole window: the default
+is 2,048 tokens; --paper takes the paper's lengths and the whole split.
+"""
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+import paper
+from alibi_jax.cli import run_command
+from alibi_jax.config import load_config
+from alibi_jax.evaluate.plots import Record
+from alibi_jax.evaluate.report import read_records, write_report
+from alibi_jax.evaluate.tables import digits
+from grid import evaluate_all, markdown, write_results
+
+READ = (
+    "Sliding windows give every token all the context the length allows: what remains of the gain there is use of far context. "
+    "Non-overlapping windows also gain because fewer tokens stand near a window's start (the early-token curse). "
+    "Far context below zero: reading past the training length hurts. Gains are nats a token against the same run at its "
+    "training length; far context is paired token by token, with its standard error."
+)
+COMPARABLE = (
+    "Comparable with the paper: whether sliding perplexity rises or falls with the length, and which part of the gain is "
+    "which. Not comparable: the perplexities (other text and vocabulary, far smaller models, far less training)."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyTokens:
+    """Both protocols on the same tokens of trained runs, and the gain told apart."""
+
+    runs: tuple[Path, ...]  # folders of trained runs
+    out: Path = Path("runs/early_tokens")  # folder of the results, one folder a run inside
+    times: tuple[int, ...] = (1, 2, 4, 16)  # lengths, in training lengths
+    max_tokens: int = 2048  # targets scored, from the start of the split; 0: all
+    jobs: int = 1  # evaluations at once, one core each
+    paper: bool = False  # the paper's lengths, 512 to 3,072 tokens, on the whole validation split
+
+    def __call__(self) -> str:
+        start, config = time.monotonic(), load_config(self.runs[0])
+        length = config.train.train_length
+        lengths = (512, 1024, 1536, 2048, 3072) if self.paper else tuple(length * times for times in self.times)
+        evaluate = dataclasses.replace(
+            config.evaluate,
+            lengths=lengths,
+            strides=("L", "1"),
+            far_stride="1",
+            max_tokens=0 if self.paper else self.max_tokens,
+        )
+        records = read_records(evaluate_all(self.runs, evaluate, self.out, self.jobs))
+        page = write_report(records, self.out, "Early tokens and far context", shlex.join(["python", *sys.argv]))
+        sections = {
+            "Perplexity, sliding window of stride 1": protocol_table(records, sliding=True),
+            "Perplexity, non-overlapping windows": protocol_table(records, sliding=False),
+            "The gain over the training length, told apart": f"{gain_table(records)}\n\n{READ}",
+            "In the paper: WikiText-103, trained at 512, stride 1": paper_table(),
+            "What can be compared": COMPARABLE,
+        }
+        minutes = (time.monotonic() - start) / 60
+        text = write_results(self.out, "The early-token curse, and use of far context", sections, config, minutes)
+        return f"{text}\n{page}"
+
+
+def protocol_table(records: Sequence[Record], sliding: bool) -> str:
+    """Perplexity of every run at every length by one of the two protocols."""
+    chosen = [r for r in records if (r["stride"] == 1 if sliding else r["stride"] == r["length"])]
+    lengths = sorted({record["length"] for record in chosen})
+    cells = {
+        (r["run"], r["length"]): f"{r['perplexity']:,.{digits(r['perplexity'])}f}"
+        if r["status"] == "ok"
+        else r["status"]
+        for r in chosen
+    }
+    rows = [[run, *(cells[run, at] for at in lengths)] for run in dict.fromkeys(r["run"] for r in chosen)]
+    return markdown(["run", *(f"{at:,}" for at in lengths)], rows)
+
+
+def gain_table(records: Sequence[Record]) -> str:
+    rows = [
+        [
+            record["run"],
+            f"{record['length']:,}",
+            f"{record['gain']['total']:+.4f}",
+            f"{record['gain']['far_context']:+.4f} ± {record['gain']['far_context_error']:.4f}",
+            f"{record['gain']['early_tokens']:+.4f}",
+        ]
+        for record in records
+        if record.get("gain")
+    ]
+    return markdown(["run", "length", "total gain", "far context", "early tokens"], rows)
+
+
+def paper_table() -> str:
+    lengths = sorted(paper.SLIDING["alibi"])
+    rows = [[name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)] for name, row in paper.SLIDING.items()]
+    return markdown(["method", *(f"{at:,}" for at in lengths)], rows) + "\n\nSinusoidal past 512: 204 to 360."
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: tyro.cli(EarlyTokens)))
