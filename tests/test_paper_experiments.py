@@ -1,0 +1,139 @@
+"""The paper's questions, each script on a model small enough for a test; and what stands beside the paper's figures."""
+
+import dataclasses
+import json
+import re
+
+import cost
+import domains
+import early_tokens
+import pytest
+import slopes
+
+import extrapolation
+import grid
+import paper
+from alibi_jax.config import ConfigError, load_config, replace, to_json
+from runs import tiny_config
+
+
+@pytest.fixture
+def tiny(tiny_data, tmp_path, monkeypatch):
+    """A recipe of seconds, and its results' folder."""
+    monkeypatch.setattr("sys.argv", ["experiments/some.py", "--out", "out"])
+    config = replace(tiny_config(tiny_data), "evaluate", lengths=(16, 32), strides=("L",), split="test", max_tokens=200)
+    (tmp_path / "tiny.json").write_text(to_json(config))
+    return tmp_path / "tiny.json", tmp_path / "out"
+
+
+def rows(text, heading):
+    """The table under a heading of results.md: first cell -> the others."""
+    table = text.partition(f"## {heading}\n\n")[2].partition("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {cells[0][0]: cells[0][1:]} | {line[0]: line[1:] for line in cells[2:]}
+
+
+def test_slopes_then_early_tokens_in_two_processes_and_again_without_repeating(tiny):
+    recipe, out = tiny
+    text = slopes.Slopes(config=recipe, out=out, equal=(2,), jobs=2)()
+    names = {"geometric_(paper)", "learned", "bias_max_16", "all_2^-2"}
+    assert set(rows(text, "Perplexity, non-overlapping")) == {"run", *names}
+    kinds = {name: load_config(out / name).model for name in names}
+    assert {name: (model.slopes, model.bias_max) for name, model in kinds.items()} == {
+        "geometric_(paper)": ("geometric", 8.0),
+        "learned": ("learned", 8.0),
+        "bias_max_16": ("geometric", 16.0),
+        "all_2^-2": ("equal", 2.0),
+    }
+    divided = rows(text, "The paper's slopes divided by s at evaluation")
+    assert divided["as trained"][0] == divided["divided by s"][0]  # s = 1
+    assert divided["as trained"][1] != divided["divided by s"][1]
+    before, after = (rows(text, "Slopes as learned")[name] for name in ("before", "after"))
+    assert before == ["0.2500", "0.0625", "0.0156", "0.0039"] and after != before
+    assert "`python experiments/some.py --out out`" in text and re.search(r"jax \d+\.\d+", text)
+
+    changed = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoints/*")}
+    again = slopes.Slopes(config=recipe, out=out, equal=(2,), jobs=1)()
+    assert rows(again, "Perplexity, non-overlapping") == rows(text, "Perplexity, non-overlapping")
+    assert changed == {path: path.stat().st_mtime_ns for path in out.rglob("checkpoints/*")}
+
+    runs = (out / "learned", out / "bias_max_16")
+    text = early_tokens.EarlyTokens(runs=runs, out=out / "early", times=(1, 2), max_tokens=100)()
+    sliding, whole = (
+        rows(text, f"Perplexity, {name}") for name in ("sliding window of stride 1", "non-overlapping windows")
+    )
+    assert set(sliding) == set(whole) == {"run", "learned", "bias_max_16"} and sliding["run"] == ["16", "32"]
+    records = [json.loads(line) for line in (out / "early" / "learned" / "sweep.jsonl").read_text().splitlines()]
+    assert {(r["length"], r["stride"]) for r in records} == {(16, 16), (16, 1), (32, 32), (32, 1)}
+    assert sliding["learned"][0] == f"{next(r['perplexity'] for r in records if r['stride'] == 1):.2f}"
+    assert rows(text, "In the paper: WikiText-103, trained at 512, stride 1")["t5"][-1] == "30.77"
+
+
+def test_cost_measures_every_method_and_stands_beside_the_paper(tiny):
+    recipe, out = tiny
+    sizes = {"lengths": (16, 32), "tokens": 32, "width": 16, "num_layers": 1, "num_heads": 2, "repeats": 1}
+    text = cost.Cost(config=recipe, out=out, positions=("sinusoidal", "alibi"), **sizes)()
+    speed = rows(text, "Training, thousand tokens a second (over sinusoidal)")
+    assert set(speed) == {"method", "sinusoidal", "alibi"} and all(
+        cell.endswith("(1.00)") for cell in speed["sinusoidal"]
+    )
+    results = json.loads((out / "cost.json").read_text())["results"]
+    assert [(r["position"], r["length"], r["batch"]) for r in results[2:]] == [("sinusoidal", 32, 1), ("alibi", 32, 1)]
+    assert all(r["train_mib"] > r["evaluate_mib"] > 0 and len(r["train_seconds"]) == 1 for r in results)
+    assert rows(text, "In the paper: memory, GB (over sinusoidal)")["t5"][0] == "16.9 (1.10)"
+
+
+def test_domains_share_every_number_but_the_text():
+    small = domains.Domains().bases()
+    one, other = (dataclasses.asdict(config) for config in small.values())
+    assert one.pop("data")["tokenizer"] == other.pop("data")["tokenizer"] == "bytes"
+    assert one == other
+    large = domains.Domains(paper=True).bases()
+    differing = {"vocab_size", "adaptive_cutoffs", "adaptive_dropout"}
+    wikitext, books = (dataclasses.asdict(config.model) for config in large.values())
+    assert {name for name in wikitext if wikitext[name] != books[name]} == differing
+    assert large["wikitext"].optimizer == large["books"].optimizer
+
+
+def test_the_grid_names_every_run_and_keeps_the_tokens_of_an_update(tiny):
+    recipe, _ = tiny
+    made = extrapolation.Extrapolation(config=recipe, train_lengths=(16, 32), more_seeds=(1, 2)).configs()
+    assert len(made) == 12 and {"alibi-16", "alibi-16-s1", "alibi-16-s2", "t5-32"} < set(made)
+    for config in made.values():
+        assert config.train.train_length * config.train.batch_size == 128
+    assert made["alibi-32"].evaluate.lengths == (32,)
+    with pytest.raises(ConfigError, match=r"train_lengths: got 48 with 128 tokens an update"):
+        extrapolation.Extrapolation(config=recipe, train_lengths=(48,)).configs()
+    full = extrapolation.Extrapolation(paper=True).configs()
+    assert len(full) == 25 and full["t5-3072"].train.batch_size == 24
+    assert full["alibi-512"].model == load_config("configs/wikitext103.py").model
+    assert full["alibi-512"].evaluate.lengths[-1] == 15_512
+
+
+def test_ratios_and_the_mean_over_seeds():
+    beside = extrapolation.ratios(extrapolation.paper_records()).splitlines()
+    assert beside[0] == "| run | 1x | 2x | 3x | 6.9x | 14.7x | 30.3x |"
+    assert beside[2].startswith("| sinusoidal | 1.000 | 2.172 |") and beside[2].endswith(" 20.250 |")
+    assert beside[4].endswith("| 1.999 | – |")  # T5 ran out of memory
+    records = [
+        {"run": run, "length": 8, "stride": 8, "train_length": 8, "status": "ok", "perplexity": value}
+        for run, value in [("alibi-8", 4.0), ("alibi-8-s1", 5.0), ("alibi-8-s2", 6.0), ("t5-8", 7.0)]
+    ]
+    ((heading, table),) = extrapolation.seeds_section(records).items()
+    assert heading.startswith("Mean over 3 seeds") and table.splitlines()[2] == "| alibi-8 | 5.000 ± 0.577 |"
+    assert extrapolation.seeds_section(records[3:]) == {}
+
+
+def test_the_papers_figures_agree_among_themselves():
+    """The same run is in two of its tables."""
+    by_length = paper.ALIBI_BY_TRAIN_LENGTH[512]
+    assert paper.TRAINED_AT_512["alibi"][512] == by_length[512]
+    assert paper.TRAINED_AT_512["sinusoidal"][512] == paper.SINUSOIDAL_AT_ITS_LENGTH[512]
+    for row in paper.ALIBI_BY_TRAIN_LENGTH.values():
+        assert list(row.values()) == sorted(row.values(), reverse=True)  # ALiBi's perplexity only falls with length
+
+
+def test_a_folder_of_text_is_where_recipes_read_from(tmp_path):
+    books = grid.recipe("configs/books_small.py", tmp_path).data
+    assert (books.train_path, books.test_path) == (str(tmp_path / "books/train"), str(tmp_path / "books/test"))
+    assert grid.recipe("configs/wikitext2_small.py", tmp_path).data.tfds_manual_dir == str(tmp_path)
