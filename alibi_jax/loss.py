@@ -48,6 +48,7 @@ def target_nats(
     nats = in_parts(head, (features[0], words), fitting[0])
     for x, table, first, tokens in zip(features[1:], weights.tables[1:], firsts[1:], fitting[1:], strict=True):
         nats = nats + _band_nats(x, words - first, table, min(tokens, BAND_TOKENS))
+    nats = jnp.where((words >= 0) & (words < sum(sizes)), nats, jnp.nan)  # no word of the vocabulary
     return shard(nats.reshape(targets.shape), "batch", "length")
 
 
@@ -69,12 +70,13 @@ def in_parts(function: Callable, arrays: tuple[Array, ...], tokens: int) -> Floa
 
 
 def _logits(x: Float[Array, "B T w"], table: Float[Array, "n w"]) -> Float32[Array, "B T n"]:
-    logits = jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
+    # cast here and not outside the parts: the gradients of all parts are then summed in the table's float32
+    logits = jnp.matmul(x, table.astype(x.dtype).T, preferred_element_type=jnp.float32)
     return shard(logits, "batch", "length", "vocab")
 
 
 def _class_logits(x: Float[Array, "B T E"], classes: Float[Array, "K E"]) -> Float32[Array, "B T K"]:
-    return jnp.einsum("ble,ke->blk", x, classes, preferred_element_type=jnp.float32)
+    return jnp.einsum("ble,ke->blk", x, classes.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def _picked(logits: Float32[Array, "B T n"], words: Int[Array, "B T"]) -> Float32[Array, "B T"]:

@@ -88,8 +88,12 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
         ("model.num_heads", model.num_heads, "heads"),
         ("model.mlp_width", model.mlp_width, "mlp"),
         ("model.width", model.width, "width"),
-        ("model.vocab_size", model.vocab_size or 0, "vocab"),
     ]
+    for band in model.bands if model.vocab_size else []:
+        where = f"words {band.first:,} to {band.end:,}"
+        bands = "model.adaptive_cutoffs" if model.adaptive_cutoffs else "model.vocab_size"
+        sizes.append((f"{bands}, {where}" if model.adaptive_cutoffs else bands, band.end - band.first, "vocab"))
+        sizes.append((f"width of the vectors of {where}", band.width, "width"))
     for field, size, dimension in sizes:
         ways = _ways(mesh, dimension)
         expected = f"a multiple of {ways}, the devices along {RULES[dimension]}"

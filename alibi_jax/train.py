@@ -35,7 +35,9 @@ class State(NamedTuple):
 
 def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> State:
     """Parameters from the seed, moments at zero, step 0."""
-    tokens = jnp.zeros((1, config.train.train_length), jnp.int32)
+    tokens = jnp.zeros(
+        (config.train.batch_size, 1), jnp.int32
+    )  # rows that divide over a mesh; no parameter depends on length
     params = model.init(jax.random.key(config.train.seed), tokens)["params"]
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 

@@ -1,7 +1,8 @@
 """The paper's largest model: 25 layers of width 2,048, 16 heads, 1.3 billion parameters, 50,000 updates.
 
-What the paper does not say is our choice, marked below with its reason. Its text, CC100 and RoBERTa's corpora (461 GB), is not
-one data set that can be downloaded: `cc100/` is a folder of UTF-8 text (.gz too) of your own.
+What the paper does not say is our choice, marked below with its reason; ReLU, biases, tied and scaled embeddings are those of
+its WikiText-103 model. Its text, CC100 and RoBERTa's corpora (461 GB), is not one data set that can be downloaded: `cc100/` is
+a folder of UTF-8 text (.gz too) of your own.
 """
 
 from alibi_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -30,7 +31,7 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(  # ours: GPT-3's for its 1.3 billion parameters (Brown et al. 2020, table 2.1, appendix B)
             peak_learning_rate=2e-4,
             final_learning_rate=2e-5,
-            warmup_steps=2_000,
+            warmup_steps=360,  # of its 375 million tokens
             beta2=0.95,
             weight_decay=0.1,
             clip_norm=1.0,

@@ -1,7 +1,8 @@
 """The paper's WikiText-103 model (Press et al. 2022; Baevski & Auli 2019): 246,933,504 parameters, 73,728 tokens an update.
 
 For another training length keep the tokens of an update: `--train.train-length 3072 --train.batch-size 24` (512: 144,
-1,024: 72, 1,536: 48, 2,048: 36, 64: 1,152). Only the position method and the length change between the paper's runs.
+1,024: 72, 1,536: 48, 64: 1,152; at 2,048 each of 8 devices holds 4, so 32). Only the position method and the length change
+between the paper's runs.
 Two choices are ours: bfloat16 in place of fp16 with loss scaling, and the MLP's initial values, Xavier, which the paper does
 not give. The vocabulary is fairseq's: 267,744 rows with specials and padding, a few of which no token uses.
 """

@@ -5,7 +5,8 @@
 
 One model for every method, the same weights' shapes, tokens and optimizer; the methods take turns in one run, and a time is the
 median of the turns. A training step is forward, loss, backward, clip and update; evaluation is one batch of windows. Memory is
-what the compiler sets aside for the step beside parameters and moments (`temporary`), which needs no watching.
+what the compiler counts for the step, parameters and moments included. Lengths already measured with the same options are not
+measured again. Tokens are drawn by Zipf's law, so that adaptive bands see about their share of words.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ import tyro
 
 import paper
 from alibi_jax.atomic import write_atomically
+from alibi_jax.checks import require
 from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, load_config, replace
 from alibi_jax.evaluate.nats import window_nats
@@ -37,8 +39,9 @@ PAUSE = 0.1  # seconds between turns, so that the threads of the one before are 
 BASELINE = "sinusoidal"
 COMPARABLE = (
     "Comparable with the paper: each method over sinusoidal at the same length. Not comparable: words a second and gigabytes "
-    "(one V100 in fp16 against this machine). The paper's attention is dense for every method; here ALiBi may skip keys that "
-    "its decay makes needless (exact to rounding), which no other method can, and no method ever holds all scores at once."
+    "(one V100 in fp16 against this machine; memory by the compiler's count against an allocator's). The paper's attention is "
+    "dense for every method; here ALiBi may skip keys that its decay makes needless (exact to rounding), which no other method "
+    "can, and no method ever holds all scores at once."
 )
 
 
@@ -46,7 +49,7 @@ COMPARABLE = (
 class Cost:
     """Speed and memory of a training step and of an evaluation, method by method."""
 
-    config: Path = Path("configs/books_small.py")  # a recipe; its model is widened by the options below
+    config: Path = Path("configs/books_small.py")  # a recipe; its model is given the sizes below
     out: Path = Path("runs/cost")  # folder of the results
     positions: tuple[PositionName, ...] = ("sinusoidal", "rotary", "t5", "alibi", "none")  # methods compared
     lengths: tuple[int, ...] = (512, 1024, 3072)  # input lengths, tokens
@@ -55,41 +58,65 @@ class Cost:
     num_layers: int = 4  # transformer layers
     num_heads: int = 8  # attention heads
     repeats: int = 5  # timed turns of each, after one that is not
-    paper: bool = False  # configs/wikitext103.py as it is, 9,216 tokens a step
+    paper: bool = False  # in place of --config and the sizes: configs/wikitext103.py, 9,216 tokens a step
 
     def base(self) -> Config:
         if self.paper:
             return load_config("configs/wikitext103.py")
         model = {"width": self.width, "num_layers": self.num_layers, "num_heads": self.num_heads}
-        return replace(load_config(self.config), "model", vocab_size=256, mlp_width=4 * self.width, **model)
+        config = load_config(self.config)
+        return replace(config, "model", vocab_size=config.model.vocab_size or 256, mlp_width=4 * self.width, **model)
 
     def __call__(self) -> str:
-        start, base = time.monotonic(), self.base()
-        tokens = 9216 if self.paper else self.tokens
-        results = []
+        require(BASELINE in self.positions, "positions", self.positions, f"{BASELINE} among them", "Add it.")
+        start, configs = time.monotonic(), {}
+        results = self.measured()
         for length in self.lengths:
-            train = replace(base, "train", train_length=length, batch_size=max(1, tokens // length))
-            results += measure(train, length, self.positions, self.repeats)
+            batch = max(1, (9216 if self.paper else self.tokens) // length)
+            configs[str(length)] = replace(self.base(), "train", train_length=length, batch_size=batch)
+            if length not in {result["length"] for result in results}:
+                results += measure(configs[str(length)], length, self.positions, self.repeats)
+                self.keep(results)
             print(rows_of(results, length), file=sys.stderr, flush=True)
-        self.out.mkdir(parents=True, exist_ok=True)
-        record = {"command": sys.argv, **provenance(), "results": results}
-        write_atomically(self.out / "cost.json", json.dumps(record, indent=1) + "\n")
-        sections = {
-            "Training, thousand tokens a second (over sinusoidal)": ours(
-                results, "train_tokens_per_second", self.lengths
-            ),
-            "Evaluation, thousand tokens a second (over sinusoidal)": ours(
-                results, "evaluate_tokens_per_second", self.lengths
-            ),
-            "Training, temporary memory, MiB (over sinusoidal)": ours(results, "train_mib", self.lengths),
-            "Evaluation, temporary memory, MiB (over sinusoidal)": ours(results, "evaluate_mib", self.lengths),
+        titles = {
+            "Training, thousand tokens a second": "train_tokens_per_second",
+            "Evaluation, thousand tokens a second": "evaluate_tokens_per_second",
+            "Training, MiB": "train_mib",
+            "Evaluation, MiB": "evaluate_mib",
+        }
+        sections = {f"{title} (over sinusoidal)": ours(results, field, self.lengths) for title, field in titles.items()}
+        sections |= {
             "In the paper: training, thousand words a second (over sinusoidal)": beside(paper.SPEED),
             "In the paper: memory, GB (over sinusoidal)": beside(paper.MEMORY),
             "What can be compared": COMPARABLE,
         }
-        return write_results(
-            self.out, "What each position method costs", sections, base, (time.monotonic() - start) / 60
+        minutes = (time.monotonic() - start) / 60
+        return write_results(self.out, "What each position method costs", sections, configs, minutes)
+
+    def options(self) -> dict[str, Any]:
+        """What decides a length's result."""
+        fields = {
+            name: getattr(self, name) for name in ("tokens", "width", "num_layers", "num_heads", "repeats", "paper")
+        }
+        return fields | {"config": str(self.config), "positions": list(self.positions)}
+
+    def measured(self) -> list[dict[str, Any]]:
+        """The results that an earlier invocation with these options has kept."""
+        path = self.out / "cost.json"
+        record = json.loads(path.read_text()) if path.exists() else {"options": self.options(), "results": []}
+        require(
+            record["options"] == self.options(),
+            "out",
+            f"{path}, measured with {record['options']}",
+            f"none, or one with {self.options()}",
+            "Write into another --out folder.",
         )
+        return record["results"]
+
+    def keep(self, results: list[dict[str, Any]]) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        record = {"command": sys.argv, "options": self.options(), **provenance(), "results": results}
+        write_atomically(self.out / "cost.json", json.dumps(record, indent=1) + "\n")
 
 
 @dataclasses.dataclass
@@ -105,7 +132,9 @@ class Contender:
 def make_contender(config: Config) -> Contender:
     """Compiles both programs of a config; `train` and `evaluate` run one turn and wait for it."""
     model, optimizer = TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
-    rows = np.random.default_rng(0).integers(256, size=(config.train.batch_size, config.train.train_length + 1))
+    chances = 1 / np.arange(1, config.model.vocab_size + 1)
+    shape = config.train.batch_size, config.train.train_length + 1
+    rows = np.random.default_rng(0).choice(config.model.vocab_size, p=chances / chances.sum(), size=shape)
     inputs, targets = (jax.device_put(part.astype(np.int32)) for part in (rows[:, :-1], rows[:, 1:]))
     state = jax.jit(functools.partial(init_state, config, model, optimizer))()
     step = functools.partial(train_step, config, model, optimizer)
@@ -121,8 +150,14 @@ def make_contender(config: Config) -> Contender:
         jax.block_until_ready(scoring(params, inputs, targets))
 
     programs = {"train": stepping, "evaluate": scoring}
-    memory = {name: program.memory_analysis().temp_size_in_bytes / 2**20 for name, program in programs.items()}
+    memory = {name: mebibytes(program.memory_analysis()) for name, program in programs.items()}
     return Contender(train, evaluate, memory)
+
+
+def mebibytes(counted: Any) -> float:
+    """Inputs, outputs that do not take an input's place, and what is held in between."""
+    outputs = counted.output_size_in_bytes - counted.alias_size_in_bytes
+    return (counted.argument_size_in_bytes + outputs + counted.temp_size_in_bytes) / 2**20
 
 
 def measure(base: Config, length: int, positions: tuple[str, ...], repeats: int) -> list[dict[str, Any]]:
@@ -157,7 +192,7 @@ def rows_of(results: list[dict[str, Any]], length: int) -> str:
 def ours(results: list[dict[str, Any]], field: str, lengths: tuple[int, ...]) -> str:
     thousand = 1000 if field.endswith("second") else 1
     table: dict[str, dict[int, float]] = {}
-    for result in results:
+    for result in (result for result in results if result["length"] in lengths):
         table.setdefault(result["position"], {})[result["length"]] = result[field] / thousand
     return beside(table)
 

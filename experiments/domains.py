@@ -8,6 +8,7 @@ number, is trained on both texts, and the methods are compared on each by bits a
 """
 
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import tyro
 
 import paper
 from alibi_jax.cli import run_command
-from alibi_jax.config import Config, PositionName, load_config, replace
+from alibi_jax.config import Config, PositionName, replace
 from alibi_jax.evaluate.plots import Record, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
 from extrapolation import ratios
@@ -25,8 +26,8 @@ from grid import markdown, recipe, train_and_evaluate, write_results
 
 COMPARABLE = (
     "Comparable with the paper: on the books, as on WikiText, ALiBi trained short is to hold or better its loss at longer "
-    "inputs. Not comparable: the perplexities (bytes, other books, small models). Bits a byte compare between rows of one "
-    "text; between texts they also say which is easier."
+    "inputs. Not comparable: the perplexities (other tokens, other books, other sizes). Bits a byte compare between rows of "
+    "one text; between texts they also say which is easier."
 )
 
 
@@ -55,16 +56,15 @@ class Domains:
         for name, base in self.bases().items():
             configs |= {f"{name}-{position}": replace(base, "model", position=position) for position in self.positions}
         records = read_records(train_and_evaluate(configs, self.out, self.jobs))
-        write_report(records, self.out, "One recipe, two texts", " ".join(["python", *sys.argv]))
+        write_report(records, self.out, "One recipe, two texts", shlex.join(["python", *sys.argv]))
         sections = {
             "Bits a byte, non-overlapping": bits_table(records),
             "Perplexity over the same run's at its training length": ratios(records),
             "In the paper: Toronto BookCorpus, validation perplexity": paper_table(),
             "What can be compared": COMPARABLE,
         }
-        base = load_config(Path("configs/books.py" if self.paper else "configs/books_small.py"))
         minutes = (time.monotonic() - start) / 60
-        return write_results(self.out, "One recipe, two texts, nothing tuned in between", sections, base, minutes)
+        return write_results(self.out, "One recipe, two texts, nothing tuned in between", sections, configs, minutes)
 
 
 def bits_table(records: Sequence[Record]) -> str:
@@ -79,7 +79,7 @@ def paper_table() -> str:
     lengths = (512, 1024, 3072)
     return markdown(
         ["model", *(f"{at:,}" for at in lengths)],
-        [[name, *(f"{row[at]:.2f}" for at in lengths)] for name, row in paper.BOOKS.items()],
+        [[name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)] for name, row in paper.BOOKS.items()],
     )
 
 

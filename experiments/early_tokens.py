@@ -19,6 +19,7 @@ from pathlib import Path
 import tyro
 
 import paper
+from alibi_jax.checks import require
 from alibi_jax.cli import run_command
 from alibi_jax.config import load_config
 from alibi_jax.evaluate.plots import Record
@@ -34,7 +35,7 @@ READ = (
 )
 COMPARABLE = (
     "Comparable with the paper: whether sliding perplexity rises or falls with the length, and which part of the gain is "
-    "which. Not comparable: the perplexities (other text and vocabulary, far smaller models, far less training)."
+    "which. Perplexities compare only where model, text and vocabulary are the paper's."
 )
 
 
@@ -50,8 +51,12 @@ class EarlyTokens:
     paper: bool = False  # the paper's lengths, 512 to 3,072 tokens, on the whole validation split
 
     def __call__(self) -> str:
-        start, config = time.monotonic(), load_config(self.runs[0])
-        length = config.train.train_length
+        start, configs = time.monotonic(), {run.name: load_config(run) for run in self.runs}
+        trained = sorted({config.train.train_length for config in configs.values()})
+        require(
+            len(trained) == 1, "runs", f"runs trained at {trained}", "one training length", "Take each length apart."
+        )
+        config, length = configs[self.runs[0].name], trained[0]
         lengths = (512, 1024, 1536, 2048, 3072) if self.paper else tuple(length * times for times in self.times)
         evaluate = dataclasses.replace(
             config.evaluate,
@@ -66,11 +71,12 @@ class EarlyTokens:
             "Perplexity, sliding window of stride 1": protocol_table(records, sliding=True),
             "Perplexity, non-overlapping windows": protocol_table(records, sliding=False),
             "The gain over the training length, told apart": f"{gain_table(records)}\n\n{READ}",
-            "In the paper: WikiText-103, trained at 512, stride 1": paper_table(),
+            "In the paper: WikiText-103, stride 1 beside non-overlapping": paper_table(),
             "What can be compared": COMPARABLE,
         }
         minutes = (time.monotonic() - start) / 60
-        text = write_results(self.out, "The early-token curse, and use of far context", sections, config, minutes)
+        used = {name: dataclasses.replace(config, evaluate=evaluate) for name, config in configs.items()}
+        text = write_results(self.out, "The early-token curse, and use of far context", sections, used, minutes)
         return f"{text}\n{page}"
 
 
@@ -84,7 +90,7 @@ def protocol_table(records: Sequence[Record], sliding: bool) -> str:
         else r["status"]
         for r in chosen
     }
-    rows = [[run, *(cells[run, at] for at in lengths)] for run in dict.fromkeys(r["run"] for r in chosen)]
+    rows = [[run, *(cells.get((run, at), "–") for at in lengths)] for run in dict.fromkeys(r["run"] for r in chosen)]
     return markdown(["run", *(f"{at:,}" for at in lengths)], rows)
 
 
@@ -104,9 +110,11 @@ def gain_table(records: Sequence[Record]) -> str:
 
 
 def paper_table() -> str:
-    lengths = sorted(paper.SLIDING["alibi"])
-    rows = [[name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)] for name, row in paper.SLIDING.items()]
-    return markdown(["method", *(f"{at:,}" for at in lengths)], rows) + "\n\nSinusoidal past 512: 204 to 360."
+    lengths = sorted(paper.ALIBI_BY_TRAIN_LENGTH[512])
+    rows = [
+        [name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)] for name, row in paper.PROTOCOLS.items()
+    ]
+    return markdown(["model", *(f"{at:,}" for at in lengths)], rows) + "\n\nSinusoidal past 512: 204 to 360."
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import tyro
 
 import paper
 from alibi_jax.cli import run_command
-from alibi_jax.config import Config, PositionName, load_config, replace
+from alibi_jax.config import Config, PositionName, replace
 from alibi_jax.evaluate.plots import Record, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.tables import digits, markdown_table, summary_table
@@ -37,6 +37,7 @@ COMPARABLE = (
     "Not comparable with the paper: the perplexities themselves (other text or vocabulary, a model some hundred times smaller, "
     "thousands of times fewer tokens). Comparable: each method's perplexity over its own at the training length."
 )
+SAME_SETTING = "The setting is the paper's, but for bfloat16 and the MLP's initial values: perplexities compare too."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Extrapolation:
         None  # folder with wikitext-2/ or its zip, or books/; none: the config's own paths, or a download
     )
     jobs: int = 1  # runs at once, one core each; 1 takes all cores or devices for one run
-    paper: bool = False  # the paper's setting: configs/wikitext103.py at 512 to 3,072 tokens, evaluated up to 15,512
+    paper: bool = False  # in place of --config: configs/wikitext103.py at 512 to 3,072 tokens, evaluated up to 15,512
 
     def base(self) -> tuple[Config, tuple[int, ...]]:
         """The config all runs share, and the training lengths."""
@@ -87,11 +88,12 @@ class Extrapolation:
             "Perplexity, non-overlapping": markdown_table(records),
             "Over the same run's at its training length": ratios(records),
             **seeds_section(records),
-            "In the paper: WikiText-103, trained at 512": ratios(paper_records()),
-            "What can be compared": COMPARABLE,
+            "In the paper: WikiText-103, trained at 512": paper_table(),
+            "In the paper: over the same run's at its training length": ratios(paper_records()),
+            "In the paper: ALiBi by training length, beside sinusoidal trained at the column's": paper_lengths_table(),
+            "What can be compared": SAME_SETTING if self.paper else COMPARABLE,
         }
-        recipe_path = Path("configs/wikitext103.py") if self.paper else self.config
-        write_results(self.out, "Train short, test long", sections, load_config(recipe_path), minutes)
+        write_results(self.out, "Train short, test long", sections, configs, minutes)
         said = f"\nPerplexity by input length, non-overlapping\n{summary_table(records)}"
         return f"{said}\n\n{page} ({minutes:.1f} minutes)"
 
@@ -105,14 +107,35 @@ def paper_records() -> list[Record]:
     ]
 
 
+def paper_table() -> str:
+    lengths = sorted(paper.TRAINED_AT_512["alibi"])
+    rows = [
+        [name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)]
+        for name, row in paper.TRAINED_AT_512.items()
+    ]
+    return markdown(["run", *(f"{at:,}" for at in lengths)], rows) + "\n\nT5 bias at 12,512: 64.94, then out of memory."
+
+
+def paper_lengths_table() -> str:
+    by_length = {f"ALiBi {length}": row for length, row in paper.ALIBI_BY_TRAIN_LENGTH.items()}
+    by_length["sinusoidal"] = paper.SINUSOIDAL_AT_ITS_LENGTH
+    lengths = sorted(paper.SINUSOIDAL_AT_ITS_LENGTH)
+    rows = [[name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)] for name, row in by_length.items()]
+    return markdown(["run", *(f"{at:,}" for at in lengths)], rows)
+
+
 def ratios(records: Sequence[Record]) -> str:
     """Perplexity over the same run's at its training length, runs by multiples of that length."""
     scored = [record for record in non_overlapping(records) if record["status"] == "ok"]
     own = {record["run"]: record["perplexity"] for record in scored if record["length"] == record["train_length"]}
-    times = sorted({round(record["length"] / record["train_length"], 1) for record in scored})
-    cells = {(r["run"], round(r["length"] / r["train_length"], 1)): r["perplexity"] / own[r["run"]] for r in scored}
+    cells = {
+        (record["run"], record["length"] / record["train_length"]): record["perplexity"] / own[record["run"]]
+        for record in scored
+        if record["run"] in own
+    }
+    times = sorted({at for _, at in cells})
     rows = [[run, *(f"{cells[run, at]:.3f}" if (run, at) in cells else "–" for at in times)] for run in own]
-    return markdown(["run", *(f"{at:g}x" for at in times)], rows)
+    return markdown(["run", *(f"{at:.3g}x" for at in times)], rows)
 
 
 def mean_and_error(values: Sequence[float]) -> str:
@@ -133,11 +156,14 @@ def seeds_section(records: Sequence[Record]) -> Mapping[str, str]:
         return {}
     lengths = sorted({length for _, length in several})
     rows = [
-        [name, *(mean_and_error(several[name, length]) for length in lengths)]
+        [
+            f"{name}, {max(len(values) for (of, _), values in several.items() if of == name)} seeds",
+            *(mean_and_error(several[name, length]) if (name, length) in several else "–" for length in lengths),
+        ]
         for name in dict.fromkeys(name for name, _ in several)
     ]
-    count = max(map(len, several.values()))
-    return {f"Mean over {count} seeds, with its standard error": markdown(["run", *map(str, lengths)], rows)}
+    heading = ["run", *(f"{length:,}" for length in lengths)]
+    return {"Mean over seeds, with its standard error": markdown(heading, rows)}
 
 
 if __name__ == "__main__":

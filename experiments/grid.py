@@ -3,84 +3,137 @@
 A run that is finished is not repeated, one that was stopped goes on, so every script can be killed and run again.
 """
 
-import datetime
+import contextlib
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from alibi_jax.atomic import write_atomically
 from alibi_jax.checks import require
+from alibi_jax.cli import INTERRUPTED, run_command
 from alibi_jax.config import Config, EvaluateConfig, load_config, replace, to_json
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.sharding import batch_ways, check_mesh, make_mesh
 from alibi_jax.train import train
 
 
 def recipe(path: Path, text: Path | None) -> Config:
     """The config of a recipe; `text`, where given, is the folder that holds wikitext-2/ (or its zip) and books/."""
     config = load_config(path)
+    require(
+        text is None or config.data.source != "stdlib",
+        "text",
+        f"{text} with a recipe whose text is Python's standard library",
+        "none, or a recipe of WikiText or of files",
+        "Leave it out, or choose another --config.",
+    )
     if text is None:
         return config
     if config.data.source == "tfds":
         return replace(config, "data", tfds_manual_dir=str(text))
-    paths = {name: str(text / getattr(config.data, name)) for name in ("train_path", "valid_path", "test_path")}
-    return replace(config, "data", **paths)
+    paths = {name: getattr(config.data, name) for name in ("train_path", "valid_path", "test_path")}
+    return replace(config, "data", **{name: str(text / path) if path else path for name, path in paths.items()})
 
 
 def at_length(config: Config, length: int) -> Config:
-    """The same run trained at another length: as many tokens an update, and evaluated at no shorter length."""
+    """The same run trained at another length: as many tokens an update, but for whole sequences on every device, evaluated at
+    that length and every longer one of the config's."""
     tokens = config.train.train_length * config.train.batch_size
+    ways = batch_ways(make_mesh(config.mesh))
+    batch = tokens // length // ways * ways
     require(
-        tokens % length == 0,
+        batch > 0,
         "train_lengths",
-        f"{length} with {tokens} tokens an update",
-        "a length that divides them",
-        "Choose another length.",
+        f"{length} with {tokens} tokens an update on {ways} devices",
+        f"at most {tokens // ways}",
+        "Choose shorter lengths, or a recipe with a larger batch.",
     )
-    lengths = tuple(at for at in config.evaluate.lengths if at >= length)
+    lengths = tuple(sorted({length, *(at for at in config.evaluate.lengths if at > length)}))
     config = replace(config, "evaluate", lengths=lengths)
-    return replace(config, "train", train_length=length, batch_size=tokens // length)
+    return replace(config, "train", train_length=length, batch_size=batch)
 
 
-def _take_core(cores: multiprocessing.Queue) -> None:
-    os.sched_setaffinity(0, {cores.get()})  # before JAX asks how many there are
+def _evaluate(folder: Path, evaluate: EvaluateConfig, out: Path, label: str) -> None:
+    evaluate_run(folder, evaluate, out, label=label)
 
 
-def _evaluate(folder: Path, evaluate: EvaluateConfig, out: Path | None, label: str) -> Path:
-    return evaluate_run(folder, evaluate, out, label=label)
-
-
-def _train_and_evaluate(folder: Path, config: Config, label: str) -> Path:
+def _train_and_evaluate(folder: Path, config: Config, label: str) -> None:
     train(config, folder, label=f"train {label}")
-    return evaluate_run(folder, config.evaluate, label=label)
+    evaluate_run(folder, config.evaluate, label=label)
 
 
-def _spread(function: Callable[..., Path], calls: Sequence[tuple], jobs: int) -> list[Path]:
-    """function(*call) of every call, one after the other, or in `jobs` processes of one core each."""
+def _alone(core: int, function: Callable[..., None], call: tuple) -> None:
+    """A process of its own on one core: errors are said and become its exit status, as on the command line."""
+    os.sched_setaffinity(0, {core})  # before JAX asks how many there are
+    sys.exit(run_command(lambda: lambda: function(*call) or f"done: {call[-1]}"))
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[dict[BaseProcess, int]]:
+    """Running processes and their cores; whatever ends this block asks those still running to save and stop, and waits."""
+    running: dict[BaseProcess, int] = {}
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _spread(function: Callable[..., None], calls: Sequence[tuple[Any, ...]], jobs: int) -> None:
+    """function(*call) of every call, one after the other, or in `jobs` processes of one core each.
+
+    The first that fails stops all others, which save first, and ends the program with its exit status.
+    """
     require(jobs >= 1, "jobs", jobs, "1 or more", "Raise it.")
     if jobs == 1:
-        return [function(*call) for call in calls]
-    spawn = multiprocessing.get_context("spawn")
-    cores = spawn.Queue()
-    available = sorted(os.sched_getaffinity(0))
-    for job in range(jobs):
-        cores.put(available[job % len(available)])
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_take_core, initargs=(cores,)) as pool:
-        return list(pool.map(function, *zip(*calls, strict=True)))
+        for call in calls:
+            function(*call)
+        return
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    where = f"{jobs} on {jax.default_backend()} with {len(cores)} cores to choose"
+    expected = "1 with an accelerator or without Linux, else at most as many as there are cores"
+    require(jax.default_backend() == "cpu" and jobs <= len(cores), "jobs", where, expected, "Lower --jobs.")
+    waiting, spawn = list(calls), multiprocessing.get_context("spawn")
+    with _processes() as running:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                core = next(core for core in cores if core not in running.values())
+                process = spawn.Process(target=_alone, args=(core, function, waiting.pop(0)))
+                process.start()
+                running[process] = core
+            wait([process.sentinel for process in running])
+            for process in [process for process in running if not process.is_alive()]:
+                del running[process]
+                if process.exitcode != 0:
+                    sys.exit(process.exitcode)
 
 
 def train_and_evaluate(configs: Mapping[str, Config], out: Path, jobs: int) -> list[Path]:
     """Trains and evaluates every config in a folder of `out` named by its label; returns the folders of results."""
-    return _spread(_train_and_evaluate, [(out / label, config, label) for label, config in configs.items()], jobs)
+    for config in configs.values():
+        check_mesh(config, make_mesh(config.mesh))  # of all, before days are spent on the first
+    _spread(_train_and_evaluate, [(out / label, config, label) for label, config in configs.items()], jobs)
+    return [out / label / "evaluation" / config.evaluate.split for label, config in configs.items()]
 
 
 def evaluate_all(runs: Sequence[Path], evaluate: EvaluateConfig, out: Path, jobs: int) -> list[Path]:
     """Evaluates trained runs into folders of `out` named like theirs; returns those."""
-    return _spread(_evaluate, [(run, evaluate, out / run.name, run.name) for run in runs], jobs)
+    _spread(_evaluate, [(run, evaluate, out / run.name, run.name) for run in runs], jobs)
+    return [out / run.name for run in runs]
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -89,19 +142,35 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def write_results(out: Path, title: str, sections: Mapping[str, str], config: Config, minutes: float) -> str:
-    """Writes out/results.md, the sections under their headings and where the numbers come from, and returns its text."""
-    said = provenance()
-    command = shlex.join(["python", *sys.argv])
+def text_of(config: Config) -> str:
+    """One line on the text and the tokens of a config."""
+    data = config.data
+    source = data.tfds_name if data.source == "tfds" else "books" if "books" in data.train_path else data.source
+    scored = f"the first {config.evaluate.max_tokens:,} tokens" if config.evaluate.max_tokens else "all"
+    return f"{source} as {data.tokenizer}; scored: {scored} of {config.evaluate.split}"
+
+
+def write_results(
+    out: Path, title: str, sections: Mapping[str, str], configs: Mapping[str, Config], minutes: float
+) -> str:
+    """Writes out/results.md, the sections under their headings and where the numbers come from, and returns its text.
+
+    configs: of what was run, by name; the first is written to out/config.json. minutes: of this invocation; those of earlier
+    ones that reached their end are added.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    spent, said = out / "minutes", provenance()
+    before = [float(line) for line in spent.read_text().split()] if spent.exists() else []
     versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items())
+    texts = dict.fromkeys(map(text_of, configs.values()))
     facts = [
-        f"`{command}`",
-        f"{said['machine']}; {os.cpu_count()} CPU cores; {versions}; {datetime.date.today()}; {minutes:.1f} minutes.",
-        f"Text: {config.data.source} {config.data.tfds_name or config.data.tokenizer}, {config.evaluate.split} split.",
+        f"`{shlex.join(['python', *sys.argv])}`",
+        f"{said['machine']}, {os.cpu_count()} CPU cores; {versions}; {said['date'][:10]}; {sum(before) + minutes:.1f} minutes.",
+        f"Text: {'; '.join(texts)}. The first run's config is config.json; the others differ as their names say.",
     ]
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
     page = f"# {title}\n\n{body}\n\n## Where the numbers come from\n\n" + "\n\n".join(facts) + "\n"
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.json", to_json(config) + "\n")
+    write_atomically(spent, "".join(f"{part}\n" for part in [*before, minutes]))
+    write_atomically(out / "config.json", to_json(next(iter(configs.values()))) + "\n")
     write_atomically(out / "results.md", page)
     return page

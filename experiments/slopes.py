@@ -9,6 +9,7 @@ without training anything again.
 """
 
 import dataclasses
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,24 +18,26 @@ import jax
 import numpy as np
 import tyro
 
+from alibi_jax.checks import require
 from alibi_jax.cli import run_command
 from alibi_jax.config import Config, MeshConfig, load_config, replace
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.evaluate.nats import token_nats
-from alibi_jax.evaluate.plots import Record
+from alibi_jax.evaluate.plots import Record, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import load_params
 from alibi_jax.evaluate.statistics import perplexity
 from alibi_jax.evaluate.tables import digits, markdown_table
 from alibi_jax.model import TransformerLM
+from alibi_jax.positions import alibi_slopes
 from alibi_jax.sharding import make_mesh
 from extrapolation import ratios
 from grid import markdown, recipe, train_and_evaluate, write_results
 
 COMPARABLE = (
     "The paper gives no table of these: it says that its slopes were found by a small search on WikiText-103 and used "
-    "everywhere, that learned ones extrapolated worse and trained 3 % slower (section 3). Comparable: that order. Our models "
-    "are small and trained for minutes, so small differences between rows are not to be read; one seed each."
+    "everywhere, that learned ones extrapolated worse and trained 3 % slower (section 3). Comparable: that order. One seed "
+    "each: small differences between rows are not to be read, least of all after minutes of training."
 )
 
 
@@ -47,10 +50,17 @@ class Slopes:
     equal: tuple[float, ...] = (2, 4, 8)  # k of the models in which all heads have slope 2^-k
     text: Path | None = None  # folder with wikitext-2/ or its zip, or books/
     jobs: int = 1  # runs at once, one core each
-    paper: bool = False  # configs/wikitext103.py, trained at 512
+    paper: bool = False  # in place of --config: configs/wikitext103.py, trained at 512
 
     def configs(self) -> dict[str, Config]:
         base = recipe(Path("configs/wikitext103.py") if self.paper else self.config, self.text)
+        require(
+            base.model.position == "alibi",
+            "config",
+            f"a recipe of position {base.model.position}",
+            "one of ALiBi: slopes are its alone",
+            "Choose another --config.",
+        )
         changes = {"geometric (paper)": {}, "learned": {"slopes": "learned"}, "bias_max 16": {"bias_max": 16.0}}
         changes |= {f"all 2^-{k:g}": {"slopes": "equal", "bias_max": float(k)} for k in self.equal}
         return {name.replace(" ", "_"): replace(base, "model", **change) for name, change in changes.items()}
@@ -59,7 +69,7 @@ class Slopes:
         start, configs = time.monotonic(), self.configs()
         folders = train_and_evaluate(configs, self.out, self.jobs)
         records = read_records(folders)
-        write_report(records, self.out, "ALiBi with other slopes", " ".join(["python", *sys.argv]))
+        write_report(records, self.out, "ALiBi with other slopes", shlex.join(["python", *sys.argv]))
         first = self.out / next(iter(configs))
         sections = {
             "Perplexity, non-overlapping": markdown_table(records),
@@ -68,9 +78,8 @@ class Slopes:
             "Slopes as learned": learned_table(self.out / "learned"),
             "What can be compared": COMPARABLE,
         }
-        recipe_path = Path("configs/wikitext103.py") if self.paper else self.config
         minutes = (time.monotonic() - start) / 60
-        return write_results(self.out, "ALiBi with other slopes", sections, load_config(recipe_path), minutes)
+        return write_results(self.out, "ALiBi with other slopes", sections, configs, minutes)
 
 
 def divided_table(run: Path, records: list[Record]) -> str:
@@ -78,10 +87,14 @@ def divided_table(run: Path, records: list[Record]) -> str:
     config = load_config(run)
     trained, corpus = config.train.train_length, open_corpus(config.data)
     stream = np.asarray(corpus.tokens(config.evaluate.split)[: config.evaluate.max_tokens or None])
-    plain = {r["length"]: r["perplexity"] for r in records if r["run"] == run.name and r["stride"] == r["length"]}
+    plain = {
+        record["length"]: record["perplexity"]
+        for record in non_overlapping(records)
+        if record["run"] == run.name and record["status"] == "ok"
+    }
     rows = [["as trained"], ["divided by s"]]
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        _, params = load_params(run, config, "best")
+        _, params = load_params(run, config, config.evaluate.checkpoint)
         for length in plain:
             model = TransformerLM(dataclasses.replace(config.model, slope_divisor=length / trained))
             batch = max(1, config.evaluate.batch_tokens // length)
@@ -95,14 +108,12 @@ def divided_table(run: Path, records: list[Record]) -> str:
 
 def learned_table(run: Path) -> str:
     """The slopes training ended with, beside those it began with."""
-    from alibi_jax.positions import alibi_slopes
-
     config = load_config(run)
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        _, params = load_params(run, config, "best")
+        _, params = load_params(run, config, config.evaluate.checkpoint)
     learned = np.exp(np.asarray(params["position"]["log_slopes"]))
     heads = range(1, config.model.num_heads + 1)
-    rows = [["before", *(f"{slope:.4f}" for slope in alibi_slopes(len(learned)))]]
+    rows = [["before", *(f"{slope:.4f}" for slope in alibi_slopes(len(learned), config.model.bias_max))]]
     rows += [["after", *(f"{slope:.4f}" for slope in learned)]]
     return markdown(["slopes", *(f"head {head}" for head in heads)], rows)
 

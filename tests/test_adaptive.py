@@ -11,9 +11,10 @@ from jax.sharding import PartitionSpec
 
 import paper_model
 from alibi_jax.checks import ConfigError
-from alibi_jax.config import MeshConfig, ModelConfig, load_config
+from alibi_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, load_config
 from alibi_jax.model import TransformerLM
-from alibi_jax.sharding import make_mesh, tree_shardings
+from alibi_jax.model.transformer import implementation
+from alibi_jax.sharding import check_mesh, make_mesh, tree_shardings
 from conftest import TOLERANCE, assert_close
 
 CUTOFFS = (30, 60)
@@ -122,6 +123,22 @@ def test_untied_words_and_projections_have_parameters_of_their_own(changes, name
         assert float(jnp.abs(gradient[room][leaf]).max()) > 0
 
 
+def test_new_parameters_are_drawn_as_the_recipe_says():
+    """Embeddings N(0, width^-0.5) by band; projections, classes and `out` Xavier-uniform; q, k, v with gain 1/sqrt(2)."""
+    sizes = {"width": 128, "mlp_width": 256, "vocab_size": 4000, "adaptive_cutoffs": (1000, 2000), "num_layers": 1}
+    model = TransformerLM(ModelConfig(**(PAPER | sizes)))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
+    for b, width in enumerate((128, 32, 8)):
+        table, projection = (params["embedding"][f"{name}_{b}"] for name in ("table", "projection"))
+        np.testing.assert_allclose(table.std(), width**-0.5, rtol=0.02)
+        assert float(jnp.abs(table).max()) > 3 * width**-0.5  # normal, not cut off
+        np.testing.assert_allclose(jnp.abs(projection).max(), (6 / (width + 128)) ** 0.5, rtol=0.02)
+    np.testing.assert_allclose(jnp.abs(params["softmax"]["classes"]).max(), (6 / (2 + 128)) ** 0.5, rtol=0.02)
+    attention = params["layer_0"]["attention"]
+    for name, gain in {"query": 2**-0.5, "key": 2**-0.5, "value": 2**-0.5, "out": 1.0}.items():
+        np.testing.assert_allclose(jnp.abs(attention[name]).max(), gain * (6 / 256) ** 0.5, rtol=0.02)
+
+
 def test_dropout_of_the_adaptive_softmax_acts_on_its_input_and_after_each_projection_in_training_only():
     model, params = make(adaptive_dropout=0.5, num_layers=1)
     tokens = jnp.arange(0, 48).reshape(2, 24)
@@ -173,6 +190,28 @@ def test_bands_are_sharded_and_give_the_same_loss_on_a_mesh():
         got, sharded = jax.jit(jax.value_and_grad(loss))(placed)
     assert abs(float(got - expected)) < TOLERANCE["sharded loss"]
     assert_close(sharded["embedding"]["table_2"], gradient["embedding"]["table_2"], "logits")
+
+
+def test_learned_slopes_are_never_given_to_a_kernel_by_auto():
+    assert implementation(ModelConfig(slopes="learned")) == "blockwise"
+    assert (
+        implementation(ModelConfig(slopes="learned", attention="pallas_tpu")) == "pallas_tpu"
+    )  # which will say why not
+    assert implementation(ModelConfig()) == "auto"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"data": 2, "tensor": 4}, r"adaptive_cutoffs, words 0 to 30: got 30, expected a multiple of 4"),
+        ({"data": 1, "fsdp": 8}, r"width of the vectors of words 60 to 104: got 2, expected a multiple of 8"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_a_band_is_refused(mesh, message):
+    model = ModelConfig(**(PAPER | {"vocab_size": 104}))
+    config = Config(model=model, train=TrainConfig(batch_size=16), mesh=MeshConfig(**mesh))
+    with pytest.raises(ConfigError, match=message):
+        check_mesh(config, make_mesh(config.mesh))
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,9 @@ def test_experiment_is_resumed_and_its_finished_parts_are_not_repeated(tiny_data
         "extrapolation.png",
         "sweep.csv",
         "table.md",
+        "results.md",
+        "config.json",
+        "minutes",
     }
     assert "rotary" in said and "64 (4x)" in said and "report.html" in said
     records = [json.loads(line) for line in (out / "alibi/evaluation/test/sweep.jsonl").read_text().splitlines()]

@@ -80,6 +80,25 @@ def test_bfloat16_features_are_scored_in_float32():
     np.testing.assert_allclose(nats, expected_nats(features, weights, targets)[0], rtol=2e-5)
 
 
+def test_the_gradients_of_many_parts_are_summed_in_float32():
+    """bfloat16 features, 512 parts: a sum kept in bfloat16 would stop growing after 256 equal terms."""
+    x, table = jnp.ones((1, 512, 4), jnp.bfloat16), jnp.zeros((2**18, 4))
+
+    def total(table):
+        return target_nats([x], jnp.zeros((1, 512), int), Weights([table], None), logits_mib=1).sum()
+
+    gradient = jax.jit(jax.grad(total))(table)
+    np.testing.assert_allclose(gradient[0], 512 * (2.0**-18 - 1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_target_outside_the_vocabulary_has_no_loss(bands):
+    features, weights, targets = made(bands=bands)
+    targets[0, :2] = -1, EDGES[bands]
+    nats = target_nats(features, jnp.asarray(targets), weights, logits_mib=1)
+    assert np.isnan(nats[0, :2]).all() and np.isfinite(nats[1]).all()
+
+
 def test_only_the_logits_of_a_part_are_ever_held():
     """What the compiler sets aside for 512 tokens of 50,000 words, backward too: all logits at once are 98 MiB, twice."""
     x, table = jnp.zeros((1, 512, 16)), jnp.zeros((50_000, 16))

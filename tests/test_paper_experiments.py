@@ -3,17 +3,22 @@
 import dataclasses
 import json
 import re
+import shutil
+import time
+
+import pytest
 
 import cost
 import domains
 import early_tokens
-import pytest
-import slopes
-
 import extrapolation
 import grid
 import paper
+import slopes
+from alibi_jax import cli
 from alibi_jax.config import ConfigError, load_config, replace, to_json
+from alibi_jax.evaluate.statistics import ResultsError
+from alibi_jax.loop import Interrupted, stop_requested
 from runs import tiny_config
 
 
@@ -21,7 +26,14 @@ from runs import tiny_config
 def tiny(tiny_data, tmp_path, monkeypatch):
     """A recipe of seconds, and its results' folder."""
     monkeypatch.setattr("sys.argv", ["experiments/some.py", "--out", "out"])
-    config = replace(tiny_config(tiny_data), "evaluate", lengths=(16, 32), strides=("L",), split="test", max_tokens=200)
+    config = replace(
+        tiny_config(tiny_data, batch_size=16),
+        "evaluate",
+        lengths=(16, 32),
+        strides=("L",),
+        split="test",
+        max_tokens=200,
+    )
     (tmp_path / "tiny.json").write_text(to_json(config))
     return tmp_path / "tiny.json", tmp_path / "out"
 
@@ -33,7 +45,7 @@ def rows(text, heading):
     return {cells[0][0]: cells[0][1:]} | {line[0]: line[1:] for line in cells[2:]}
 
 
-def test_slopes_then_early_tokens_in_two_processes_and_again_without_repeating(tiny):
+def test_slopes_then_early_tokens_in_two_processes_and_again_without_repeating(tiny, tmp_path):
     recipe, out = tiny
     text = slopes.Slopes(config=recipe, out=out, equal=(2,), jobs=2)()
     names = {"geometric_(paper)", "learned", "bias_max_16", "all_2^-2"}
@@ -66,13 +78,26 @@ def test_slopes_then_early_tokens_in_two_processes_and_again_without_repeating(t
     records = [json.loads(line) for line in (out / "early" / "learned" / "sweep.jsonl").read_text().splitlines()]
     assert {(r["length"], r["stride"]) for r in records} == {(16, 16), (16, 1), (32, 32), (32, 1)}
     assert sliding["learned"][0] == f"{next(r['perplexity'] for r in records if r['stride'] == 1):.2f}"
-    assert rows(text, "In the paper: WikiText-103, trained at 512, stride 1")["t5"][-1] == "30.77"
+    assert (
+        rows(text, "In the paper: WikiText-103, stride 1 beside non-overlapping")["T5 bias 512, sliding"][-1] == "30.77"
+    )
+    with pytest.raises(
+        ResultsError, match=r"another evaluation .*bias_max"
+    ):  # another model's results under the same name
+        copied = shutil.copytree(runs[0], tmp_path / "bias_max_16")
+        early_tokens.EarlyTokens(runs=(copied,), out=out / "early", times=(1, 2), max_tokens=100)()
 
 
 def test_cost_measures_every_method_and_stands_beside_the_paper(tiny):
     recipe, out = tiny
     sizes = {"lengths": (16, 32), "tokens": 32, "width": 16, "num_layers": 1, "num_heads": 2, "repeats": 1}
     text = cost.Cost(config=recipe, out=out, positions=("sinusoidal", "alibi"), **sizes)()
+    again = cost.Cost(config=recipe, out=out, positions=("sinusoidal", "alibi"), **sizes)()
+    assert rows(again, "Training, MiB (over sinusoidal)") == rows(text, "Training, MiB (over sinusoidal)")
+    with pytest.raises(ConfigError, match=r"cost\.json, measured with .*'repeats': 1.* expected none, or one with"):
+        cost.Cost(config=recipe, out=out, positions=("sinusoidal", "alibi"), **(sizes | {"repeats": 2}))()
+    with pytest.raises(ConfigError, match=r"positions: got \('alibi',\), expected sinusoidal among them"):
+        cost.Cost(positions=("alibi",))()
     speed = rows(text, "Training, thousand tokens a second (over sinusoidal)")
     assert set(speed) == {"method", "sinusoidal", "alibi"} and all(
         cell.endswith("(1.00)") for cell in speed["sinusoidal"]
@@ -81,6 +106,28 @@ def test_cost_measures_every_method_and_stands_beside_the_paper(tiny):
     assert [(r["position"], r["length"], r["batch"]) for r in results[2:]] == [("sinusoidal", 32, 1), ("alibi", 32, 1)]
     assert all(r["train_mib"] > r["evaluate_mib"] > 0 and len(r["train_seconds"]) == 1 for r in results)
     assert rows(text, "In the paper: memory, GB (over sinusoidal)")["t5"][0] == "16.9 (1.10)"
+
+
+def failing(seconds, folder, label):
+    """A run that waits, then cannot go on (at once), or says that it was asked to stop (and is let to save)."""
+    if not seconds:
+        raise FileNotFoundError("no such thing")
+    with stop_requested() as stop:
+        (folder / "ready").touch()
+        while not stop:
+            time.sleep(0.01)
+        (folder / "saved").touch()
+    raise Interrupted("saved")
+
+
+def test_a_failing_run_lets_those_beside_it_save_and_starts_no_other(tmp_path):
+    calls = [(1, tmp_path, "waits"), (0, tmp_path, "fails"), (0, tmp_path / "never", "is not begun")]
+    with pytest.raises(SystemExit) as stopped:
+        grid._spread(failing, calls, jobs=2)
+    assert stopped.value.code == cli.REFUSED
+    assert (tmp_path / "saved").exists() or not (tmp_path / "ready").exists()
+    with pytest.raises(ConfigError, match=r"jobs: got \d+ on cpu with \d+ cores to choose, expected"):
+        grid._spread(failing, calls, jobs=10_000)
 
 
 def test_domains_share_every_number_but_the_text():
@@ -100,19 +147,22 @@ def test_the_grid_names_every_run_and_keeps_the_tokens_of_an_update(tiny):
     made = extrapolation.Extrapolation(config=recipe, train_lengths=(16, 32), more_seeds=(1, 2)).configs()
     assert len(made) == 12 and {"alibi-16", "alibi-16-s1", "alibi-16-s2", "t5-32"} < set(made)
     for config in made.values():
-        assert config.train.train_length * config.train.batch_size == 128
+        assert config.train.train_length * config.train.batch_size == 256
     assert made["alibi-32"].evaluate.lengths == (32,)
-    with pytest.raises(ConfigError, match=r"train_lengths: got 48 with 128 tokens an update"):
+    with pytest.raises(
+        ConfigError, match=r"train_lengths: got 48 with 256 tokens an update on 8 devices, expected at most 32"
+    ):
         extrapolation.Extrapolation(config=recipe, train_lengths=(48,)).configs()
     full = extrapolation.Extrapolation(paper=True).configs()
     assert len(full) == 25 and full["t5-3072"].train.batch_size == 24
+    assert full["t5-2048"].train.batch_size == 32  # of 36, what 8 devices can share
     assert full["alibi-512"].model == load_config("configs/wikitext103.py").model
     assert full["alibi-512"].evaluate.lengths[-1] == 15_512
 
 
 def test_ratios_and_the_mean_over_seeds():
     beside = extrapolation.ratios(extrapolation.paper_records()).splitlines()
-    assert beside[0] == "| run | 1x | 2x | 3x | 6.9x | 14.7x | 30.3x |"
+    assert beside[0] == "| run | 1x | 1.98x | 2.95x | 6.86x | 14.7x | 30.3x |"
     assert beside[2].startswith("| sinusoidal | 1.000 | 2.172 |") and beside[2].endswith(" 20.250 |")
     assert beside[4].endswith("| 1.999 | – |")  # T5 ran out of memory
     records = [
@@ -120,7 +170,7 @@ def test_ratios_and_the_mean_over_seeds():
         for run, value in [("alibi-8", 4.0), ("alibi-8-s1", 5.0), ("alibi-8-s2", 6.0), ("t5-8", 7.0)]
     ]
     ((heading, table),) = extrapolation.seeds_section(records).items()
-    assert heading.startswith("Mean over 3 seeds") and table.splitlines()[2] == "| alibi-8 | 5.000 ± 0.577 |"
+    assert heading.startswith("Mean over seeds") and table.splitlines()[2] == "| alibi-8, 3 seeds | 5.000 ± 0.577 |"
     assert extrapolation.seeds_section(records[3:]) == {}
 
 
@@ -133,7 +183,20 @@ def test_the_papers_figures_agree_among_themselves():
         assert list(row.values()) == sorted(row.values(), reverse=True)  # ALiBi's perplexity only falls with length
 
 
+def test_domains_compare_bits_a_byte_on_each_text(tiny, monkeypatch):
+    config = load_config(tiny[0])
+    monkeypatch.setattr(domains.Domains, "bases", lambda self: {"wikitext": config, "books": config})
+    text = domains.Domains(out=tiny[1], positions=("alibi",))()
+    bits = rows(text, "Bits a byte, non-overlapping")
+    assert set(bits) == {"run", "wikitext-alibi", "books-alibi"} and bits["wikitext-alibi"] == bits["books-alibi"]
+    assert 0.5 < float(bits["books-alibi"][0]) < 16
+
+
 def test_a_folder_of_text_is_where_recipes_read_from(tmp_path):
     books = grid.recipe("configs/books_small.py", tmp_path).data
     assert (books.train_path, books.test_path) == (str(tmp_path / "books/train"), str(tmp_path / "books/test"))
     assert grid.recipe("configs/wikitext2_small.py", tmp_path).data.tfds_manual_dir == str(tmp_path)
+    (tmp_path / "one.json").write_text(to_json(replace(load_config("configs/books_small.py"), "data", valid_path="")))
+    assert grid.recipe(tmp_path / "one.json", tmp_path).data.valid_path == ""  # still cut from the training text
+    with pytest.raises(ConfigError, match=r"text: got .* whose text is Python's standard library"):
+        grid.recipe("configs/quickstart.py", tmp_path)

@@ -13,7 +13,7 @@ from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.evaluate.sweep import sweep
 from alibi_jax.model import TransformerLM
-from alibi_jax.sharding import make_mesh, tree_shardings
+from alibi_jax.sharding import batch_ways, make_mesh, tree_shardings
 
 
 def load_params(workdir: Path, config: Config, which: str) -> tuple[int, Any]:
@@ -22,9 +22,10 @@ def load_params(workdir: Path, config: Config, which: str) -> tuple[int, Any]:
     step = checkpoints.best() if which == "best" else checkpoints.latest()
     if step is None:
         raise CheckpointError(f"checkpoints: got none in {checkpoints.folder}, expected a trained run. Train it first.")
-    tokens = jnp.zeros((1, 1), jnp.int32)
+    mesh = jax.sharding.get_mesh()
+    tokens = jnp.zeros((batch_ways(mesh), 1), jnp.int32)
     shapes = jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
-    shardings = tree_shardings(shapes, jax.sharding.get_mesh())
+    shardings = tree_shardings(shapes, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return step, checkpoints.restore(step, params=abstract)["params"]
 

@@ -79,11 +79,25 @@ def plan(config: EvaluateConfig, train_length: int) -> list[tuple[int, int]]:
     return list(dict.fromkeys(pairs))
 
 
+def _differing_config(record: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
+    """What a record's config says of the model and of how it was computed, where it says something else than now's."""
+    same = {"model": None, "train": ("seed",), "evaluate": ("attention",)}  # None: every field both know
+    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
+    return [
+        f"{section}.{name} {record[section][name]}, now {now[section][name]}"
+        for section, names in same.items()
+        if record and now
+        for name in names or record[section]
+        if name in record[section].keys() & now[section].keys() and record[section][name] != now[section][name]
+    ]
+
+
 def _read(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """The records there are, all of this very evaluation; ResultsError if they are of another."""
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for record in records:
         differing = [f"{name} {record[name]}, now {facts[name]}" for name in SAME if record[name] != facts[name]]
+        differing += _differing_config(record.get("config"), facts.get("config"))
         if differing:
             raise ResultsError(
                 f"{path}: got results of another evaluation ({'; '.join(differing)}), expected none or the same one's. "

@@ -6,15 +6,11 @@ band; a word of band b has the probability of its class times that within its ba
 width and no projection: the plain embedding and softmax, the same code.
 """
 
-import itertools
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, Int
 
-from alibi_jax.config import ModelConfig
+from alibi_jax.config import Band, ModelConfig
 from alibi_jax.loss import Weights, log_probabilities, target_nats
 from alibi_jax.sharding import shard
 
@@ -24,23 +20,9 @@ def xavier(gain: float, in_axis: int | tuple[int, ...], out_axis: int | tuple[in
     return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform", in_axis=in_axis, out_axis=out_axis)
 
 
-class Band(NamedTuple):
-    """Words first ... end - 1, with vectors of `width` channels; `suffix` ends the names of its parameters."""
-
-    first: int
-    end: int
-    width: int
-    suffix: str
-
-
-def bands(config: ModelConfig) -> list[Band]:
-    """The bands of the vocabulary; one, of full width, where there are no cutoffs."""
-    edges = itertools.pairwise((0, *config.adaptive_cutoffs, config.vocab_size))
-    suffixes = (f"_{b}" if config.adaptive_cutoffs else "" for b in itertools.count())
-    return [
-        Band(first, end, config.width // config.adaptive_factor**b, suffix)
-        for b, ((first, end), suffix) in enumerate(zip(edges, suffixes, strict=False))
-    ]
+def named(name: str, config: ModelConfig, b: int) -> str:
+    """The name of a parameter of band b; without cutoffs there is one band, and no number."""
+    return f"{name}_{b}" if config.adaptive_cutoffs else name
 
 
 class Embedding(nn.Module):
@@ -50,23 +32,24 @@ class Embedding(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        config = self.config
-        init, cut = nn.initializers.normal, bool(config.adaptive_cutoffs)
+        config, normal = self.config, nn.initializers.normal
         self.tables = [
-            self.param(f"table{b.suffix}", init(b.width**-0.5), (b.end - b.first, b.width), jnp.float32)
-            for b in bands(config)
+            self.param(
+                named("table", config, b), normal(band.width**-0.5), (band.end - band.first, band.width), jnp.float32
+            )
+            for b, band in enumerate(config.bands)
         ]
         self.projections = [
-            self.param(f"projection{b.suffix}", xavier(1.0, 0, 1), (b.width, config.width), jnp.float32)
-            for b in bands(config)
-            if cut
+            self.param(f"projection_{b}", xavier(1.0, 0, 1), (band.width, config.width), jnp.float32)
+            for b, band in enumerate(config.bands)
+            if config.adaptive_cutoffs
         ]
 
     def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L E"]:
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
         if self.projections:
-            parts = zip(bands(config), self.tables, self.projections, strict=True)
+            parts = zip(config.bands, self.tables, self.projections, strict=True)
             x = sum(_rows(tokens, *part, dtype) for part in parts)
         else:
             x = self.tables[0][tokens].astype(dtype)
@@ -90,21 +73,24 @@ class Softmax(nn.Module):
         self, x: Float[Array, "B L E"], embedding: Embedding, targets: Int[Array, "B L"] | None, train: bool
     ) -> Float32[Array, "B L V"] | Float32[Array, "B L"]:
         config, tables, tails = self.config, embedding.tables, embedding.projections[1:]
-        cut = bands(config)
         if not config.tied_embedding:
             tables = [
-                self.param(f"table{b.suffix}", xavier(1.0, 1, 0), (b.end - b.first, b.width), jnp.float32) for b in cut
+                self.param(
+                    named("table", config, b), xavier(1.0, 1, 0), (band.end - band.first, band.width), jnp.float32
+                )
+                for b, band in enumerate(config.bands)
             ]
         if not config.tied_projections:
             tails = [
-                self.param(f"projection{b.suffix}", xavier(1.0, 1, 0), (b.width, config.width), jnp.float32)
-                for b in cut[1:]
+                self.param(f"projection_{b}", xavier(1.0, 1, 0), (band.width, config.width), jnp.float32)
+                for b, band in enumerate(config.bands)
+                if b > 0
             ]
         classes = self.param("classes", xavier(1.0, 1, 0), (len(tails), config.width), jnp.float32) if tails else None
         drop = nn.Dropout(config.adaptive_dropout, deterministic=not train)
         x = drop(x)
         features = [x, *(drop(jnp.einsum("ble,we->blw", x, tail.astype(x.dtype))) for tail in tails)]
-        weights = jax.tree.map(lambda table: table.astype(x.dtype), Weights(tables, classes))
+        weights = Weights(tables, classes)
         if targets is None:
             return shard(log_probabilities(features, weights), "batch", "length", "vocab")
         return target_nats(features, targets, weights, logits_mib=config.logits_mib)

@@ -1,7 +1,6 @@
 """Floating-point operations counted from the architecture, and the peaks of accelerators, for achieved FLOP/s and MFU."""
 
 from alibi_jax.config import ModelConfig
-from alibi_jax.model.adaptive import bands
 
 # dense bfloat16 FLOP/s of one chip, from the makers' data sheets; keys are the beginnings of jax's device_kind
 PEAK_FLOPS = {
@@ -22,13 +21,15 @@ PEAK_FLOPS = {
 def forward_flops_per_token(model: ModelConfig, length: int) -> float:
     """2 per multiply-add of every matrix, and 4 E (L + 1) / 2 a layer for causal attention over L tokens.
 
-    Adaptive bands: every band's words and class, its projection in the softmax, and the projections of the input.
+    Adaptive bands: the head and all projections; of a further band only its own words' logits are computed, a few in a
+    hundred, and none is counted.
     """
-    cut = bands(model) if model.vocab_size else []
-    words = sum((band.end - band.first) * band.width for band in cut)
-    if len(cut) > 1:
-        tails = sum(band.width for band in cut[1:])
-        words += model.width * (cut[0].width + 2 * tails + len(cut) - 1)
+    words = 0
+    if model.vocab_size:
+        head, *tails = model.bands
+        words = head.end * head.width
+        if tails:
+            words += model.width * (head.width + 2 * sum(band.width for band in tails) + len(tails))
     matrices = model.num_layers * (4 * model.width**2 + 2 * model.width * model.mlp_width) + words
     return 2.0 * matrices + 2 * model.num_layers * model.width * (length + 1)
 

@@ -22,6 +22,12 @@ def add_bias(module: nn.Module, name: str, x: Array, shape: tuple[int, ...]) -> 
     return x + module.param(name, zeros, shape, jnp.float32).astype(x.dtype)[None, None]
 
 
+def implementation(config: ModelConfig) -> str:
+    """As configured; but slopes that are trained have no gradient in the kernels, which "auto" would choose."""
+    trained = config.position == "alibi" and config.slopes == "learned"
+    return "blockwise" if trained and config.attention == "auto" else config.attention
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; the position method turns q and k, or biases the scores, or neither."""
 
@@ -45,7 +51,7 @@ class Attention(nn.Module):
         rate = config.attention_dropout if train else 0.0
         key = self.make_rng("dropout") if rate > 0 else None
         mixed = attend(
-            queries, keys, values, bias=bias, implementation=config.attention, dropout_rate=rate, dropout_key=key
+            queries, keys, values, bias=bias, implementation=implementation(config), dropout_rate=rate, dropout_key=key
         )
         kernel = self.param("out", xavier(1.0, (0, 1), 2), (*shape[1:], config.width), jnp.float32)
         return add_bias(self, "out_bias", jnp.einsum("blhd,hde->ble", mixed, kernel.astype(dtype)), (config.width,))
