@@ -107,7 +107,7 @@ class ModelConfig(Section):
             "model.adaptive_cutoffs",
             f"{cutoffs} with a vocabulary of {self.vocab_size or 'the tokenizer'}",
             "growing numbers of words, all below the vocabulary",
-            "Leave out those past it; where words end a band, the rarer ones are in the next.",
+            "Lower them, or leave out those past it.",
         )
         require(
             self.width >= factor ** len(cutoffs),

@@ -78,6 +78,7 @@ def token_nats(
 ) -> Float32[np.ndarray, " n"]:
     """-log p, in nats, of every token of `stream`, each scored once with up to `length` inputs.
 
+    model: any Linen module with a method nats(tokens, targets) -> float32 [B, L], as TransformerLM has.
     stride: tokens scored by each window; None, or `length`, is the non-overlapping protocol, 1 the paper's analysis.
     first_input: the token that stands before the first target. batch_size: windows computed at once (a multiple of the
     devices along the batch under `jax.set_mesh`). progress: called with the number of tokens scored so far.
