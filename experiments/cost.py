@@ -65,7 +65,10 @@ class Cost:
             return load_config("configs/wikitext103.py")
         model = {"width": self.width, "num_layers": self.num_layers, "num_heads": self.num_heads}
         config = load_config(self.config)
-        return replace(config, "model", vocab_size=config.model.vocab_size or 256, mlp_width=4 * self.width, **model)
+        words = max(
+            (256, *(4 * cutoff for cutoff in config.model.adaptive_cutoffs))
+        )  # where the text would say how many
+        return replace(config, "model", vocab_size=config.model.vocab_size or words, mlp_width=4 * self.width, **model)
 
     def __call__(self) -> str:
         require(BASELINE in self.positions, "positions", self.positions, f"{BASELINE} among them", "Add it.")

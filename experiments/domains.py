@@ -22,7 +22,7 @@ from alibi_jax.config import Config, PositionName, replace
 from alibi_jax.evaluate.plots import Record, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
 from extrapolation import ratios
-from grid import markdown, recipe, train_and_evaluate, write_results
+from grid import by_length, recipe, train_and_evaluate, write_results
 
 COMPARABLE = (
     "Comparable with the paper: on the books, as on WikiText, ALiBi trained short is to hold or better its loss at longer "
@@ -60,7 +60,7 @@ class Domains:
         sections = {
             "Bits a byte, non-overlapping": bits_table(records),
             "Perplexity over the same run's at its training length": ratios(records),
-            "In the paper: Toronto BookCorpus, validation perplexity": paper_table(),
+            "In the paper: Toronto BookCorpus, validation perplexity": by_length("model", paper.BOOKS),
             "What can be compared": COMPARABLE,
         }
         minutes = (time.monotonic() - start) / 60
@@ -68,19 +68,11 @@ class Domains:
 
 
 def bits_table(records: Sequence[Record]) -> str:
-    scored = [record for record in non_overlapping(records) if record["status"] == "ok"]
-    lengths = sorted({record["length"] for record in scored})
-    cells = {(record["run"], record["length"]): f"{record['bits_per_byte']:.4f}" for record in scored}
-    rows = [[run, *(cells.get((run, at), "–") for at in lengths)] for run in dict.fromkeys(r["run"] for r in scored)]
-    return markdown(["run", *(f"{at:,}" for at in lengths)], rows)
-
-
-def paper_table() -> str:
-    lengths = (512, 1024, 3072)
-    return markdown(
-        ["model", *(f"{at:,}" for at in lengths)],
-        [[name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)] for name, row in paper.BOOKS.items()],
-    )
+    rows: dict[str, dict[int, str]] = {}
+    for record in non_overlapping(records):
+        said = f"{record['bits_per_byte']:.4f}" if record["status"] == "ok" else record["status"]
+        rows.setdefault(record["run"], {})[record["length"]] = said
+    return by_length("run", rows)
 
 
 if __name__ == "__main__":

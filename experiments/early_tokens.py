@@ -25,7 +25,7 @@ from alibi_jax.config import load_config
 from alibi_jax.evaluate.plots import Record
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.tables import digits
-from grid import evaluate_all, markdown, write_results
+from grid import by_length, evaluate_all, markdown, write_results
 
 READ = (
     "Sliding windows give every token all the context the length allows: what remains of the gain there is use of far context. "
@@ -83,15 +83,15 @@ class EarlyTokens:
 def protocol_table(records: Sequence[Record], sliding: bool) -> str:
     """Perplexity of every run at every length by one of the two protocols."""
     chosen = [r for r in records if (r["stride"] == 1 if sliding else r["stride"] == r["length"])]
-    lengths = sorted({record["length"] for record in chosen})
-    cells = {
-        (r["run"], r["length"]): f"{r['perplexity']:,.{digits(r['perplexity'])}f}"
-        if r["status"] == "ok"
-        else r["status"]
-        for r in chosen
-    }
-    rows = [[run, *(cells.get((run, at), "–") for at in lengths)] for run in dict.fromkeys(r["run"] for r in chosen)]
-    return markdown(["run", *(f"{at:,}" for at in lengths)], rows)
+    rows: dict[str, dict[int, str]] = {}
+    for record in chosen:
+        said = (
+            f"{record['perplexity']:,.{digits(record['perplexity'])}f}"
+            if record["status"] == "ok"
+            else record["status"]
+        )
+        rows.setdefault(record["run"], {})[record["length"]] = said
+    return by_length("run", rows)
 
 
 def gain_table(records: Sequence[Record]) -> str:
@@ -110,11 +110,7 @@ def gain_table(records: Sequence[Record]) -> str:
 
 
 def paper_table() -> str:
-    lengths = sorted(paper.ALIBI_BY_TRAIN_LENGTH[512])
-    rows = [
-        [name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)] for name, row in paper.PROTOCOLS.items()
-    ]
-    return markdown(["model", *(f"{at:,}" for at in lengths)], rows) + "\n\nSinusoidal past 512: 204 to 360."
+    return by_length("model", paper.PROTOCOLS) + "\n\nSinusoidal past 512: 204 to 360."
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from alibi_jax.config import Config, PositionName, replace
 from alibi_jax.evaluate.plots import Record, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.tables import digits, markdown_table, summary_table
-from grid import at_length, markdown, recipe, train_and_evaluate, write_results
+from grid import at_length, by_length, markdown, recipe, train_and_evaluate, write_results
 
 PAPER_LENGTHS = (512, 1024, 1536, 2048, 3072)
 COMPARABLE = (
@@ -108,20 +108,12 @@ def paper_records() -> list[Record]:
 
 
 def paper_table() -> str:
-    lengths = sorted(paper.TRAINED_AT_512["alibi"])
-    rows = [
-        [name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)]
-        for name, row in paper.TRAINED_AT_512.items()
-    ]
-    return markdown(["run", *(f"{at:,}" for at in lengths)], rows) + "\n\nT5 bias at 12,512: 64.94, then out of memory."
+    return by_length("run", paper.TRAINED_AT_512) + "\n\nT5 bias at 12,512: 64.94, then out of memory."
 
 
 def paper_lengths_table() -> str:
-    by_length = {f"ALiBi {length}": row for length, row in paper.ALIBI_BY_TRAIN_LENGTH.items()}
-    by_length["sinusoidal"] = paper.SINUSOIDAL_AT_ITS_LENGTH
-    lengths = sorted(paper.SINUSOIDAL_AT_ITS_LENGTH)
-    rows = [[name, *(f"{row[at]:.2f}" if at in row else "–" for at in lengths)] for name, row in by_length.items()]
-    return markdown(["run", *(f"{at:,}" for at in lengths)], rows)
+    by_train_length = {f"ALiBi {length}": row for length, row in paper.ALIBI_BY_TRAIN_LENGTH.items()}
+    return by_length("run", by_train_length | {"sinusoidal": paper.SINUSOIDAL_AT_ITS_LENGTH})
 
 
 def ratios(records: Sequence[Record]) -> str:
@@ -146,24 +138,18 @@ def mean_and_error(values: Sequence[float]) -> str:
 
 def seeds_section(records: Sequence[Record]) -> Mapping[str, str]:
     """Of runs that were trained with several seeds, the mean at each length with its standard error."""
-    by_name: dict[tuple[str, int], list[float]] = {}
+    by_name: dict[str, dict[int, list[float]]] = {}
     for record in non_overlapping(records):
-        name = record["run"].partition("-s")[0]
         if record["status"] == "ok":
-            by_name.setdefault((name, record["length"]), []).append(record["perplexity"])
-    several = {key: values for key, values in by_name.items() if len(values) > 1}
-    if not several:
-        return {}
-    lengths = sorted({length for _, length in several})
-    rows = [
-        [
-            f"{name}, {max(len(values) for (of, _), values in several.items() if of == name)} seeds",
-            *(mean_and_error(several[name, length]) if (name, length) in several else "–" for length in lengths),
-        ]
-        for name in dict.fromkeys(name for name, _ in several)
-    ]
-    heading = ["run", *(f"{length:,}" for length in lengths)]
-    return {"Mean over seeds, with its standard error": markdown(heading, rows)}
+            lengths = by_name.setdefault(record["run"].partition("-s")[0], {})
+            lengths.setdefault(record["length"], []).append(record["perplexity"])
+    rows = {}
+    for name, lengths in by_name.items():
+        count = max(map(len, lengths.values()))
+        if count > 1:
+            several = {at: mean_and_error(values) for at, values in lengths.items() if len(values) > 1}
+            rows[f"{name}, {count} seeds"] = several
+    return {"Mean over seeds, with its standard error": by_length("run", rows)} if rows else {}
 
 
 if __name__ == "__main__":

@@ -142,6 +142,17 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def by_length(first: str, rows: Mapping[str, Mapping[int, str | float]]) -> str:
+    """A Markdown table of name -> length -> cell, a dash where there is none; `first` heads the names."""
+    lengths = sorted({length for row in rows.values() for length in row})
+    cells = [[name, *(_cell(row[at]) if at in row else "–" for at in lengths)] for name, row in rows.items()]
+    return markdown([first, *(f"{at:,}" for at in lengths)], cells)
+
+
+def _cell(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.2f}"
+
+
 def text_of(config: Config) -> str:
     """One line on the text and the tokens of a config."""
     data = config.data

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,7 @@ def test_cost_measures_every_method_and_stands_beside_the_paper(tiny):
         cost.Cost(config=recipe, out=out, positions=("sinusoidal", "alibi"), **(sizes | {"repeats": 2}))()
     with pytest.raises(ConfigError, match=r"positions: got \('alibi',\), expected sinusoidal among them"):
         cost.Cost(positions=("alibi",))()
+    assert cost.Cost(config=Path("configs/wikitext2_small.py")).base().model.vocab_size == 40_000
     speed = rows(text, "Training, thousand tokens a second (over sinusoidal)")
     assert set(speed) == {"method", "sinusoidal", "alibi"} and all(
         cell.endswith("(1.00)") for cell in speed["sinusoidal"]
