@@ -2,8 +2,8 @@
 
 The corpus itself is no longer distributed; `books/{train,valid,test}` are folders of books of your own, one UTF-8 file each
 (other places: --data.train-path and so on). Its learning rate, batch and number of updates were not published: those of
-WikiText-103 are kept here, because the paper says that nothing was tuned between the two. BERT's vocabulary is replaced by a
-BPE of the same size learned on the text.
+WikiText-103 are kept here, for the paper takes its slopes and its architecture over as they were. BERT's vocabulary is replaced
+by a BPE of the same size learned on the text.
 """
 
 import dataclasses

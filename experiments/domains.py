@@ -3,7 +3,7 @@
   python experiments/domains.py --text FOLDER --out runs/domains --jobs 2           # WikiText-2 and books, both as bytes
   python experiments/domains.py --paper --text FOLDER --out runs/domains_paper   # configs/wikitext103.py and configs/books.py
 
-The paper set its slopes on WikiText-103 and used them on the Toronto BookCorpus as they were. Here the same recipe, to the last
+The paper takes its slopes from WikiText-103 over to the Toronto BookCorpus as they were. Here the same recipe, to the last
 number, is trained on both texts, and the methods are compared on each by bits a byte and by how the loss changes with length.
 """
 
