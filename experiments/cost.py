@@ -65,9 +65,7 @@ class Cost:
             return load_config("configs/wikitext103.py")
         model = {"width": self.width, "num_layers": self.num_layers, "num_heads": self.num_heads}
         config = load_config(self.config)
-        words = max(
-            (256, *(4 * cutoff for cutoff in config.model.adaptive_cutoffs))
-        )  # where the text would say how many
+        words = max((256, *(4 * cutoff for cutoff in config.model.adaptive_cutoffs)))  # no text says how many
         return replace(config, "model", vocab_size=config.model.vocab_size or words, mlp_width=4 * self.width, **model)
 
     def __call__(self) -> str:
@@ -94,7 +92,8 @@ class Cost:
             "What can be compared": COMPARABLE,
         }
         minutes = (time.monotonic() - start) / 60
-        return write_results(self.out, "What each position method costs", sections, configs, minutes)
+        text = "tokens drawn by Zipf's law"
+        return write_results(self.out, "What each position method costs", sections, configs, minutes, text)
 
     def options(self) -> dict[str, Any]:
         """What decides a length's result."""

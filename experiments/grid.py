@@ -162,22 +162,22 @@ def text_of(config: Config) -> str:
 
 
 def write_results(
-    out: Path, title: str, sections: Mapping[str, str], configs: Mapping[str, Config], minutes: float
+    out: Path, title: str, sections: Mapping[str, str], configs: Mapping[str, Config], minutes: float, text: str = ""
 ) -> str:
     """Writes out/results.md, the sections under their headings and where the numbers come from, and returns its text.
 
     configs: of what was run, by name; the first is written to out/config.json. minutes: of this invocation; those of earlier
-    ones that reached their end are added.
+    ones that reached their end are added. text: what was read, where it is not the configs' own.
     """
     out.mkdir(parents=True, exist_ok=True)
     spent, said = out / "minutes", provenance()
     before = [float(line) for line in spent.read_text().split()] if spent.exists() else []
     versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items())
-    texts = dict.fromkeys(map(text_of, configs.values()))
+    text = text or "; ".join(dict.fromkeys(map(text_of, configs.values())))
     facts = [
         f"`{shlex.join(['python', *sys.argv])}`",
         f"{said['machine']}, {os.cpu_count()} CPU cores; {versions}; {said['date'][:10]}; {sum(before) + minutes:.1f} minutes.",
-        f"Text: {'; '.join(texts)}. The first run's config is config.json; the others differ as their names say.",
+        f"Text: {text}. The first run's config is config.json; the others differ as their names say.",
     ]
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
     page = f"# {title}\n\n{body}\n\n## Where the numbers come from\n\n" + "\n\n".join(facts) + "\n"
