@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alibi_jax import attention
 from alibi_jax.attention import IMPLEMENTATIONS, attend
 from alibi_jax.attention.dropout import dense_keep_scale, head_seeds
 from alibi_jax.config import MeshConfig
@@ -293,8 +294,13 @@ def test_kernels_refuse_by_name_what_they_cannot_serve(implementation):
         jax.grad(lambda bias: attend(q, q, q, bias=bias, implementation=implementation, interpret=True).sum())(bias)
 
 
-def test_auto_is_dense_for_one_block_and_takes_blocks_beyond(caplog):
+def test_auto_is_dense_for_one_block_and_takes_blocks_beyond(caplog, monkeypatch):
     caplog.set_level("INFO")
+    monkeypatch.setattr(
+        attention.log, "propagate", True
+    )  # a command run in this process before would have kept it to itself
+    monkeypatch.setattr(attention.log.parent, "propagate", True)
+    attention._say_once.cache_clear()  # and another test may have had it said
     for length in (64, 1024):
         jax.eval_shape(attend, *(jax.ShapeDtypeStruct((1, length, 2, 4), jnp.float32),) * 3)
     assert "reference for 64 queries" in caplog.text

@@ -119,7 +119,7 @@ def test_options_change_the_parameters_they_name():
         for name in [f"attention/{x}_bias" for x in ("query", "key", "value", "out")] + ["mlp/up_bias", "mlp/down_bias"]
     }
     assert names() - names(final_norm=False) == {"final_norm/scale", "final_norm/bias"}
-    assert names(tied_embedding=False) - names() == {"softmax/kernel"}
+    assert names(tied_embedding=False) - names() == {"softmax/table"}
     assert names(position="t5") - names() == {"position/bucket_table"}
 
 
