@@ -28,10 +28,10 @@ from alibi_jax.evaluate.tables import digits
 from grid import by_length, evaluate_all, markdown, write_results
 
 READ = (
-    "Sliding windows give every token all the context the length allows: what remains of the gain there is use of far context. "
-    "Non-overlapping windows also gain because fewer tokens stand near a window's start (the early-token curse). "
-    "Far context below zero: reading past the training length hurts. Gains are nats a token against the same run at its "
-    "training length; far context is paired token by token, with its standard error."
+    "Nats a token that non-overlapping windows gain over the same run at its training length; positive is better. Far "
+    "context: of targets past the training length, against the same targets in sliding windows of that length and stride 1, "
+    "paired, with its standard error; below zero, reading further hurts. Early tokens: the rest, because fewer targets stand "
+    "near the start of a window (the early-token curse), from which sliding windows of stride 1 do not suffer at all."
 )
 COMPARABLE = (
     "Comparable with the paper: whether sliding perplexity rises or falls with the length, and which part of the gain is "
