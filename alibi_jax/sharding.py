@@ -90,10 +90,9 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
         ("model.width", model.width, "width"),
     ]
     for band in model.bands if model.vocab_size else []:
-        where = f"words {band.first:,} to {band.end:,}"
-        bands = "model.adaptive_cutoffs" if model.adaptive_cutoffs else "model.vocab_size"
-        sizes.append((f"{bands}, {where}" if model.adaptive_cutoffs else bands, band.end - band.first, "vocab"))
-        sizes.append((f"width of the vectors of {where}", band.width, "width"))
+        words = f"words {band.first:,} to {band.end:,}"
+        field = f"model.adaptive_cutoffs, {words}" if model.adaptive_cutoffs else "model.vocab_size"
+        sizes += [(field, band.end - band.first, "vocab"), (f"width of the vectors of {words}", band.width, "width")]
     for field, size, dimension in sizes:
         ways = _ways(mesh, dimension)
         expected = f"a multiple of {ways}, the devices along {RULES[dimension]}"

@@ -30,10 +30,11 @@ from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, load_config, replace
 from alibi_jax.evaluate.nats import window_nats
 from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.evaluate.tables import markdown
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
 from alibi_jax.train import init_state, train_step
-from grid import markdown, write_results
+from grid import write_results
 
 PAUSE = 0.1  # seconds between turns, so that the threads of the one before are asleep
 BASELINE = "sinusoidal"

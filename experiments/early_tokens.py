@@ -24,8 +24,8 @@ from alibi_jax.cli import run_command
 from alibi_jax.config import load_config
 from alibi_jax.evaluate.plots import Record
 from alibi_jax.evaluate.report import read_records, write_report
-from alibi_jax.evaluate.tables import digits
-from grid import by_length, evaluate_all, markdown, write_results
+from alibi_jax.evaluate.tables import markdown, perplexity_text
+from grid import by_length, evaluate_all, write_results
 
 READ = (
     "Nats a token that non-overlapping windows gain over the same run at its training length; positive is better. Far "
@@ -85,12 +85,7 @@ def protocol_table(records: Sequence[Record], sliding: bool) -> str:
     chosen = [r for r in records if (r["stride"] == 1 if sliding else r["stride"] == r["length"])]
     rows: dict[str, dict[int, str]] = {}
     for record in chosen:
-        said = (
-            f"{record['perplexity']:,.{digits(record['perplexity'])}f}"
-            if record["status"] == "ok"
-            else record["status"]
-        )
-        rows.setdefault(record["run"], {})[record["length"]] = said
+        rows.setdefault(record["run"], {})[record["length"]] = perplexity_text(record)
     return by_length("run", rows)
 
 

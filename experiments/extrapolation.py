@@ -27,10 +27,10 @@ import tyro
 import paper
 from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, replace
-from alibi_jax.evaluate.plots import Record, non_overlapping
+from alibi_jax.evaluate.plots import Record, line_name, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
-from alibi_jax.evaluate.tables import digits, markdown_table, summary_table
-from grid import at_length, by_length, markdown, recipe, train_and_evaluate, write_results
+from alibi_jax.evaluate.tables import DASH, digits, markdown, markdown_table, summary_table
+from grid import at_length, by_length, recipe, train_and_evaluate, write_results
 
 PAPER_LENGTHS = (512, 1024, 1536, 2048, 3072)
 COMPARABLE = (
@@ -50,9 +50,7 @@ class Extrapolation:
     train_lengths: tuple[int, ...] = ()  # lengths every method is trained at, tokens; empty: the config's
     seeds: tuple[int, ...] = (0,)  # every method is trained once for each
     more_seeds: tuple[int, ...] = ()  # further seeds of the first method at the first length: the headline row
-    text: Path | None = (
-        None  # folder with wikitext-2/ or its zip, or books/; none: the config's own paths, or a download
-    )
+    text: Path | None = None  # folder with wikitext-2/ or its zip, or books/; none: the config's paths, or a download
     jobs: int = 1  # runs at once, one core each; 1 takes all cores or devices for one run
     paper: bool = False  # in place of --config: configs/wikitext103.py at 512 to 3,072 tokens, evaluated up to 15,512
 
@@ -72,9 +70,8 @@ class Extrapolation:
         grid += [(lengths[0], self.positions[0], seed) for seed in self.more_seeds]
         made = {}
         for length, position, seed in grid:
-            label = (
-                position + (f"-{length}" if len(lengths) > 1 else "") + (f"-s{seed}" if seed != self.seeds[0] else "")
-            )
+            label = position + (f"-{length}" if len(lengths) > 1 else "")
+            label += f"-s{seed}" if seed != self.seeds[0] else ""
             config = base if length == base.train.train_length else at_length(base, length)
             made[label] = replace(replace(config, "model", position=position), "train", seed=seed)
         return made
@@ -126,7 +123,7 @@ def ratios(records: Sequence[Record]) -> str:
         if record["run"] in own
     }
     times = sorted({at for _, at in cells})
-    rows = [[run, *(f"{cells[run, at]:.3f}" if (run, at) in cells else "–" for at in times)] for run in own]
+    rows = [[run, *(f"{cells[run, at]:.3f}" if (run, at) in cells else DASH for at in times)] for run in own]
     return markdown(["run", *(f"{at:.3g}x" for at in times)], rows)
 
 
@@ -141,7 +138,7 @@ def seeds_section(records: Sequence[Record]) -> Mapping[str, str]:
     by_name: dict[str, dict[int, list[float]]] = {}
     for record in non_overlapping(records):
         if record["status"] == "ok":
-            lengths = by_name.setdefault(record["run"].partition("-s")[0], {})
+            lengths = by_name.setdefault(line_name(record), {})
             lengths.setdefault(record["length"], []).append(record["perplexity"])
     rows = {}
     for name, lengths in by_name.items():

@@ -23,6 +23,7 @@ from alibi_jax.cli import INTERRUPTED, run_command
 from alibi_jax.config import Config, EvaluateConfig, load_config, replace, to_json
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.evaluate.tables import DASH, markdown
 from alibi_jax.sharding import batch_ways, check_mesh, make_mesh
 from alibi_jax.train import train
 
@@ -58,8 +59,9 @@ def at_length(config: Config, length: int) -> Config:
         f"at most {tokens // ways}",
         "Choose shorter lengths, or a recipe with a larger batch.",
     )
-    lengths = tuple(sorted({length, *(at for at in config.evaluate.lengths if at > length)}))
-    config = replace(config, "evaluate", lengths=lengths)
+    if config.evaluate.lengths:  # else multiples of the training length, whatever it is
+        lengths = tuple(sorted({length, *(at for at in config.evaluate.lengths if at > length)}))
+        config = replace(config, "evaluate", lengths=lengths)
     return replace(config, "train", train_length=length, batch_size=batch)
 
 
@@ -136,16 +138,10 @@ def evaluate_all(runs: Sequence[Path], evaluate: EvaluateConfig, out: Path, jobs
     return [out / run.name for run in runs]
 
 
-def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, all columns but the first to the right."""
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def by_length(first: str, rows: Mapping[str, Mapping[int, str | float]]) -> str:
     """A Markdown table of name -> length -> cell, a dash where there is none; `first` heads the names."""
     lengths = sorted({length for row in rows.values() for length in row})
-    cells = [[name, *(_cell(row[at]) if at in row else "–" for at in lengths)] for name, row in rows.items()]
+    cells = [[name, *(_cell(row[at]) if at in row else DASH for at in lengths)] for name, row in rows.items()]
     return markdown([first, *(f"{at:,}" for at in lengths)], cells)
 
 
@@ -156,7 +152,7 @@ def _cell(value: str | float) -> str:
 def text_of(config: Config) -> str:
     """One line on the text and the tokens of a config."""
     data = config.data
-    source = data.tfds_name if data.source == "tfds" else "books" if "books" in data.train_path else data.source
+    source = data.tfds_name or data.train_path or data.source
     scored = f"the first {config.evaluate.max_tokens:,} tokens" if config.evaluate.max_tokens else "all"
     return f"{source} as {data.tokenizer}; scored: {scored} of {config.evaluate.split}"
 

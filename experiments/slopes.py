@@ -27,12 +27,12 @@ from alibi_jax.evaluate.plots import Record, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import load_params
 from alibi_jax.evaluate.statistics import perplexity
-from alibi_jax.evaluate.tables import digits, markdown_table
+from alibi_jax.evaluate.tables import digits, markdown, markdown_table
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
 from alibi_jax.sharding import make_mesh
 from extrapolation import ratios
-from grid import markdown, recipe, train_and_evaluate, write_results
+from grid import recipe, train_and_evaluate, write_results
 
 COMPARABLE = (
     "The paper gives no table of these: it keeps its slopes fixed, because learned ones extrapolated worse and cost 3 % of the "

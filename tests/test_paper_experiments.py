@@ -155,6 +155,8 @@ def test_the_grid_names_every_run_and_keeps_the_tokens_of_an_update(tiny):
         ConfigError, match=r"train_lengths: got 48 with 256 tokens an update on 8 devices, expected at most 32"
     ):
         extrapolation.Extrapolation(config=recipe, train_lengths=(48,)).configs()
+    quick = extrapolation.Extrapolation(train_lengths=(128, 256)).configs()
+    assert quick["alibi-256"].evaluate.lengths == ()  # still 1 to 16 times the training length
     full = extrapolation.Extrapolation(paper=True).configs()
     assert len(full) == 25 and full["t5-3072"].train.batch_size == 24
     assert full["t5-2048"].train.batch_size == 32  # of 36, what 8 devices can share

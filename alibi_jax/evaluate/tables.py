@@ -31,7 +31,8 @@ def digits(value: float) -> int:
     return 3 if value < 10 else 2 if value < 1000 else 0
 
 
-def _perplexity(record: Record) -> str:
+def perplexity_text(record: Record) -> str:
+    """The perplexity of a record, or why it has none."""
     if record["status"] != "ok":
         return record["status"]
     return f"{record['perplexity']:,.{digits(record['perplexity'])}f}"
@@ -63,7 +64,7 @@ class Grid:
 
     def text(self, run: str, length: int) -> str:
         record = self.cells.get((run, length))
-        return _perplexity(record) if record else DASH
+        return perplexity_text(record) if record else DASH
 
 
 def summary_table(records: Sequence[Record]) -> str:
@@ -86,8 +87,14 @@ def summary_table(records: Sequence[Record]) -> str:
 def markdown_table(records: Sequence[Record]) -> str:
     """The same table in Markdown, the best of each column in bold."""
     grid = Grid(non_overlapping(records))
-    rows = [["run", *map(grid.heading, grid.lengths)], ["---", *("---:" for _ in grid.lengths)]]
+    rows = []
     for run in grid.runs:
         texts = ((grid.text(run, length), grid.is_best(run, length)) for length in grid.lengths)
         rows.append([run, *(f"**{text}**" if best else text for text, best in texts)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(["run", *map(grid.heading, grid.lengths)], rows)
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, all columns but the first to the right."""
+    lines = [heading, ["---", *("---:" for _ in heading[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

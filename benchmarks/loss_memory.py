@@ -1,0 +1,42 @@
+"""How much memory does the loss over a large vocabulary take, whole and in parts? Compiled only, nothing is run.
+
+  python benchmarks/loss_memory.py
+
+The gradient of the summed nats of 9,216 tokens (18 x 512) over WikiText-103's 267,744 words, float32, width 1,024: temporary
+memory by the compiler's count, with all logits at once and with `logits_mib` 256, plain and adaptive (cutoffs 20,000, 60,000).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from alibi_jax.loss import Weights, target_nats
+
+WIDTHS, SIZES = (1024, 256, 64), (20_000, 40_000, 207_744)
+ALL, PARTS = 2**20, 256  # logits_mib
+
+
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def mebibytes(features: list, weights: Weights, mib: int) -> int:
+    def total(features: list, weights: Weights) -> jax.Array:
+        return target_nats(features, jnp.zeros((18, 512), jnp.int32), weights, logits_mib=mib).sum()
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(features, weights).compile()
+    return round(compiled.memory_analysis().temp_size_in_bytes / 2**20)
+
+
+def main() -> None:
+    plain = [floats(18, 512, WIDTHS[0])], Weights([floats(sum(SIZES), WIDTHS[0])], None)
+    tables = [floats(size, width) for size, width in zip(SIZES, WIDTHS, strict=True)]
+    adaptive = [floats(18, 512, width) for width in WIDTHS], Weights(tables, floats(2, WIDTHS[0]))
+    for name, (features, weights) in {"plain": plain, "adaptive": adaptive}.items():
+        for mib in (ALL, PARTS):
+            print(
+                f"{name:<9}{'all logits' if mib == ALL else f'{mib} MiB':>11}{mebibytes(features, weights, mib):>8,} MiB"
+            )
+
+
+if __name__ == "__main__":
+    main()
