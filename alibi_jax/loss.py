@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from alibi_jax.sharding import batch_ways, local_size, shard
+from alibi_jax.sharding import local_size, shard, token_ways
 
 BAND_TOKENS = 256  # of a further band at once: those of its own words come first, and parts without any are passed over
 
@@ -32,10 +32,14 @@ def target_nats(
     over band 0 and one class for every further band; any other that of its class times that within its band.
     """
     # a device's tokens are one row, so that none has to move
-    groups = math.gcd(targets.shape[0], batch_ways(jax.sharding.get_abstract_mesh()))
+    batch, length = (math.gcd(size, ways) for size, ways in zip(targets.shape, token_ways(), strict=True))
 
     def rows(x: Array) -> Array:
-        return shard(x.reshape(groups, -1, *x.shape[2:]), "batch", *["replicated"] * (x.ndim - 1))
+        parts = x.reshape(batch, x.shape[0] // batch, length, -1, *x.shape[2:]).swapaxes(1, 2)
+        return shard(parts.reshape(batch * length, -1, *x.shape[2:]), "tokens", *["replicated"] * (x.ndim - 1))
+
+    def put_back(x: Array) -> Array:
+        return x.reshape(batch, length, targets.shape[0] // batch, -1).swapaxes(1, 2).reshape(targets.shape)
 
     features, words = [rows(x) for x in features], rows(targets)
     sizes = [len(table) for table in weights.tables]
@@ -49,7 +53,7 @@ def target_nats(
     for x, table, first, tokens in zip(features[1:], weights.tables[1:], firsts[1:], fitting[1:], strict=True):
         nats = nats + _band_nats(x, words - first, table, min(tokens, BAND_TOKENS))
     nats = jnp.where((words >= 0) & (words < sum(sizes)), nats, jnp.nan)  # no word of the vocabulary
-    return shard(nats.reshape(targets.shape), "batch", "length")
+    return shard(put_back(nats), "batch", "length")
 
 
 def in_parts(function: Callable, arrays: tuple[Array, ...], tokens: int) -> Float32[Array, "G n"]:
@@ -69,10 +73,12 @@ def in_parts(function: Callable, arrays: tuple[Array, ...], tokens: int) -> Floa
     return jnp.moveaxis(nats, 0, 1).reshape(-1, count * tokens)[:, :total]
 
 
-def _logits(x: Float[Array, "B T w"], table: Float[Array, "n w"]) -> Float32[Array, "B T n"]:
+def _logits(
+    x: Float[Array, "B T w"], table: Float[Array, "n w"], placed: tuple[str, str] = ("tokens", "replicated")
+) -> Float32[Array, "B T n"]:
     # cast here and not outside the parts: the gradients of all parts are then summed in the table's float32
     logits = jnp.matmul(x, table.astype(x.dtype).T, preferred_element_type=jnp.float32)
-    return shard(logits, "batch", "length", "vocab")
+    return shard(logits, *placed, "vocab")
 
 
 def _class_logits(x: Float[Array, "B T E"], classes: Float[Array, "K E"]) -> Float32[Array, "B T K"]:
@@ -124,12 +130,11 @@ def _band_nats(
 
 def log_probabilities(features: list[Array], weights: Weights) -> Float32[Array, "B L V"]:
     """log p of every word where there are several bands; with one band its logits, which a softmax has yet to normalise."""
-    words = _logits(features[0], weights.tables[0])
+    words, *tails = (_logits(x, table, ("batch", "length")) for x, table in zip(features, weights.tables, strict=True))
     if weights.classes is None:
         return words
     classes = _class_logits(features[0], weights.classes)
     head = jax.nn.log_softmax(jnp.concatenate([words, classes], axis=-1), axis=-1)
-    tails = [jax.nn.log_softmax(_logits(x, t), axis=-1) for x, t in zip(features[1:], weights.tables[1:], strict=True)]
     size = words.shape[-1]
-    parts = [tail + head[..., size + b, None] for b, tail in enumerate(tails)]
+    parts = [jax.nn.log_softmax(tail, axis=-1) + head[..., size + b, None] for b, tail in enumerate(tails)]
     return jnp.concatenate([head[..., :size], *parts], axis=-1)

@@ -303,13 +303,14 @@ class MeshConfig(Section):
     data: int = -1  # devices that share nothing but gradients; -1: the rest
     fsdp: int = 1  # devices over which parameters and moments are split
     tensor: int = 1  # devices over which heads, MLP channels and vocabulary are split
+    sequence: int = 1  # devices over which each sequence is split
 
     def check(self) -> None:
-        sizes = [self.data, self.fsdp, self.tensor]
+        sizes = dataclasses.asdict(self)
         require(
-            all(size >= 1 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
+            all(size >= 1 or size == -1 for size in sizes.values()) and list(sizes.values()).count(-1) <= 1,
             "mesh",
-            f"data {self.data}, fsdp {self.fsdp}, tensor {self.tensor}",
+            ", ".join(f"{axis} {size}" for axis, size in sizes.items()),
             "sizes of 1 or more, at most one of them -1 (the rest)",
             "Correct the sizes.",
         )

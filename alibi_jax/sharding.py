@@ -5,9 +5,10 @@ its parameter's, so the same rows place both. RULES says over which mesh axes a 
 batches are placed by `shard(x, "batch", "length", ...)` with the same RULES.
 """
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +17,12 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from alibi_jax.config import Config, ConfigError, MeshConfig, require
 
-AXES = ("data", "fsdp", "tensor")
+AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
-    "length": None,
+    "length": "sequence",  # of activations and batches: attention goes round a ring (attention/ring.py)
+    "tokens": ("data", "fsdp", "sequence"),  # of batch and length, one after the other
     "channels": None,  # of activations: every device holds whole tokens
     "heads": "tensor",
     "mlp": "tensor",
@@ -61,18 +63,20 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """A mesh of `data` x `fsdp` x `tensor` devices; a size of -1 takes the rest. ConfigError if they do not multiply out.
+    """A mesh of `data` x `fsdp` x `tensor` x `sequence` devices; a size of -1 takes the rest. ConfigError if they do not
+    multiply out.
 
     Its axes are Auto (the compiler propagates shardings), which Linen needs; jax.make_mesh's own default is Explicit.
     """
     devices = list(devices if devices is not None else jax.devices())
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = list(dataclasses.astuple(config))
+    said = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     named = math.prod(size for size in sizes if size != -1)
     sizes = [len(devices) // named if size == -1 else size for size in sizes]
     require(
         math.prod(sizes) == len(devices),
         "mesh",
-        f"data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} on {len(devices)} devices",
+        f"{said} on {len(devices)} devices",
         "sizes that multiply to the number of devices (-1: the rest)",
         "Change the sizes of the mesh.",
     )
@@ -94,10 +98,20 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
         field = f"model.adaptive_cutoffs, {words}" if model.adaptive_cutoffs else "model.vocab_size"
         sizes += [(field, band.end - band.first, "vocab"), (f"width of the vectors of {words}", band.width, "width")]
     for field, size, dimension in sizes:
-        ways = _ways(mesh, dimension)
-        expected = f"a multiple of {ways}, the devices along {RULES[dimension]}"
-        near = -(-size // ways) * ways
-        require(size % ways == 0, field, size, expected, f"Use {near}, or change the mesh.")
+        _check_size(field, size, dimension, mesh)
+    check_lengths((train.train_length, *train.validate_lengths), mesh)
+
+
+def check_lengths(lengths: Sequence[int], mesh: Mesh) -> None:
+    """ConfigError where an input's length in tokens does not divide over the mesh."""
+    for length in lengths:
+        _check_size("length", length, "length", mesh)
+
+
+def _check_size(field: str, size: int, dimension: str, mesh: Mesh) -> None:
+    ways = _ways(mesh, dimension)
+    expected = f"a multiple of {ways}, the devices along {RULES[dimension]}"
+    require(size % ways == 0, field, size, expected, f"Use {-(-size // ways) * ways}, or change the mesh.")
 
 
 def _ways(mesh: Mesh | AbstractMesh, dimension: str) -> int:
@@ -113,6 +127,12 @@ def local_size(size: int, dimension: str) -> int:
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split; 1 without a mesh."""
     return _ways(mesh, "batch")
+
+
+def token_ways() -> tuple[int, int]:
+    """Into how many parts the batch and the length are split under the mesh of `jax.set_mesh`: the smallest [B, L] it takes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return _ways(mesh, "batch"), _ways(mesh, "length")
 
 
 def _spec(dimensions: tuple[str, ...]) -> PartitionSpec:
@@ -166,6 +186,34 @@ def on_each_device(function: Callable, inputs: tuple, dimensions: tuple, output:
     return mapped(*inputs)
 
 
+def ring_size() -> int:
+    """Into how many parts a sequence is split under the mesh of `jax.set_mesh`; 1 inside a shard_map, where it is whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.manual_axes else _ways(mesh, "length")
+
+
+def ring_index() -> jax.Array:
+    """Which part of the sequence this device holds, inside `on_each_device`."""
+    return jax.lax.axis_index(RULES["length"])
+
+
+def from_earlier(tree: Any, steps: int) -> Any:
+    """What the device `steps` parts earlier in the sequence holds (later, where negative), the last before the first."""
+    size = jax.lax.axis_size(RULES["length"])
+    pairs = [(source, (source + steps) % size) for source in range(size)]
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, RULES["length"], pairs), tree)
+
+
+def largest_in_sequence(x: jax.Array) -> jax.Array:
+    """The maximum over the devices that hold parts of the same sequence."""
+    return jax.lax.pmax(x, RULES["length"])
+
+
+def largest_of_all(x: jax.Array) -> jax.Array:
+    """The maximum over all devices: what they have to agree on before a collective that not every step needs."""
+    return jax.lax.pmax(x, jax.sharding.get_abstract_mesh().axis_names)
+
+
 def _leaf_spec(path: tuple, leaf: Any) -> PartitionSpec:
     if np.ndim(leaf) == 0:
         return PartitionSpec()
@@ -194,10 +242,10 @@ def place_rows(rows: np.ndarray) -> jax.Array:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.device_put(rows)
-    ways = batch_ways(mesh)
-    if rows.shape[0] % ways:
-        raise ValueError(
-            f"batch: got {rows.shape[0]} rows, expected a multiple of {ways} devices. Change the batch size."
-        )
+    for size, name in zip(rows.shape, ("batch", "length"), strict=True):
+        if size % _ways(mesh, name):
+            raise ValueError(
+                f"{name}: got {size}, expected a multiple of {_ways(mesh, name)} devices. Change it or the mesh."
+            )
     sharding = NamedSharding(mesh, _spec(("batch", "length")))
     return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])

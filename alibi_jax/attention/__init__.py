@@ -3,20 +3,19 @@
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from alibi_jax.attention import pallas_gpu, pallas_tpu
-from alibi_jax.attention.blockwise import blockwise_attention
+from alibi_jax.attention import blockwise, pallas_gpu, pallas_tpu, ring
 from alibi_jax.attention.dropout import head_seeds
-from alibi_jax.attention.options import Options
+from alibi_jax.attention.options import Options, Part, Rules, differentiable
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE
 from alibi_jax.attention.reference import reference_attention
 from alibi_jax.positions.base import Bias
-from alibi_jax.sharding import device, on_each_device
+from alibi_jax.sharding import device, on_each_device, ring_size
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +26,17 @@ Name = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
 class Implementation(NamedTuple):
     """How attention is computed, and what stands against it: unsupported(q, k, bias) says why not, or None."""
 
-    function: Callable
+    rules: Rules | None  # None: the definition itself, which the compiler differentiates and splits
     unsupported: Callable[[Array, Array, Bias | None], str | None] = lambda q, k, bias: None
     platform: str | None = None  # the only one it is compiled for; None: any
     device_kinds: tuple[str, ...] = ("",)  # how the names begin of those devices on which "auto" takes it
 
 
 IMPLEMENTATIONS = {
-    "reference": Implementation(reference_attention),
-    "blockwise": Implementation(blockwise_attention),
-    "pallas_tpu": Implementation(pallas_tpu.tpu_attention, pallas_tpu.unsupported, "tpu"),
-    "pallas_gpu": Implementation(pallas_gpu.gpu_attention, pallas_gpu.unsupported, "gpu", pallas_gpu.DEVICE_KINDS),
+    "reference": Implementation(None),
+    "blockwise": Implementation(blockwise.RULES),
+    "pallas_tpu": Implementation(pallas_tpu.RULES, pallas_tpu.unsupported, "tpu"),
+    "pallas_gpu": Implementation(pallas_gpu.RULES, pallas_gpu.unsupported, "gpu", pallas_gpu.DEVICE_KINDS),
 }
 
 
@@ -94,6 +93,16 @@ def _check_arrays(q: Array, k: Array, v: Array, bias: Bias | None, q_offset: Arr
         )
 
 
+def _check_ring(q: Array, k: Array, q_offset: int | Array, causal: bool, name: str) -> None:
+    """Over devices that split the sequence, attention is that of a whole sequence to itself."""
+    itself = causal and q.shape[1] == k.shape[1] and isinstance(q_offset, int) and q_offset == 0
+    if ring_size() > 1 and name != "reference" and not itself:
+        raise NotImplementedError(
+            f"attend: got {q.shape[1]} queries, {k.shape[1]} keys, q_offset {q_offset}, causal {causal} on a mesh that splits "
+            "the sequence, expected causal attention of a sequence to itself. Use a mesh that does not, or 'reference'."
+        )
+
+
 def _check_options(dropout_rate: float, dropout_key: Array | None, tolerance: float | str | None) -> None:
     if not 0 <= dropout_rate < 1 or (dropout_rate > 0 and dropout_key is None):
         raise ValueError(
@@ -134,9 +143,11 @@ def attend(
     the Pallas kernels refuse learned slopes: name "blockwise" for them. interpret: run a Pallas kernel step by step on any
     device; slow, for tests.
     Under `jax.set_mesh` the batch and the heads are split over those axes of the mesh that sharding.RULES name, each device
-    attending alone; axes of other names are left to the compiler. In a shard_map of one's own: check_vma=False.
+    attending alone, and the sequence over theirs, in a ring (ring.py); axes of other names are left to the compiler. In a
+    shard_map of one's own: check_vma=False.
     ValueError for shapes that do not fit; NotImplementedError for an implementation that does not exist or cannot serve.
     """
+    _check_ring(q, k, q_offset, causal, implementation)
     q_offset = jnp.asarray(q_offset, jnp.int32)
     _check_arrays(q, k, v, bias, q_offset)
     _check_options(dropout_rate, dropout_key, reach_tolerance)
@@ -144,12 +155,12 @@ def attend(
     chosen = _choose(q, k, bias) if implementation == "auto" else implementation
     _check_name(chosen, q, k, bias, interpret)
     seeds = head_seeds(dropout_key if dropout_rate > 0 else None, q.shape[0], q.shape[2])
-    inputs = q, k, v, bias, q_offset, seeds
-    function: Any = functools.partial(
-        IMPLEMENTATIONS[chosen].function, Options(causal, dropout_rate, tolerance, interpret)
-    )
-    if chosen == "reference":  # plain products, which the compiler splits well by itself
-        return function(*inputs)
+    inputs, options = (q, k, v, bias, q_offset, seeds), Options(causal, dropout_rate, tolerance, interpret)
+    rules = IMPLEMENTATIONS[chosen].rules
+    if rules is None:
+        return reference_attention(options, *inputs)
+    if ring_size() > 1:
+        rules = ring.around(rules, ring_size())
     heads = "batch", "length", "heads", "head_width"
     dimensions = heads, heads, heads, None if bias is None else bias.dimensions, (), ("batch", "heads", "words")
-    return on_each_device(function, inputs, dimensions, heads)
+    return on_each_device(lambda *inputs: differentiable(rules, options, Part(*inputs)), inputs, dimensions, heads)

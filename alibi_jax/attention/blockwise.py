@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, UInt32
+from jaxtyping import Array, Float, Float32, Int
 
 from alibi_jax.attention import passes
 from alibi_jax.attention.dropout import dense_keep_scale
-from alibi_jax.attention.options import Options, cotangent, values_and_perturbed
+from alibi_jax.attention.options import Given, Known, Options, Part, Rules
 from alibi_jax.attention.passes import Plan
 from alibi_jax.attention.reach import excess_within, first_key_block, reach, score_bounds
 from alibi_jax.positions.base import Bias
@@ -27,6 +27,7 @@ from alibi_jax.sharding import device
 BLOCK = 512  # queries and keys of a block: XLA's CPU backend runs products of this size on all cores, at 128 on one
 MODEST = 50.0  # exp(50) summed over 1e6 keys and values of 1e9 is below 1e37; exp(-50 - 17) is still a normal number
 
+TINY = 1e-37  # below every sum that counts
 # float32 inputs are multiplied as float32 (accelerators would round them to TF32 or bfloat16); bfloat16 ones are exact anyway
 EXACT = {"preferred_element_type": jnp.float32, "precision": "highest"}
 
@@ -39,17 +40,9 @@ class Heads(NamedTuple):
     v: Any
     k_columns: Any  # [r D S]: transposed once, not in every product
     v_columns: Any
-    bounds: Any  # float32 [r g T]: of the scores
+    known: Known  # of each row, float32 [r g T]
     bias: Bias | None  # of its query heads
     seeds: Any  # uint32 [r g 2]
-
-
-class Left(NamedTuple):
-    """What the forward pass left for the backward pass, of each query, and the gradient that came."""
-
-    d_out: Any  # [r g T D]
-    logsumexp: Any  # float32 [r g T]
-    delta: Any  # float32 [r g T]: sum of d_out * out
 
 
 class Gradients(NamedTuple):
@@ -98,8 +91,9 @@ def _first_key_block(plan: Plan, heads: Heads, i: Array, start: Array, low: Arra
     slopes = heads.bias.decay() if wanted else None
     if slopes is None:
         return jnp.int32(0)
-    slopes, bounds = passes.for_heads(plan, slopes), _part(heads.bounds, i, plan.block_q, 2)
-    tokens = reach(excess_within(bounds - low, slopes), slopes, options.reach_tolerance)
+    known = Known(*(_part(x, i, plan.block_q, 2) for x in heads.known))
+    slopes, margin = passes.for_heads(plan, slopes), known.bounds - jnp.maximum(low, known.low)
+    tokens = reach(excess_within(margin, slopes), slopes, options.reach_tolerance)
     return first_key_block(tokens.max(), start, plan.block_k)
 
 
@@ -124,12 +118,15 @@ def _nearest_first(plan: Plan, heads: Heads, i: Array, start: Array, visit: Call
 
 
 def _is_modest(plan: Plan, heads: Heads, i: Array, q_offset: Array) -> Array:
-    """Whether exp(score) needs no shift: all scores small, and each query's own key there, so that one is not too small."""
+    """Whether exp(score) needs no shift: all scores small, and each query's own key there or known of, so that not all
+    vanish beside it."""
     if heads.v.dtype == jnp.float16:  # its largest number is exp(11)
         return jnp.bool_(False)
-    bounds = _part(heads.bounds, i, plan.block_q, 2).max(-1)
+    bounds, low = (_part(x, i, plan.block_q, 2) for x in heads.known)
+    bounds = bounds.max(-1)
     largest = bounds if heads.bias is None else bounds + passes.for_heads(plan, heads.bias.largest())
-    return (largest.max() <= MODEST) & (q_offset + plan.num_queries <= plan.num_keys)
+    own_key = (q_offset + plan.num_queries <= plan.num_keys) | (low.min() >= -MODEST)
+    return (largest.max() <= MODEST) & own_key
 
 
 def _forward_block(plan: Plan, heads: Heads, q_offset: Array, i: Array) -> tuple[Array, Array]:
@@ -162,33 +159,36 @@ def _forward_block(plan: Plan, heads: Heads, q_offset: Array, i: Array) -> tuple
         _is_modest(plan, heads, i, q_offset), lambda: zeros, lambda: walk(visit_for_maxima, zeros - jnp.inf)
     )
     out, total = walk(visit, (jnp.zeros(q.shape, jnp.float32), zeros))
+    total = jnp.maximum(total, TINY)  # of rows known of elsewhere, beside which all here vanishes
     return out / total[..., None], shift + jnp.log(total)
 
 
-def _backward_visit(plan: Plan, heads: Heads, q: Array, left: Left, positions: tuple, j: Array, learned: bool) -> tuple:
+def _backward_visit(
+    plan: Plan, heads: Heads, q: Array, given: Given, positions: tuple, j: Array, learned: bool
+) -> tuple:
     """What one pair of blocks adds: (Gradients of its keys, dq [r g t D])."""
     k_columns, v_columns = (_part(x, j, plan.block_k, 2) for x in (heads.k_columns, heads.v_columns))
     biases, bias_vjp = None, None
     if heads.bias is not None:
         biases, bias_vjp = jax.vjp(lambda bias: bias.block(*positions), heads.bias)
-    weights = jnp.exp(_scores(plan, q, k_columns, biases, positions) - left.logsumexp[..., None])
-    d_weights, dropped = jnp.einsum("rgtd,rds->rgts", left.d_out, v_columns, **EXACT), weights
+    weights = jnp.exp(_scores(plan, q, k_columns, biases, positions) - given.logsumexp[..., None])
+    d_weights, dropped = jnp.einsum("rgtd,rds->rgts", given.d_out, v_columns, **EXACT), weights
     if plan.options.dropout_rate > 0:
         keep = dense_keep_scale(heads.seeds, plan.options.dropout_rate, *positions)
         d_weights, dropped = d_weights * keep, weights * keep
-    d_scores = weights * (d_weights - left.delta[..., None])
+    d_scores = weights * (d_weights - given.delta[..., None])
     d_bias = bias_vjp(passes.by_heads(plan, d_scores).sum(0))[0] if learned else None
     d_scores = (d_scores * q.shape[-1] ** -0.5).astype(q.dtype)
     dk = jnp.einsum("rgdt,rgts->rds", q.swapaxes(2, 3), d_scores, **EXACT)
-    dv = jnp.einsum("rgdt,rgts->rds", left.d_out.swapaxes(2, 3), dropped.astype(q.dtype), **EXACT)
+    dv = jnp.einsum("rgdt,rgts->rds", given.d_out.swapaxes(2, 3), dropped.astype(q.dtype), **EXACT)
     dq = jnp.einsum("rgts,rsd->rgtd", d_scores, _part(heads.k, j, plan.block_k, 1), **EXACT)
     return Gradients(dk, dv, d_bias), dq
 
 
-def _backward_block(plan: Plan, heads: Heads, left: Left, gradients: Gradients, q_offset: Array, i: Array) -> tuple:
+def _backward_block(plan: Plan, heads: Heads, given: Given, gradients: Gradients, q_offset: Array, i: Array) -> tuple:
     """Block i of queries: (gradients with its share added, dq [r g t D] float32)."""
     start, q = q_offset + i * plan.block_q, _part(heads.q, i, plan.block_q, 2)
-    left = Left(*(_part(x, i, plan.block_q, 2) for x in left))
+    given = Given(*(_part(x, i, plan.block_q, 2) for x in given))
 
     def add(whole, part, j):
         part = _part(whole, j, plan.block_k, 2) + part
@@ -197,17 +197,17 @@ def _backward_block(plan: Plan, heads: Heads, left: Left, gradients: Gradients, 
     def visit(j, carry):
         gradients, dq = carry
         positions = _positions(plan, q_offset, i, j)
-        more, more_dq = _backward_visit(plan, heads, q, left, positions, j, gradients.bias is not None)
+        more, more_dq = _backward_visit(plan, heads, q, given, positions, j, gradients.bias is not None)
         bias = jax.tree.map(jnp.add, gradients.bias, more.bias)
         return Gradients(add(gradients.k, more.k, j), add(gradients.v, more.v, j), bias), dq + more_dq
 
-    first = _first_key_block(plan, heads, i, start, left.logsumexp)
+    first = _first_key_block(plan, heads, i, start, given.logsumexp)
     stop = _last_key_block(plan, start, heads.k.shape[1] // plan.block_k) + 1
     return jax.lax.fori_loop(first, stop, visit, (gradients, jnp.zeros(q.shape, jnp.float32)))
 
 
 class Inputs(NamedTuple):
-    """The arrays attention is a function of, padded to whole blocks."""
+    """A Part padded to whole blocks, its heads in groups that share a key head."""
 
     q: Any  # [B T K G D]
     k: Any  # [B S K D]
@@ -215,16 +215,10 @@ class Inputs(NamedTuple):
     bias: Bias | None
     q_offset: Any
     seeds: Any  # uint32 [B K G 2]
+    known: Known  # [B K G T]
 
 
-def _bounds(plan: Plan, inputs: Inputs) -> Float32[Array, "B K G T"]:
-    batch, length, key_heads, group, width = inputs.q.shape
-    q = inputs.q.reshape(batch, length, key_heads * group, width)
-    bounds = score_bounds(q, inputs.k, inputs.q_offset, plan.options.causal)
-    return bounds.reshape(batch, length, key_heads, group).transpose(0, 2, 3, 1)
-
-
-def _heads_of(plan: Plan, at: passes.At, inputs: Inputs, bounds: Float32[Array, "B K G T"]) -> Heads:
+def _heads_of(plan: Plan, at: passes.At, inputs: Inputs) -> Heads:
     k, v = passes.cut_keys(plan, at, inputs.k), passes.cut_keys(plan, at, inputs.v)
     return Heads(
         passes.cut_queries(plan, at, inputs.q),
@@ -232,7 +226,7 @@ def _heads_of(plan: Plan, at: passes.At, inputs: Inputs, bounds: Float32[Array, 
         v,
         k.swapaxes(1, 2),
         v.swapaxes(1, 2),
-        passes.cut_numbers(plan, at, bounds),
+        Known(*(passes.cut_numbers(plan, at, x) for x in inputs.known)),
         passes.cut_bias(plan, at, inputs.bias, inputs.q.shape[3]),
         passes.cut_numbers(plan, at, inputs.seeds),
     )
@@ -240,10 +234,9 @@ def _heads_of(plan: Plan, at: passes.At, inputs: Inputs, bounds: Float32[Array, 
 
 def _forward(plan: Plan, inputs: Inputs) -> tuple[Float[Array, "B T K G D"], Float32[Array, "B K G T"]]:
     """(output, log-sum-exp)."""
-    bounds = _bounds(plan, inputs)
 
     def serve(whole, at):
-        heads = _heads_of(plan, at, inputs, bounds)
+        heads = _heads_of(plan, at, inputs)
 
         def row(whole, i):
             out, logsumexp = _forward_block(plan, heads, inputs.q_offset, i)
@@ -256,53 +249,34 @@ def _forward(plan: Plan, inputs: Inputs) -> tuple[Float[Array, "B T K G D"], Flo
 
         return jax.lax.scan(row, whole, jnp.arange(inputs.q.shape[1] // plan.block_q))
 
-    zeros = jnp.zeros_like(inputs.q), jnp.zeros_like(bounds)
+    zeros = jnp.zeros_like(inputs.q), jnp.zeros_like(inputs.known.bounds)
     return jax.lax.scan(serve, zeros, passes.passes(plan, inputs.q.shape))[0]
 
 
-def _backward(plan: Plan, residuals: tuple, d_out: Any) -> tuple:
-    (inputs, out, logsumexp, learned), d_out = residuals, cotangent(d_out)
-    bounds, num_groups = _bounds(plan, inputs), inputs.q.shape[3]
+def _backward(plan: Plan, inputs: Inputs, given: Given, learned: bool) -> tuple:
+    """(dq [B T K G D], dk and dv [B S K D] float32, gradient of the bias or None); `given` padded like the queries."""
+    num_groups = inputs.q.shape[3]
 
     def serve(whole, at):
-        heads = _heads_of(plan, at, inputs, bounds)
-        pass_out, pass_d_out = (passes.cut_queries(plan, at, x) for x in (out, d_out))
-        products = pass_d_out.astype(jnp.float32) * pass_out.astype(jnp.float32)
-        delta = jnp.matmul(products, jnp.ones(products.shape[-1]), precision="highest")  # faster than .sum(-1) on a CPU
-        left = Left(pass_d_out, passes.cut_numbers(plan, at, logsumexp), delta)
+        heads = _heads_of(plan, at, inputs)
+        numbers = (passes.cut_numbers(plan, at, x) for x in given[1:])
+        of_pass = Given(passes.cut_queries(plan, at, given.d_out), *numbers)
 
         def row(carry, i):
             gradients, whole = carry
-            gradients, dq = _backward_block(plan, heads, left, gradients, inputs.q_offset, i)
+            gradients, dq = _backward_block(plan, heads, of_pass, gradients, inputs.q_offset, i)
             return (gradients, passes.put_queries(plan, at, whole, dq, i * plan.block_q)), None
 
         zeros = jnp.zeros(heads.k.swapaxes(1, 2).shape, jnp.float32)
-        start = Gradients(zeros, zeros, None if learned is None else jax.tree.map(jnp.zeros_like, heads.bias))
+        start = Gradients(zeros, zeros, jax.tree.map(jnp.zeros_like, heads.bias) if learned else None)
         dq, dk, dv, d_bias = whole
         (more, dq), _ = jax.lax.scan(row, (start, dq), jnp.arange(inputs.q.shape[1] // plan.block_q))
         dk, dv = passes.add_keys(plan, at, dk, more.k), passes.add_keys(plan, at, dv, more.v)
         return (dq, dk, dv, passes.add_bias(plan, at, d_bias, more.bias, inputs.bias, num_groups)), None
 
     keys = jnp.zeros(inputs.k.shape, jnp.float32)
-    start = jnp.zeros_like(inputs.q), keys, keys, None if learned is None else jax.tree.map(jnp.zeros_like, inputs.bias)
-    (dq, dk, dv, d_bias), _ = jax.lax.scan(serve, start, passes.passes(plan, inputs.q.shape))
-    return (Inputs(dq, dk.astype(inputs.k.dtype), dv.astype(inputs.v.dtype), d_bias, None, None),)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend_blocks(plan: Plan, inputs: Inputs) -> Array:
-    return _forward(plan, inputs)[0]
-
-
-def _attend_blocks_forward(plan: Plan, primals: Inputs) -> tuple:
-    """Also whether anything asks for the bias's gradient: fixed slopes have none, and it costs a third of the backward."""
-    inputs, perturbed = values_and_perturbed(primals)
-    learned = () if any(jax.tree.leaves(perturbed.bias)) else None
-    out, logsumexp = _forward(plan, inputs)
-    return out, (inputs, out, logsumexp, learned)
-
-
-_attend_blocks.defvjp(_attend_blocks_forward, _backward, symbolic_zeros=True)
+    start = jnp.zeros_like(inputs.q), keys, keys, jax.tree.map(jnp.zeros_like, inputs.bias) if learned else None
+    return jax.lax.scan(serve, start, passes.passes(plan, inputs.q.shape))[0]
 
 
 def _block_size(length: int) -> int:
@@ -311,27 +285,55 @@ def _block_size(length: int) -> int:
     return -(-length // (blocks * 16)) * 16
 
 
-def blockwise_attention(
-    options: Options,
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    bias: Bias | None,
-    q_offset: Int[Array, ""],
-    seeds: UInt32[Array, "B H 2"],
-) -> Float[Array, "B T H D"]:
-    """The same function as `reference_attention`, in O(T + S) memory, with gradients for q, k, v and the bias's arrays."""
-    batch, queries, heads, width = q.shape
-    keys, key_heads = k.shape[1:3]
-    sizes = _block_size(queries), _block_size(keys)
+def _plan(options: Options, part: Part) -> Plan:
+    batch, queries, heads, _ = part.q.shape
+    keys, key_heads = part.k.shape[1:3]
     at_once = (1, 1, 1) if device()[0] == "cpu" else (batch, key_heads, heads // key_heads)
-    plan = Plan(options, queries, keys, *sizes, at_once)
+    return Plan(options, queries, keys, _block_size(queries), _block_size(keys), at_once)
 
-    def pad(x, block):
-        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))
 
-    q, k, v = pad(q, sizes[0]), pad(k, sizes[1]), pad(v, sizes[1])
-    q = q.reshape(batch, -1, key_heads, heads // key_heads, width)
-    seeds = seeds.reshape(batch, key_heads, heads // key_heads, 2)
-    out = _attend_blocks(plan, Inputs(q, k, v, bias, q_offset, seeds))
-    return out.reshape(batch, -1, heads, width)[:, :queries]
+def _pad(x: Array, block: int, axis: int) -> Array:
+    widths = [(0, -size % block if at == axis else 0) for at, size in enumerate(x.shape)]
+    return jnp.pad(x, widths)
+
+
+def _queries(plan: Plan, part: Part, x: Float[Array, "B T H D"]) -> Float[Array, "B t K G D"]:
+    return _pad(x, plan.block_q, 1).reshape(x.shape[0], -1, part.k.shape[2], x.shape[2] // part.k.shape[2], x.shape[3])
+
+
+def _numbers(plan: Plan, part: Part, x: Float32[Array, "B H T"]) -> Float32[Array, "B K G t"]:
+    return _pad(x, plan.block_q, 2).reshape(x.shape[0], part.k.shape[2], x.shape[1] // part.k.shape[2], -1)
+
+
+def _arrange(plan: Plan, part: Part) -> Inputs:
+    known = part.known
+    if known is None:
+        bounds = score_bounds(part.q, part.k, part.q_offset, plan.options.causal)
+        known = Known(bounds, jnp.full_like(bounds, -jnp.inf))
+    return Inputs(
+        _queries(plan, part, part.q),
+        *(_pad(x, plan.block_k, 1) for x in (part.k, part.v)),
+        part.bias,
+        part.q_offset,
+        part.seeds.reshape(part.q.shape[0], part.k.shape[2], -1, 2),
+        Known(*(_numbers(plan, part, x) for x in known)),
+    )
+
+
+def _forward_part(options: Options, part: Part) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
+    plan, (batch, length, heads, width) = _plan(options, part), part.q.shape
+    out, logsumexp = _forward(plan, _arrange(plan, part))
+    return out.reshape(batch, -1, heads, width)[:, :length], logsumexp.reshape(batch, heads, -1)[:, :, :length]
+
+
+def _backward_part(options: Options, part: Part, given: Given, learned: bool) -> tuple:
+    plan = _plan(options, part)
+    padded = Given(_queries(plan, part, given.d_out), *(_numbers(plan, part, x) for x in given[1:]))
+    dq, dk, dv, d_bias = _backward(plan, _arrange(plan, part), padded, learned)
+    batch, length, heads, width = part.q.shape
+    dk, dv = (x[:, : part.k.shape[1]].astype(part.k.dtype) for x in (dk, dv))
+    return dq.reshape(batch, -1, heads, width)[:, :length], dk, dv, d_bias
+
+
+# The same function as `reference_attention`, in O(T + S) memory.
+RULES = Rules("blockwise", _forward_part, _backward_part, learns_bias=True)

@@ -1,4 +1,4 @@
-"""Attention dropout as a pure function of (key, batch row, head, query position, key position).
+"""Attention dropout as a pure function of (key, batch row, head, query position, distance to the key).
 
 Because no block size, order of loops or device enters, every implementation drops the same weights, and a backward pass
 makes the mask again instead of storing it.
@@ -26,6 +26,11 @@ def head_seeds(key: jax.Array | None, batch: int, num_heads: int) -> UInt32[Arra
     return jax.random.bits(key, (batch, num_heads, 2), jnp.uint32)
 
 
+def from_position(seeds: UInt32[Array, "B H 2"], first: Int[Array, ""]) -> UInt32[Array, "B H 2"]:
+    """Words that make for positions counted from `first` the mask that `seeds` make for positions counted from 0."""
+    return seeds + jnp.stack([jnp.uint32(0), first.astype(jnp.uint32)])[None, None]
+
+
 def keep_scale(
     seed: tuple[Array, Array], rate: float, q_positions: Int[Array, "..."], k_positions: Int[Array, "..."]
 ) -> Float32[Array, "..."]:
@@ -33,8 +38,8 @@ def keep_scale(
 
     seed: a head's two words; they and the positions broadcast.
     """
-    rows = _mix(seed[0] + _mix(q_positions.astype(jnp.uint32) ^ seed[1]))
-    bits = _mix(rows + k_positions.astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
+    rows = _mix(seed[0] + _mix(q_positions.astype(jnp.uint32) + seed[1]))
+    bits = _mix(rows + (q_positions - k_positions).astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
     return jnp.where(bits >= jnp.uint32(round(rate * 2**32)), 1.0 / (1.0 - rate), 0.0)
 
 

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Float32, Int, Int32, UInt32
+from jaxtyping import Array, Float, Float32, Int32
 
 from alibi_jax.attention.dropout import keep_scale
-from alibi_jax.attention.options import Options, cotangent, values_and_perturbed
+from alibi_jax.attention.options import Given, Options, Part, Rules
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
 from alibi_jax.positions.base import Bias, LinearBias
 
@@ -35,6 +35,9 @@ class Tiles(NamedTuple):
     block_k: int
     num_warps: int
     num_stages: int
+
+
+TINY = 1e-37  # a row's sum over keys it has seen is 1 or more
 
 
 class Kernel(NamedTuple):
@@ -124,6 +127,7 @@ def _forward_kernel(
     zeros = jnp.zeros(tiles.block_q, jnp.float32)
     carry = jnp.zeros(q.shape, jnp.float32), zeros - 1e30, zeros
     mixed, largest, total = _loop(kernel, tiles, start, first[0], key_blocks, visit, carry)
+    total = jnp.maximum(total, TINY)  # 0 where a row needs none of these keys
     out[...] = (mixed / total[:, None]).astype(out.dtype)
     logsumexp[...] = (largest + jnp.log2(total)) / LOG2E
 
@@ -253,11 +257,10 @@ def _forward(kernel: Kernel, x: Inputs) -> Any:
     return _call(kernel, kernel.forward, _forward_kernel, x.k.shape[1] // kernel.forward.block_k, grid, inputs, outputs)
 
 
-def _backward(kernel: Kernel, residuals: tuple, d_out: Any) -> tuple[Inputs]:
-    (x, out, logsumexp), d_out = residuals, cotangent(d_out)
+def _backward(kernel: Kernel, x: Inputs, d_out: Array, logsumexp: Array, delta: Array) -> tuple[Any, Any, Any]:
+    """(dq, dk, dv); log-sum-exp and delta [B H T]."""
     tiles = kernel.backward
     query_blocks, key_blocks = x.q.shape[1] // tiles.block_q, x.k.shape[1] // tiles.block_k
-    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).transpose(0, 2, 1)
     arrays = [(x.q, "queries"), (x.k, "keys"), (x.v, "keys"), (d_out, "queries"), (logsumexp, "numbers")]
     arrays += [(delta, "numbers"), (x.slopes, "slopes"), (x.q_offset, "offset"), (x.seeds, "seeds")]
 
@@ -270,25 +273,7 @@ def _backward(kernel: Kernel, residuals: tuple, d_out: Any) -> tuple[Inputs]:
     specs, grid = _key_major(x, tiles), (key_blocks, x.k.shape[0], x.k.shape[2])
     outputs = [(x.k.shape, x.k.dtype, specs["keys"])] * 2
     dk, dv = _call(kernel, tiles, _dkv_kernel, query_blocks, grid, inputs(specs, (x.last_query, "last_query")), outputs)
-    return (Inputs(dq, dk, dv, *(None,) * 6),)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(kernel: Kernel, inputs: Inputs) -> Array:
-    return _forward(kernel, inputs)[0]
-
-
-def _attend_forward(kernel: Kernel, primals: Inputs) -> tuple:
-    inputs, perturbed = values_and_perturbed(primals)
-    if perturbed.slopes:
-        raise NotImplementedError(
-            "attend: pallas_gpu cannot serve the gradient of learned slopes. Use implementation='blockwise'."
-        )
-    out, logsumexp = _forward(kernel, inputs)
-    return out, (inputs, out, logsumexp)
-
-
-_attend.defvjp(_attend_forward, _backward, symbolic_zeros=True)
+    return dq, dk, dv
 
 
 def unsupported(q: Array, k: Array, bias: Bias | None) -> str | None:
@@ -302,45 +287,58 @@ def unsupported(q: Array, k: Array, bias: Bias | None) -> str | None:
     return None
 
 
-def _first(
-    kernel: Kernel, tiles: Tiles, q: Array, k: Array, bias: LinearBias | None, q_offset: Array
-) -> Int32[Array, "B H N"]:
+def _kernel(options: Options, part: Part) -> Kernel:
+    width = part.q.shape[3]
+    return Kernel(options, part.k.shape[1], width, *_tiles(part.q.dtype, width))
+
+
+def _first(kernel: Kernel, tiles: Tiles, part: Part) -> Int32[Array, "B H N"]:
     """The key block from which each block of queries visits, for the padded queries too."""
-    options, blocks = kernel.options, -(-q.shape[1] // kernel.forward.block_q) * kernel.forward.block_q // tiles.block_q
-    if bias is None or options.reach_tolerance is None or not options.causal:
-        return jnp.zeros((q.shape[0], q.shape[2], blocks), jnp.int32)
-    fixed = jax.lax.stop_gradient((q, k, bias.slopes))
-    first = first_key_blocks(*fixed, q_offset, options.reach_tolerance, tiles.block_q, tiles.block_k)
+    options, (batch, queries, heads, _) = kernel.options, part.q.shape
+    blocks = -(-queries // kernel.forward.block_q) * kernel.forward.block_q // tiles.block_q
+    if part.bias is None or options.reach_tolerance is None or not options.causal:
+        return jnp.zeros((batch, heads, blocks), jnp.int32)
+    sizes = options.reach_tolerance, tiles.block_q, tiles.block_k
+    first = first_key_blocks(part.q, part.k, part.bias.slopes, part.q_offset, *sizes, part.known)
     return jnp.pad(first, ((0, 0), (0, 0), (0, blocks - first.shape[2])), mode="edge")
 
 
-def gpu_attention(
-    options: Options,
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    bias: LinearBias | None,
-    q_offset: Int[Array, ""],
-    seeds: UInt32[Array, "B H 2"],
-) -> Float[Array, "B T H D"]:
-    """The same function as `reference_attention`, with gradients for q, k and v."""
-    queries, heads, width = q.shape[1:]
-    forward, backward = _tiles(q.dtype, width)
-    kernel = Kernel(options, k.shape[1], width, forward, backward)
-    first_backward = _first(kernel, backward, q, k, bias, q_offset)
-    key_blocks = -(-k.shape[1] // forward.block_k) * forward.block_k // backward.block_k
-    slopes = jnp.zeros(heads, jnp.float32) if bias is None else bias.slopes
+def _pad(kernel: Kernel, x: Float[Array, "B L H D"], block: int) -> Float[Array, "B l H d"]:
+    """To whole blocks; Triton's blocks are powers of two, its products at least 16 wide."""
+    full = max(16, 1 << (kernel.width - 1).bit_length())
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, full - kernel.width)))
 
-    def pad(x: Array, block: int) -> Array:
-        full = max(
-            16, 1 << (width - 1).bit_length()
-        )  # Triton's blocks are powers of two, its products at least 16 wide
-        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, full - width)))
 
-    inputs = Inputs(
-        *(pad(q, forward.block_q), pad(k, forward.block_k), pad(v, forward.block_k), slopes, q_offset[None], seeds),
-        _first(kernel, forward, q, k, bias, q_offset),
+def _inputs(kernel: Kernel, part: Part) -> Inputs:
+    forward, backward = kernel.forward, kernel.backward
+    first_backward = _first(kernel, backward, part)
+    key_blocks = -(-part.k.shape[1] // forward.block_k) * forward.block_k // backward.block_k
+    return Inputs(
+        _pad(kernel, part.q, forward.block_q),
+        *(_pad(kernel, x, forward.block_k) for x in (part.k, part.v)),
+        jnp.zeros(part.q.shape[2], jnp.float32) if part.bias is None else part.bias.slopes,
+        part.q_offset[None],
+        part.seeds,
+        _first(kernel, forward, part),
         first_backward,
         last_query_blocks(first_backward, key_blocks),
     )
-    return _attend(kernel, inputs)[:, :queries, :, :width]
+
+
+def _forward_part(options: Options, part: Part) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
+    kernel, queries = _kernel(options, part), part.q.shape[1]
+    out, logsumexp = _forward(kernel, _inputs(kernel, part))
+    return out[:, :queries, :, : kernel.width], logsumexp[:, :, :queries]
+
+
+def _backward_part(options: Options, part: Part, given: Given, learned: bool) -> tuple:
+    kernel, queries, keys = _kernel(options, part), part.q.shape[1], part.k.shape[1]
+    block = kernel.forward.block_q
+    numbers = (jnp.pad(x, ((0, 0), (0, 0), (0, -queries % block))) for x in given[1:])
+    dq, dk, dv = _backward(kernel, _inputs(kernel, part), _pad(kernel, given.d_out, block), *numbers)
+    width = slice(kernel.width)
+    return dq[:, :queries, :, width], dk[:, :keys, :, width], dv[:, :keys, :, width], None
+
+
+# The same function as `reference_attention`, with gradients for q, k and v.
+RULES = Rules("pallas_gpu", _forward_part, _backward_part, learns_bias=False)

@@ -6,22 +6,22 @@ the head's slope. Grids run over all pairs of blocks, but the index of a skipped
 that nothing is fetched for it, and `pl.when` leaves out its arithmetic.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32, Int, UInt32
+from jaxtyping import Array, Float, Float32
 
 from alibi_jax.attention.dropout import keep_scale
-from alibi_jax.attention.options import Options, cotangent, values_and_perturbed
+from alibi_jax.attention.options import Given, Options, Part, Rules
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
 from alibi_jax.positions.base import Bias, LinearBias
 
 BLOCK = 512  # queries and keys of a block; 1,024 fits as well, 2,048 overflows VMEM on v5e and v5p
 LANES = 128  # a block is a multiple of it
+TINY = 1e-37  # a row's sum over keys it has seen is 1 or more
 
 
 class Kernel(NamedTuple):
@@ -113,8 +113,9 @@ def _forward_kernel(kernel: Kernel, scalars: Scalars, q, k, v, out, logsumexp, m
 
     @pl.when(n == pl.num_programs(3) - 1)
     def _finish():
-        out[0, 0] = (mixed[...] / total[...]).T.astype(out.dtype)
-        logsumexp[0, 0] = largest[...] + jnp.log(total[...])
+        seen = jnp.maximum(total[...], TINY)  # 0 where a row needs none of these keys
+        out[0, 0] = (mixed[...] / seen).T.astype(out.dtype)
+        logsumexp[0, 0] = largest[...] + jnp.log(seen)
 
 
 def _weights_and_gradients(kernel, scalars, row, h, i, j, q, k, v, d_out, logsumexp, delta):
@@ -274,10 +275,9 @@ def _forward(kernel: Kernel, q, k, v, scalars: Scalars) -> Any:
     )
 
 
-def _backward(kernel: Kernel, residuals: tuple, d_out: Any) -> tuple:
-    (q, k, v, scalars, out, logsumexp), d_out = residuals, cotangent(d_out)
+def _backward(kernel: Kernel, q, k, v, scalars: Scalars, d_out, logsumexp, delta) -> tuple[Any, Any, Any]:
+    """(dq, dk, dv); log-sum-exp and delta [B H 1 T]."""
     heads, query_blocks, key_blocks, width = _sizes(kernel, q, k)
-    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)[:, :, None]
 
     def inputs(blocks: _Blocks) -> list:
         specs = [blocks.query, blocks.key, blocks.key, blocks.query, blocks.row, blocks.row]
@@ -291,25 +291,7 @@ def _backward(kernel: Kernel, residuals: tuple, d_out: Any) -> tuple:
     blocks = _key_major(kernel, heads, key_blocks, width)
     keys = [(k.shape, k.dtype, *blocks.key)] * 2
     dk, dv = _call(kernel, _dkv_kernel, grid, scalars, inputs(blocks), keys, [(kernel.block_k, width)] * 2)
-    return dq, dk, dv, Scalars(None, None, None, None, None)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(kernel: Kernel, q, k, v, scalars: Scalars) -> Array:
-    return _forward(kernel, q, k, v, scalars)[0]
-
-
-def _attend_forward(kernel: Kernel, *primals) -> tuple:
-    (q, k, v, scalars), perturbed = values_and_perturbed(primals)
-    if perturbed[3].slopes:
-        raise NotImplementedError(
-            "attend: pallas_tpu cannot serve the gradient of learned slopes. Use implementation='blockwise'."
-        )
-    out, logsumexp = _forward(kernel, q, k, v, scalars)
-    return out, (q, k, v, scalars, out, logsumexp)
-
-
-_attend.defvjp(_attend_forward, _backward, symbolic_zeros=True)
+    return dq, dk, dv
 
 
 def unsupported(q: Array, k: Array, bias: Bias | None) -> str | None:
@@ -329,31 +311,49 @@ def _block_size(length: int) -> int:
     return -(-length // (blocks * LANES)) * LANES
 
 
-def tpu_attention(
-    options: Options,
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    bias: LinearBias | None,
-    q_offset: Int[Array, ""],
-    seeds: UInt32[Array, "B H 2"],
-) -> Float[Array, "B T H D"]:
-    """The same function as `reference_attention`, with gradients for q, k and v."""
-    queries, heads, keys = *q.shape[1:3], k.shape[1]
-    kernel = Kernel(options, keys, _block_size(queries), _block_size(keys), heads // k.shape[2])
-    query_blocks, key_blocks = -(-queries // kernel.block_q), -(-keys // kernel.block_k)
-    slopes = jnp.zeros(heads, jnp.float32) if bias is None else bias.slopes
-    if bias is None or options.reach_tolerance is None or not options.causal:
-        first = jnp.zeros((q.shape[0], heads, query_blocks), jnp.int32)
+def _kernel(options: Options, part: Part) -> Kernel:
+    queries, heads, keys, key_heads = *part.q.shape[1:3], *part.k.shape[1:3]
+    return Kernel(options, keys, _block_size(queries), _block_size(keys), heads // key_heads)
+
+
+def _scalars(kernel: Kernel, part: Part) -> Scalars:
+    """The bias as slopes, and which blocks are visited."""
+    (batch, queries, heads, _), keys, options = part.q.shape, part.k.shape[1], kernel.options
+    slopes = jnp.zeros(heads, jnp.float32) if part.bias is None else part.bias.slopes
+    if part.bias is None or options.reach_tolerance is None or not options.causal:
+        first = jnp.zeros((batch, heads, -(-queries // kernel.block_q)), jnp.int32)
     else:
-        fixed = jax.lax.stop_gradient((q, k, slopes))
-        first = first_key_blocks(*fixed, q_offset, options.reach_tolerance, kernel.block_q, kernel.block_k)
-    last_query = last_query_blocks(first, key_blocks)
-    words = jax.lax.bitcast_convert_type(seeds, jnp.int32)
-    scalars = Scalars(first.ravel(), last_query.ravel(), q_offset[None], slopes, words.ravel())
+        blocks = options.reach_tolerance, kernel.block_q, kernel.block_k
+        first = first_key_blocks(part.q, part.k, slopes, part.q_offset, *blocks, part.known)
+    last_query = last_query_blocks(first, -(-keys // kernel.block_k))
+    words = jax.lax.bitcast_convert_type(part.seeds, jnp.int32)
+    return Scalars(first.ravel(), last_query.ravel(), part.q_offset[None], slopes, words.ravel())
 
-    def arrange(x: Array, block: int) -> Float[Array, "B H L D"]:
-        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0))).swapaxes(1, 2)
 
-    out = _attend(kernel, arrange(q, kernel.block_q), arrange(k, kernel.block_k), arrange(v, kernel.block_k), scalars)
-    return out.swapaxes(1, 2)[:, :queries]
+def _arrange(x: Float[Array, "B L H D"], block: int) -> Float[Array, "B H l D"]:
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0))).swapaxes(1, 2)
+
+
+def _arrays(kernel: Kernel, part: Part) -> tuple[Array, Array, Array]:
+    return _arrange(part.q, kernel.block_q), _arrange(part.k, kernel.block_k), _arrange(part.v, kernel.block_k)
+
+
+def _forward_part(options: Options, part: Part) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
+    kernel, length = _kernel(options, part), part.q.shape[1]
+    out, logsumexp = _forward(kernel, *_arrays(kernel, part), _scalars(kernel, part))
+    return out.swapaxes(1, 2)[:, :length], logsumexp[:, :, 0, :length]
+
+
+def _backward_part(options: Options, part: Part, given: Given, learned: bool) -> tuple:
+    kernel, queries, keys = _kernel(options, part), part.q.shape[1], part.k.shape[1]
+
+    def rows(x: Float32[Array, "B H T"]) -> Float32[Array, "B H 1 t"]:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, -queries % kernel.block_q)))[:, :, None]
+
+    scalars, d_out = _scalars(kernel, part), _arrange(given.d_out, kernel.block_q)
+    dq, dk, dv = _backward(kernel, *_arrays(kernel, part), scalars, d_out, rows(given.logsumexp), rows(given.delta))
+    return dq.swapaxes(1, 2)[:, :queries], dk.swapaxes(1, 2)[:, :keys], dv.swapaxes(1, 2)[:, :keys], None
+
+
+# The same function as `reference_attention`, with gradients for q, k and v.
+RULES = Rules("pallas_tpu", _forward_part, _backward_part, learns_bias=False)

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from alibi_jax.attention.options import Known
+
 # Largest skipped share by input dtype: a quarter of the float32 spacing at 1; for the short types well under theirs.
 DEFAULT_TOLERANCE = {"float32": 2.0**-25, "bfloat16": 2.0**-13, "float16": 2.0**-16}
 # The bound is computed in floating point, and so are the scores: their relative errors are below D 2^-23.
@@ -29,23 +31,34 @@ SLACK = 1.0 + 2.0**-10
 NEAREST = 8
 
 
+def norms(x: Float[Array, "B L H D"]) -> Float32[Array, "B L H"]:
+    """|x|, in float32."""
+    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(-1))
+
+
+def bounds_from(q: Float[Array, "B T H D"], largest: Float32[Array, "B t K"]) -> Float32[Array, "B H T"]:
+    """|q| / sqrt(D) times the largest norm of the keys of each row (t = T), or of all rows alike (t = 1)."""
+    largest = jnp.repeat(largest, q.shape[2] // largest.shape[2], axis=2)
+    return (norms(q) * largest * (SLACK * q.shape[-1] ** -0.5)).swapaxes(1, 2)
+
+
 def score_bounds(
     q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], q_offset: Int[Array, ""], causal: bool
-) -> Float32[Array, "B T H"]:
+) -> Float32[Array, "B H T"]:
     """|q| max|k| / sqrt(D), the maximum over the keys a query may see: no scaled score is larger, nor smaller than minus it."""
-    q_norms, k_norms = (jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(-1)) for x in (q, k))
-    queries, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    k_norms = norms(k)
+    queries, keys = q.shape[1], k.shape[1]
     if causal:
         last = jnp.minimum(q_offset + jnp.arange(queries), keys - 1)
         largest = jax.lax.cummax(k_norms, axis=1)[:, last]
     else:
         largest = k_norms.max(1, keepdims=True)
-    return q_norms * jnp.repeat(largest, group, axis=2) * (SLACK * q.shape[-1] ** -0.5)
+    return bounds_from(q, largest)
 
 
 def nearest_mass(
     q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], slopes: Float32[Array, " H"], q_offset: Int[Array, ""]
-) -> Float32[Array, "B T H"]:
+) -> Float32[Array, "B H T"]:
     """log of the sum of exp(score) over the NEAREST keys up to each query: a part of what its softmax divides by."""
     queries, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     positions = q_offset + jnp.arange(queries)
@@ -56,7 +69,7 @@ def nearest_mass(
         scores = (q.astype(jnp.float32) * near.astype(jnp.float32)).sum(-1) * q.shape[-1] ** -0.5
         inside = ((at >= 0) & (at < keys))[None, :, None]
         total = jnp.logaddexp(total, jnp.where(inside, scores - slopes[None, None] * distance, -jnp.inf))
-    return total
+    return total.swapaxes(1, 2)
 
 
 def excess_within(margin: Float32[Array, "*heads T"], slopes: Float32[Array, "*heads"]) -> Float32[Array, "*heads"]:
@@ -89,12 +102,15 @@ def first_key_blocks(
     tolerance: float,
     block_q: int,
     block_k: int,
+    known: Known | None = None,
 ) -> Int32[Array, "B H N"]:
     """The first block of keys each block of queries visits in causal attention, what is skipped holding at most `tolerance`.
 
-    N = ceil(T / block_q). O(T + S) memory and time. What is known of each row's sum is the mass of the NEAREST keys.
+    N = ceil(T / block_q). O(T + S) memory and time. What is known of each row's sum is the mass of the NEAREST keys, if
+    nothing else is. A block that needs none of these keys has a number past their last block.
     """
-    margin = (score_bounds(q, k, q_offset, True) - nearest_mass(q, k, slopes, q_offset)).transpose(0, 2, 1)
+    bounds, low = known or Known(score_bounds(q, k, q_offset, True), nearest_mass(q, k, slopes, q_offset))
+    margin = bounds - low
     margin = jnp.pad(margin, ((0, 0), (0, 0), (0, -q.shape[1] % block_q)), constant_values=-jnp.inf)
     margin = margin.reshape(*margin.shape[:2], -1, block_q)
     slopes = jnp.broadcast_to(slopes[None, :, None], margin.shape[:3])

@@ -1,0 +1,129 @@
+"""A sequence split over devices: the same attention, forward and backward, and no step that is needless."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alibi_jax.attention import attend, blockwise, pallas_gpu, pallas_tpu
+from alibi_jax.attention.options import Given, Known, Options, Part
+from alibi_jax.attention.reach import bounds_from, norms
+from alibi_jax.config import MeshConfig
+from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
+from alibi_jax.sharding import make_mesh
+from conftest import assert_close
+
+LENGTH, HEADS, WIDTH = 128, 4, 8
+MESHES = {"four": (1, 1, 1, 4), "two": (1, 1, 1, 2), "mixed": (2, 1, 2, 2)}
+
+
+def biases(name: str, heads: int = HEADS):
+    """steep: every head but the last needs only its neighbour; gentle: all of the ring."""
+    slopes = {"alibi": alibi_slopes(heads), "steep": np.array([16.0, 8.0, 4.0, 0.5]), "gentle": np.full(heads, 1e-3)}
+    if name in slopes:
+        return LinearBias(jnp.asarray(slopes[name], jnp.float32))
+    table = jax.random.normal(jax.random.key(9), (32, heads))
+    return BucketBias(table, 64) if name == "t5" else None
+
+
+def arrays(batch: int = 2, key_heads: int = HEADS, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    sizes = [(batch, LENGTH, heads, WIDTH) for heads in (HEADS, key_heads, key_heads, HEADS)]
+    return [jax.random.normal(key, size, dtype) for key, size in zip(keys, sizes, strict=True)]
+
+
+def mesh_of(sizes):
+    return make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
+
+
+def forward_and_backward(implementation, rate, q, k, v, bias, d_out):
+    def output(q, k, v, bias):
+        key = jax.random.key(1) if rate else None
+        options = {"implementation": implementation, "dropout_rate": rate, "dropout_key": key}
+        return attend(q, k, v, bias=bias, interpret=implementation.startswith("pallas"), **options)
+
+    if implementation == "blockwise" or bias is None:
+        out, vjp = jax.vjp(output, q, k, v, bias)
+    else:  # the kernels know no gradient of the bias
+        out, vjp = jax.vjp(lambda q, k, v: output(q, k, v, bias), q, k, v)
+    return out, vjp(d_out)
+
+
+def on_mesh(sizes, implementation, rate, *inputs):
+    with jax.set_mesh(mesh_of(sizes)):
+        return jax.jit(functools.partial(forward_and_backward, implementation, rate))(*inputs)
+
+
+def assert_same(found, expected):
+    assert_close(found[0], expected[0], "attention")
+    found, found_bias, expected, expected_bias = *(found[1][:3], found[1][3:]), *(expected[1][:3], expected[1][3:])
+    for gradient, other in zip(found, expected, strict=True):
+        assert_close(gradient, other, "attention gradient")
+    for gradient, other in zip(jax.tree.leaves(found_bias), jax.tree.leaves(expected_bias), strict=False):
+        size = np.abs(other).max()  # of slopes: a sum over all distances
+        assert_close(gradient / size, other / size, "attention gradient")
+
+
+CASES = [("four", bias, 0.3) for bias in ("alibi", "steep", "gentle", "t5", "none")]
+CASES += [("two", "alibi", 0.0), ("two", "none", 0.0), ("mixed", "steep", 0.0), ("mixed", "t5", 0.3)]
+
+
+@pytest.mark.parametrize(("mesh", "bias", "rate"), CASES)
+def test_ring_equals_one_device(mesh, bias, rate):
+    q, k, v, d_out = arrays()
+    sizes, inputs = MESHES[mesh], (q, k, v, biases(bias), d_out)
+    whole = jax.jit(functools.partial(forward_and_backward, "blockwise", rate))(*inputs)
+    assert_same(on_mesh(sizes, "blockwise", rate, *inputs), whole)
+
+
+@pytest.mark.parametrize("bias", ["steep", "t5"])
+def test_key_heads_shared_by_queries(bias):
+    q, k, v, d_out = arrays(key_heads=2)
+    inputs = q, k, v, biases(bias), d_out
+    whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)
+    assert_same(on_mesh((1, 1, 2, 4), "blockwise", 0.0, *inputs), whole)
+
+
+@pytest.mark.parametrize("bias", ["alibi", "none"])
+def test_kernel_serves_the_ring(bias):
+    q, k, v, d_out = arrays(batch=1)
+    inputs = q, k, v, biases(bias), d_out
+    whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)
+    assert_same(on_mesh((1, 1, 1, 2), "pallas_gpu", 0.0, *inputs), whole)
+
+
+@pytest.mark.parametrize("known_mass", [0.0, 200.0])
+@pytest.mark.parametrize("kernel", [pallas_tpu.RULES, pallas_gpu.RULES], ids=lambda rules: rules.name)
+def test_kernels_know_what_was_seen_elsewhere(kernel, known_mass):
+    """Keys one part back, beside a row's mass known from its own part: of great mass they are passed over, and weigh nothing.
+
+    The TPU's interpreter makes all devices wait for one another, and so cannot run a ring, whose first device never looks back.
+    """
+    q, k, v, d_out = arrays(batch=1)
+    bounds = bounds_from(q, norms(k).max(1, keepdims=True))
+    known = Known(bounds, jnp.full_like(bounds, known_mass))
+    seeds = jnp.zeros((1, HEADS, 2), jnp.uint32)
+    part = Part(q, k, v, biases("steep"), jnp.int32(LENGTH), seeds, known)
+    given = Given(d_out, jnp.full_like(bounds, known_mass), jnp.zeros_like(bounds))
+
+    def both(rules, options):
+        out, logsumexp = rules.forward(options, part)
+        share = jnp.exp(logsumexp - known_mass).swapaxes(1, 2)[..., None]
+        return out * share, *rules.backward(options, part, given, False)[:3]
+
+    found = jax.jit(functools.partial(both, kernel, Options(True, 0.0, 2.0**-25, True)))()
+    expected = jax.jit(functools.partial(both, blockwise.RULES, Options(True, 0.0, None)))()
+    for x, y in zip(found, expected, strict=True):
+        assert_close(x, y, "attention")
+    assert all(bool(jnp.any(x)) == (known_mass == 0.0) for x in found)
+
+
+def test_large_scores_and_a_far_key_that_outweighs_the_near():
+    q, k, v, d_out = arrays()
+    k = k.at[:, 3].multiply(300.0)
+    inputs = q, k, v, biases("alibi"), d_out
+    whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)
+    found = on_mesh((1, 1, 1, 4), "blockwise", 0.0, *inputs)
+    assert_close(found[0], whole[0], "attention")
