@@ -2,11 +2,14 @@
 
   python main.py prepare CONFIG [options]       text -> a corpus of tokens on disk
   python main.py train CONFIG [options]         train a model; the same command again goes on from its last checkpoint
+  python main.py supervise -- train CONFIG ...  the same, started again when it dies, until it is done
+  python main.py plan CONFIG [options]          what a run will cost on a TPU topology, compiled for it and without it
   python main.py evaluate WORKDIR [options]     loss of every held-out token at many input lengths
   python main.py report FOLDER ... [options]    figure, tables and a page from one or more evaluations
 
-CONFIG is a recipe (configs/*.py), a config.json, or the folder of a run; WORKDIR the folder of a run. Any field of the
-config is an option, such as --model.position rotary. `python main.py COMMAND --help` lists them with their meaning.
+CONFIG is a recipe (configs/*.py), a config.json, or the folder of a run; WORKDIR the folder of a run, which may be in a
+bucket (gs://BUCKET/FOLDER). Any field of the config is an option, such as --model.position rotary.
+`python main.py COMMAND --help` lists them with their meaning.
 """
 
 import dataclasses
@@ -17,12 +20,16 @@ from typing import Annotated
 
 import tyro
 
-from alibi_jax.cli import REFUSED, run_command
+from alibi_jax.cli import FAILED, REFUSED, run_command
 from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import prepare
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.tables import summary_table
+from alibi_jax.hosts import Hosts, connect
+from alibi_jax.plan.run import plan_run
+from alibi_jax.storage import locate
+from alibi_jax.supervise import supervise
 from alibi_jax.train import train
 
 
@@ -44,24 +51,74 @@ class Train:
     """Train in a folder, or go on from the checkpoint there."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    workdir: Path = Path("runs/train")  # folder of the run: config, checkpoints, metrics
+    workdir: str = "runs/train"  # folder of the run: config, checkpoints, metrics
+    profile: str = ""  # steps to trace for TensorBoard's Profile page, counted from 1, such as 10-12
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # several hosts, each with this command
 
     def __call__(self) -> str:
-        train(self.config, self.workdir)
+        connect(self.hosts)
+        train(self.config, self.workdir, profile=self.profile)
         return f"trained: {self.workdir}. Next: python main.py evaluate {self.workdir}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervise:
+    """Run `train CONFIG ...`, given after --, and start it again whenever it dies, until it is done."""
+
+    command: tyro.conf.Suppress[tuple[str, ...]]
+    workdir: tyro.conf.Suppress[str]
+    patience: int = 5  # restarts in a row without a new checkpoint, after which it gives up (exit status 4)
+
+    def __call__(self) -> str:
+        raise SystemExit(supervise([sys.executable, __file__, *self.command], locate(self.workdir), self.patience))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Compile a recipe's train step for devices that are not here, and say what it will cost: memory, time at best, what is
+    sent. Exit status 1: it does not fit."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    topology: str = tyro.MISSING  # v5e:16x16, v5p:4x4x4 (which is v5p-128), v6e:..., tpu7x:..., v4:..., cpu:8
+    slices: int = 1  # so many of them, joined by the data-centre network
+    lengths: tuple[int, ...] = ()  # evaluation lengths to plan too, tokens
+    full: bool = False  # all of XLA's optimization, as a run has; otherwise its first level, some 4 times as fast
+    search: bool = False  # try meshes, remat and gradient accumulation, and rank them
+    batches: tuple[int, ...] = ()  # searched batch sizes, sequences; empty: the config's
+    tries: int = 8  # candidates a search compiles
+    json: Path | None = None  # file for all of it
+
+    def __call__(self) -> str:
+        said, fits = plan_run(
+            self.config,
+            self.topology,
+            slices=self.slices,
+            lengths=self.lengths,
+            full=self.full,
+            searches=self.search,
+            batches=self.batches,
+            tries=self.tries,
+            json=self.json,
+        )
+        if not fits:
+            print(said)
+            raise SystemExit(FAILED)
+        return said
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Score held-out text at many input lengths, non-overlapping and sliding."""
 
-    workdir: tyro.conf.Positional[Path]  # folder of a trained run
+    workdir: tyro.conf.Positional[str]  # folder of a trained run
     evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
     mesh: MeshConfig  # devices to evaluate on, whatever the run was trained on
-    out: Path | None = None  # folder of results; WORKDIR/evaluation/SPLIT if not given
+    out: str | None = None  # folder of results; WORKDIR/evaluation/SPLIT if not given
     label: str | None = None  # what the run is called in tables; its folder's name if not given
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # several hosts, each with this command
 
     def __call__(self) -> str:
+        connect(self.hosts)
         folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label, self.mesh)
         return f"{summary_table(read_records([folder]))}\n\n{folder}. Next: python main.py report {folder}"
 
@@ -70,8 +127,8 @@ class Evaluate:
 class Report:
     """Write report.html, extrapolation.png and sweep.csv from folders of results."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]  # folders that `evaluate` wrote
-    out: Path = Path("report")  # folder of the report
+    folders: tyro.conf.Positional[tuple[str, ...]]  # folders that `evaluate` wrote
+    out: str = "report"  # folder of the report
     title: str = "Length extrapolation"  # of the page
 
     def __call__(self) -> str:
@@ -80,9 +137,25 @@ class Report:
         return f"{summary_table(records)}\n\n{page}"
 
 
-def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Report:
+def _supervised(arguments: list[str]) -> Supervise:
+    """The supervisor's own options, and the command after --, which must be one that could be run."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    own, command = arguments[:place], arguments[place + 1 :]
+    if command[:1] != ["train"] and not {"-h", "--help"} & set(own):
+        raise ConfigError(
+            f"supervise: got {shlex.join(command) or 'no command'} after --, expected train CONFIG ..., the one command that "
+            "goes on from where it was. Such as: python main.py supervise -- train configs/quickstart.py."
+        )
+    default = Supervise(tuple(command), parse(command).workdir if command[:1] == ["train"] else "")
+    return tyro.cli(Supervise, default=default, args=own, prog="main.py supervise")
+
+
+def parse(arguments: list[str]) -> Prepare | Train | Supervise | Plan | Evaluate | Report:
     """The command named first, its options over the config named second."""
-    kinds = {"prepare": Prepare, "train": Train, "evaluate": Evaluate, "report": Report}
+    kinds = {"prepare": Prepare, "train": Train, "supervise": Supervise, "plan": Plan} | {
+        "evaluate": Evaluate,
+        "report": Report,
+    }
     if not arguments or arguments[0] not in kinds:
         print(__doc__)
         raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else REFUSED)
@@ -90,6 +163,8 @@ def parse(arguments: list[str]) -> Prepare | Train | Evaluate | Report:
     kind, path = kinds[name], rest[0] if rest and not rest[0].startswith("-") else None
     if kind is Report:
         return tyro.cli(Report, args=rest, prog="main.py report")
+    if kind is Supervise:
+        return _supervised(rest)
     config = load_config(path) if path else Config()
     if kind is Evaluate:
         default = Evaluate(tyro.MISSING, config.evaluate, MeshConfig())

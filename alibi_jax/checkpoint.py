@@ -1,10 +1,8 @@
-"""A run's folder: its config, its lock on one model, and its checkpoints (Orbax: asynchronous, whole or absent)."""
+"""The checkpoints of a run (Orbax: asynchronous, whole or absent)."""
 
 import contextlib
 import json
 import math
-import tempfile
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,10 +11,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from alibi_jax.atomic import write_atomically
-from alibi_jax.config import Config, ConfigError, differing_fields, load_config, to_json
+from alibi_jax.storage import Location, in_bucket
+from alibi_jax.workdir import saved_steps
 
-MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
 RAISED = (OSError, ValueError, KeyError, RuntimeError)  # by Orbax and TensorStore, for what is on the disk
 
 
@@ -27,7 +24,7 @@ class CheckpointError(RuntimeError):
 class _Explained(contextlib.AbstractContextManager):
     """What Orbax raises for a damaged or foreign checkpoint or a full disk, as a CheckpointError."""
 
-    def __init__(self, what: str, folder: Path) -> None:
+    def __init__(self, what: str, folder: Location) -> None:
         self.what, self.folder = what, folder
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -38,7 +35,7 @@ class _Explained(contextlib.AbstractContextManager):
     def error(self, reason: str) -> CheckpointError:
         reason = reason.partition(" [")[0]  # from there on TensorStore gives its whole specification
         reason = reason if len(reason) <= 400 else f"{reason[:200]} ... {reason[-200:]}"
-        steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+        steps = saved_steps(self.folder.parent)
         return CheckpointError(
             f"checkpoints: could not {self.what} in {self.folder}: {reason}. Expected a whole checkpoint of this config and "
             f"room on the disk. Steps on the disk: {', '.join(map(str, steps)) or 'none'}. If one is damaged, remove its "
@@ -67,45 +64,6 @@ def checksums(tree: Any) -> dict[str, int]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): int(value) for path, value in sums}
 
 
-def open_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
-    """Makes the run's folder and writes config.json and corpus.txt, or checks those that are there.
-
-    fingerprint: of the corpus. ConfigError where the folder cannot be written, holds a run of another config (the fields
-    are named) or of another text; sections in MAY_DIFFER may change, for a checkpoint restores onto any mesh.
-    """
-    texts = {"config.json": to_json(config), "corpus.txt": fingerprint}
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-        for name, text in texts.items():
-            if not (workdir / name).exists():
-                write_atomically(workdir / name, text)
-    except OSError as error:
-        raise ConfigError(
-            f"workdir: got {workdir}, which cannot be written ({error.strerror}), expected a writable folder. "
-            "Choose another --workdir or free the disk."
-        ) from error
-    differing = differing_fields(load_config(workdir), config, MAY_DIFFER)
-    if differing:
-        raise ConfigError(
-            f"workdir: got a config that differs from the run in {workdir}: {'; '.join(differing)}; expected the same. "
-            "Train into another --workdir, or repeat the run's own config."
-        )
-    check_corpus(workdir, fingerprint)
-
-
-def check_corpus(workdir: Path, fingerprint: str) -> None:
-    """ConfigError unless the corpus is, to the byte, the one that the run in `workdir` was begun with."""
-    path = workdir / "corpus.txt"
-    trained = path.read_text() if path.exists() else "none"
-    if trained != fingerprint:
-        raise ConfigError(
-            f"corpus: got text and tokenizer of fingerprint {fingerprint[:12]}, expected {trained[:12]}, which {workdir} was "
-            "trained on. The text was changed, or prepared on another machine: bring the trained one back, or train anew."
-        )
-
-
 def _loss(metrics: dict[str, float]) -> float:
     return metrics["validation_nats"]
 
@@ -117,8 +75,9 @@ class Checkpoints:
     and a third, the checksums of both.
     """
 
-    def __init__(self, workdir: Path, max_to_keep: int = 1, read_only: bool = False) -> None:
-        self.folder = (workdir / "checkpoints").absolute()
+    def __init__(self, workdir: Location, max_to_keep: int = 1, read_only: bool = False) -> None:
+        folder = workdir / "checkpoints"
+        self.folder = folder if in_bucket(folder) else folder.absolute()
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"checkpoints: got none in {self.folder}, expected a trained run. Train it first.")
         self._check_metrics()

@@ -8,27 +8,32 @@ from alibi_jax.checkpoint import CheckpointError
 from alibi_jax.config import ConfigError
 from alibi_jax.data.sources import DataError
 from alibi_jax.evaluate.statistics import ResultsError
+from alibi_jax.hosts import HostsError, is_first
 from alibi_jax.loop import Diverged, Interrupted
 from alibi_jax.metrics import MetricsError
-
-REFUSED, FAILED = 2, 1  # exit statuses: bad input, before any work; a run that could not go on
-INTERRUPTED = 75  # stopped on request with everything saved; the same command goes on
-KILLED = 130  # stopped at once
+from alibi_jax.status import DIVERGED, FAILED, INTERRUPTED, KILLED, REFUSED
+from alibi_jax.supervise import follow_supervisor
 
 
 def run_command(parse: Callable[[], Callable[[], str]]) -> int:
     """Parses a command, runs it, prints what it says; returns the exit status. Other errors are bugs, with a traceback."""
+    follow_supervisor()
     for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     log = logging.getLogger("alibi_jax")
     log.handlers, log.propagate = [logging.StreamHandler()], False
     log.setLevel(logging.INFO)  # what "auto" chose
     try:
-        print(parse()())
+        said = parse()()
+        if is_first():
+            print(said)
     except (ConfigError, DataError, ResultsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
-    except (CheckpointError, MetricsError, Diverged, OSError) as error:
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return DIVERGED
+    except (CheckpointError, MetricsError, HostsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except Interrupted as stop:

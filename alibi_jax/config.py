@@ -27,6 +27,7 @@ from alibi_jax.sections import (
     check_lengths,
     parse_stride,
 )
+from alibi_jax.storage import Location, locate
 
 __all__ = [
     "Attention",
@@ -117,7 +118,7 @@ def from_json(text: str) -> Config:
     return _section_from_dict(Config, "config", values)
 
 
-def _read(path: Path) -> Config:
+def _read(path: Location) -> Config:
     path = path / "config.json" if path.is_dir() else path
     require(path.is_file(), "config", f"{path}, which does not exist", "a .py recipe or a .json", "Check the path.")
     if path.suffix == ".py":
@@ -136,7 +137,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     overrides: such as ("--model.position", "rotary"). Raises ConfigError; a bad override exits with status 2 and a
     message that names the nearest known option.
     """
-    config = _read(Path(path))
+    config = _read(locate(path))
     if not overrides:
         return config
     import tyro  # the command line only

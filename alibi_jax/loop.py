@@ -5,9 +5,8 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -17,10 +16,13 @@ from alibi_jax.data.batches import batches
 from alibi_jax.data.corpus import Corpus
 from alibi_jax.evaluate.nats import token_nats
 from alibi_jax.evaluate.statistics import bits_per_byte
+from alibi_jax.hosts import Agreement
 from alibi_jax.metrics import MetricsLog, Speed
 from alibi_jax.model import TransformerLM
 from alibi_jax.progress import Bar, loss_text
-from alibi_jax.sharding import batch_ways, put_batch
+from alibi_jax.sharding import Share, batch_ways, host_share, put_batch
+from alibi_jax.storage import Location
+from alibi_jax.watch import Trace
 
 VALIDATION_TOKENS = 8192  # of one batch of validation windows; at least one window a device
 SHOW_CURSOR = "\x1b[?25h"  # the bar hides it, and a second signal would leave it so
@@ -57,32 +59,37 @@ def stop_requested() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def batch_arguments(config: Config, corpus: Corpus) -> tuple:
+def batch_arguments(config: Config, corpus: Corpus, share: Share) -> tuple:
     """What `batches` and `Batches` are given on this host."""
     train = config.train
-    hosts = jax.process_index(), jax.process_count()
-    return corpus.tokens("train"), train.train_length, train.batch_size, train.seed, *hosts
+    return corpus.tokens("train"), train.train_length, train.batch_size, train.seed, share.rows, share.columns
 
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-class Loop:
-    """One run's loop. What it changes is the state it is given, the run's folder, and the bar."""
+class Run(NamedTuple):
+    """What a run has before its first step."""
 
-    def __init__(
-        self,
-        config: Config,
-        corpus: Corpus,
-        mesh: Mesh,
-        checkpoints: Checkpoints,
-        log: MetricsLog,
-        bar: Bar,
-        step: int,
-    ) -> None:
-        self.config, self.corpus, self.mesh = config, corpus, mesh
-        self.model, self.checkpoints, self.log, self.bar = TransformerLM(config.model), checkpoints, log, bar
+    config: Config
+    corpus: Corpus
+    mesh: Mesh
+    checkpoints: Checkpoints
+    workdir: Location
+    label: str  # before the bar
+    traced: range  # steps
+
+
+class Loop:
+    """One run's loop, from the step after `step`. What it changes is the state it is given, the run's folder, and the bar."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.config, self.corpus, self.mesh, self.checkpoints = run.config, run.corpus, run.mesh, run.checkpoints
+        config, corpus = run.config, run.corpus
+        self.model, self.log = TransformerLM(config.model), MetricsLog(run.workdir, step)
+        self.bar = Bar(run.label, config.train.steps, step)
+        self.trace = Trace(run.traced, run.workdir / "tensorboard")
         self.first = self.saved = step
         train, facts = config.train, corpus.facts["splits"]["train"]
         self.speed = Speed(config.model, train.train_length, train.batch_size * train.train_length)
@@ -91,10 +98,16 @@ class Loop:
 
     def run(self, state: Any, step_function: Callable, stop: list[str]) -> None:
         """Steps until the last, or until `stop` holds a signal's name: then saves and raises Interrupted."""
-        train, waiting = self.config.train, None
+        with contextlib.closing(self.log), contextlib.closing(self.trace), self.bar:
+            self._run(state, step_function, stop)
+
+    def _run(self, state: Any, step_function: Callable, stop: list[str]) -> None:
+        train, waiting, agreed = self.config.train, None, Agreement(self.mesh)
         for step, inputs, targets in self._batches():
-            state, metrics = step_function(state, inputs, targets)
-            stopping = list(stop)  # read once a step: a signal may come at any moment
+            with self.trace.step(step):
+                state, metrics = step_function(state, inputs, targets)
+            self.trace.after(step, metrics)
+            stopping = agreed(stop)  # read once a step: a signal may come at any moment
             if waiting:  # one step late, so that the device never waits for the host
                 self._report(*waiting)
             waiting = step, metrics
@@ -110,10 +123,11 @@ class Loop:
 
     def _batches(self) -> Iterator[tuple[int, Array, Array]]:
         """(step from 1, inputs, targets) of the steps still to do, placed on the mesh; this host reads its share."""
-        made = batches(*batch_arguments(self.config, self.corpus), first_step=self.first)
+        share = host_share((self.config.train.batch_size, self.config.train.train_length), self.mesh)
+        made = batches(*batch_arguments(self.config, self.corpus, share), first_step=self.first)
         with contextlib.closing(made):
             for _, (done, inputs, targets) in zip(range(self.first, self.config.train.steps), made, strict=False):
-                yield done + 1, put_batch(inputs, self.mesh), put_batch(targets, self.mesh)
+                yield done + 1, put_batch(inputs, share), put_batch(targets, share)
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
@@ -151,6 +165,7 @@ class Loop:
 
     def _save(self, step: int, state: Any, validation_nats: float | None) -> None:
         rest = {"step": state.step, "moments": state.optimizer}
+        self.log.flush()  # first: a run that goes on from the checkpoint lacks no line before it
         self.checkpoints.save(step, state.params, rest, validation_nats)
         self.saved = step
         self.speed.restart()

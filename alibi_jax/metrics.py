@@ -6,14 +6,13 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from alibi_jax.atomic import write_atomically
 from alibi_jax.config import ModelConfig
 from alibi_jax.model.flops import peak_flops, train_flops_per_token
+from alibi_jax.storage import Location, growing_file
 
 
 class MetricsError(RuntimeError):
@@ -21,17 +20,17 @@ class MetricsError(RuntimeError):
 
 
 @contextlib.contextmanager
-def _explained(workdir: Path) -> Iterator[None]:
+def _explained(workdir: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise MetricsError(
-            f"metrics: could not write in {workdir}: {error.strerror}, expected a writable folder and room on the disk. Free "
-            "the disk, then run the same command again; it goes on from the last checkpoint."
+            f"metrics: could not write in {workdir}: {error.strerror or error}, expected a writable folder and room on the "
+            "disk. Free the disk, then run the same command again; it goes on from the last checkpoint."
         ) from error
 
 
-def _lines(path: Path, step: int) -> list[str]:
+def _lines(path: Location, step: int) -> list[str]:
     """The whole lines of metrics.jsonl up to a step; a line cut short by a kill is left out."""
     lines = path.read_bytes().decode("utf-8", errors="replace").splitlines() if path.exists() else []
     whole = [line for line in lines if line.endswith("}")]
@@ -63,22 +62,19 @@ class MetricsLog:
     full or the file is damaged.
     """
 
-    def __init__(self, workdir: Path, step: int) -> None:
+    def __init__(self, workdir: Location, step: int) -> None:
         self.workdir, self.writes = workdir, jax.process_index() == 0
         if not self.writes:
             return
         path, folder = workdir / "metrics.jsonl", workdir / "tensorboard"
         with _explained(workdir):
-            write_atomically(path, "".join(line + "\n" for line in _lines(path, step)))
-            self.file = path.open("ab", buffering=0)
-            folder.mkdir(exist_ok=True)
-            self.board = (folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}").open(
-                "xb", buffering=0
-            )
+            self.file = growing_file(path, "".join(line + "\n" for line in _lines(path, step)).encode())
+            folder.mkdir(parents=True, exist_ok=True)
             first = [{"wall_time": time.time(), "file_version": "brain.Event:2"}]
             if step:  # TensorBoard forgets what another file says of later steps
                 first.append({"step": step + 1, "session_log": {"status": 1}})
-            self.board.write(_events(first))
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+            self.board = growing_file(folder / name, _events(first))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": ..., name: value ...}; the same values to TensorBoard."""
@@ -90,10 +86,18 @@ class MetricsLog:
             self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
             self.board.write(_events([{"wall_time": now, "step": step, "summary": summary}]))
 
+    def flush(self) -> None:
+        """Puts what a bucket has not got yet there: before a checkpoint, so that a run that goes on from it lacks nothing."""
+        if self.writes:
+            with _explained(self.workdir):
+                self.file.flush()
+                self.board.flush()
+
     def close(self) -> None:
         if self.writes:
-            self.file.close()
-            self.board.close()
+            with _explained(self.workdir):
+                self.file.close()
+                self.board.close()
 
 
 class Speed:

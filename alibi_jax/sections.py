@@ -53,6 +53,7 @@ class ModelConfig(Section):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
     scan_layers: bool = False  # one compiled layer looped over stacked parameters
     remat: bool = False  # recompute each layer in the backward pass instead of storing it
+    remat_saves: Literal["inputs", "attention", "products"] = "inputs"  # with remat, kept all the same
 
     @property
     def head_width(self) -> int:
@@ -70,6 +71,13 @@ class ModelConfig(Section):
         self.require_share("embedding_dropout", "residual_dropout", "attention_dropout", "activation_dropout")
         self.require_share("adaptive_dropout")
         self._check_bands()
+        require(
+            self.remat or self.remat_saves == "inputs",
+            "model.remat_saves",
+            f"{self.remat_saves!r} without remat",
+            "model.remat, or 'inputs': without it all is kept",
+            "Set model.remat.",
+        )
         require(
             self.width % self.num_heads == 0,
             "num_heads",

@@ -6,10 +6,11 @@ batches are placed by `shard(x, "batch", "length", ...)` with the same RULES.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -232,9 +233,45 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf)), tree)
 
 
-def put_batch(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This host's rows of a batch [B, L] as one global array split over the batch axes."""
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, _spec(("batch", "length"))), rows)
+class Share(NamedTuple):
+    """What one host's devices hold of every batch [B, L], and so all that it reads."""
+
+    shape: tuple[int, int]  # of the whole batch
+    sharding: NamedSharding
+    rows: np.ndarray  # which, ascending
+    columns: slice
+
+
+def host_share(shape: tuple[int, int], mesh: Mesh) -> Share:
+    """This host's share of batches of `shape` on a mesh; several hosts may hold the same rows."""
+    sharding = NamedSharding(mesh, _spec(("batch", "length")))
+    held = sharding.addressable_devices_indices_map(shape).values()
+    rows = np.unique(np.concatenate([np.arange(shape[0])[index[0]] for index in held]))
+    bounds = [index[1].indices(shape[1]) for index in held]
+    return Share(shape, sharding, rows, slice(min(start for start, *_ in bounds), max(stop for _, stop, _ in bounds)))
+
+
+def put_batch(part: np.ndarray, share: Share) -> jax.Array:
+    """This host's share of a batch as one global array, split over the mesh."""
+
+    def of_device(index: tuple[slice, slice]) -> np.ndarray:
+        rows = np.searchsorted(share.rows, np.arange(share.shape[0])[index[0]])
+        start, stop, _ = index[1].indices(share.shape[1])
+        return part[rows, start - share.columns.start : stop - share.columns.start]
+
+    return jax.make_array_from_callback(share.shape, share.sharding, of_device)
+
+
+def of_any_host(flag: bool, mesh: Mesh) -> jax.Array:
+    """Whether `flag` is true on any host; every host calls it as often. Reading the answer waits for all of them."""
+    everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    flags = jax.make_array_from_callback((mesh.size,), everywhere, lambda _: np.array([flag]))
+    return _any(flags, NamedSharding(mesh, PartitionSpec()))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _any(flags: jax.Array, replicated: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(flags.any(), replicated)
 
 
 def place_rows(rows: np.ndarray) -> jax.Array:

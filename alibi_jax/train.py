@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,16 +13,18 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Int32
 
-from alibi_jax.checkpoint import Checkpoints, open_workdir
+from alibi_jax.checkpoint import Checkpoints
 from alibi_jax.config import Config, ConfigError, replace
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
-from alibi_jax.loop import Loop, batch_arguments, stop_requested
-from alibi_jax.metrics import MetricsLog
+from alibi_jax.hosts import first_host_first
+from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import learning_rate, make_optimizer
-from alibi_jax.progress import Bar
-from alibi_jax.sharding import check_mesh, make_mesh, tree_shardings
+from alibi_jax.sharding import check_mesh, host_share, make_mesh, token_ways, tree_shardings
+from alibi_jax.storage import locate
+from alibi_jax.watch import parse_steps, watched
+from alibi_jax.workdir import only_run, open_workdir
 
 
 class State(NamedTuple):
@@ -35,9 +37,7 @@ class State(NamedTuple):
 
 def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> State:
     """Parameters from the seed, moments at zero, step 0."""
-    tokens = jnp.zeros(
-        (config.train.batch_size, 1), jnp.int32
-    )  # rows that divide over a mesh; no parameter depends on length
+    tokens = jnp.zeros(token_ways(), jnp.int32)  # what divides over the mesh; no parameter depends on length
     params = model.init(jax.random.key(config.train.seed), tokens)["params"]
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
@@ -98,38 +98,41 @@ def resolve(config: Config, corpus: Corpus) -> Config:
     return config
 
 
-def train(config: Config, workdir: str | Path, label: str = "train") -> Config:
+def train(config: Config, workdir: str | os.PathLike, label: str = "train", profile: str = "") -> Config:
     """Trains `config` in `workdir`, going on from the checkpoint there if there is one; returns the config as resolved.
 
-    Writes config.json, checkpoints/, metrics.jsonl and tensorboard/. Errors before any work: ConfigError (fields, mesh,
-    a workdir of another config), DataError. While training: Diverged (a loss that is not finite; nothing after it is
-    saved), Interrupted (SIGTERM, Ctrl-C; saved), CheckpointError and MetricsError (a full disk, a damaged file).
+    workdir: a folder or gs://BUCKET/FOLDER. profile: steps to trace for TensorBoard, such as "10-12". On several hosts
+    (hosts.connect) each calls it alike. Writes config.json, checkpoints/, metrics.jsonl and tensorboard/. Errors before any
+    work: ConfigError (fields, mesh, a workdir of another config or in which another run is at work), DataError. While
+    training: Diverged (a loss that is not finite; nothing after it is saved), Interrupted (SIGTERM, Ctrl-C; saved),
+    CheckpointError and MetricsError (a full disk, a damaged file).
     """
-    workdir = Path(workdir)
+    workdir, traced = locate(workdir), parse_steps(profile)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)  # before a corpus is prepared, which may take long
-    corpus = open_corpus(config.data)
+    with first_host_first():
+        corpus = open_corpus(config.data)
     config = resolve(config, corpus)
     check_mesh(config, mesh)  # with the vocabulary
-    Batches(*batch_arguments(config, corpus))  # refuses a seed, a text or a number of hosts that does not fit
-    open_workdir(workdir, config, corpus.fingerprint)
-    checkpoints = Checkpoints(workdir, config.train.max_to_keep)
-    with jax.set_mesh(mesh), stop_requested() as stop, contextlib.closing(checkpoints):
+    share = host_share((config.train.batch_size, config.train.train_length), mesh)
+    Batches(*batch_arguments(config, corpus, share))  # refuses a seed or a text that does not fit
+    with contextlib.ExitStack() as held:
+        with first_host_first():
+            held.enter_context(only_run(workdir))
+            open_workdir(workdir, config, corpus.fingerprint)
+        checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, config.train.max_to_keep)))
+        stop = held.enter_context(stop_requested())
+        held.enter_context(jax.set_mesh(mesh))
         if checkpoints.latest() != config.train.steps:
-            _train(config, corpus, mesh, checkpoints, workdir, label, stop)
+            _train(Run(config, corpus, mesh, checkpoints, workdir, label, traced), stop)
     return config
 
 
-def _train(
-    config: Config, corpus: Corpus, mesh: Mesh, checkpoints: Checkpoints, workdir: Path, label: str, stop: list[str]
-) -> None:
+def _train(run: Run, stop: list[str]) -> None:
     """What `train` does once everything has been checked and there are steps left."""
-    make_state, step_function, shardings = programs(config, mesh)
-    state = restore_or(make_state, checkpoints, shardings)
-    step = int(state.step)
-    log = MetricsLog(workdir, step)
-    with contextlib.closing(log), Bar(label, config.train.steps, step) as bar:
-        Loop(config, corpus, mesh, checkpoints, log, bar, step).run(state, step_function, stop)
+    make_state, step_function, shardings = programs(run.config, run.mesh)
+    state = restore_or(make_state, run.checkpoints, shardings)
+    Loop(run, int(state.step)).run(state, watched(step_function, "state", "inputs", "targets"), stop)
 
 
 def programs(config: Config, mesh: Mesh) -> tuple[Callable[[], State], Callable, State]:

@@ -38,8 +38,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from alibi_jax import LinearBias, alibi_slopes, attend
-from alibi_jax.atomic import write_atomically
 from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.storage import write_atomically
 from shapes import LENGTHS
 
 Direction = Literal["forward", "forward+backward"]

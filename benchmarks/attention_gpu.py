@@ -24,8 +24,8 @@ import numpy as np
 import tyro
 
 from alibi_jax import LinearBias, alibi_slopes, attend
-from alibi_jax.atomic import write_atomically
 from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.storage import write_atomically
 from shapes import GPU_SHAPES
 
 PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989}  # bfloat16, dense, SXM: NVIDIA's data sheets

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from alibi_jax.atomic import write_atomically
 from alibi_jax.evaluate.plots import FAINT, INK, png_bytes
+from alibi_jax.storage import write_atomically
 
 OURS = "blockwise"
 TITLES = {"forward": "Forward", "forward+backward": "Forward and backward"}

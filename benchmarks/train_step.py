@@ -31,11 +31,11 @@ import torch
 import tyro
 from torch.nn.functional import cross_entropy
 
-from alibi_jax.atomic import write_atomically
 from alibi_jax.config import Config, OptimizerConfig, TrainConfig
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
+from alibi_jax.storage import write_atomically
 from alibi_jax.train import State, train_step
 from bloom import make_bloom, model_config, params_of_bloom, torch_adamw
 

@@ -24,7 +24,6 @@ import numpy as np
 import tyro
 
 import paper
-from alibi_jax.atomic import write_atomically
 from alibi_jax.checks import require
 from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, load_config, replace
@@ -33,6 +32,7 @@ from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import markdown
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
+from alibi_jax.storage import write_atomically
 from alibi_jax.train import init_state, train_step
 from grid import write_results
 

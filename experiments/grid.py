@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 
-from alibi_jax.atomic import write_atomically
 from alibi_jax.checks import require
 from alibi_jax.cli import INTERRUPTED, run_command
 from alibi_jax.config import Config, EvaluateConfig, load_config, replace, to_json
@@ -25,6 +24,7 @@ from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import DASH, markdown
 from alibi_jax.sharding import batch_ways, check_mesh, make_mesh
+from alibi_jax.storage import write_atomically
 from alibi_jax.train import train
 
 

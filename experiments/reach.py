@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from alibi_jax.atomic import write_atomically
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE, NEAREST
 from alibi_jax.cli import run_command
 from alibi_jax.config import ConfigError, MeshConfig, load_config
@@ -29,6 +28,7 @@ from alibi_jax.evaluate.run import load_params
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
 from alibi_jax.sharding import make_mesh
+from alibi_jax.storage import write_atomically
 
 BLOCK = 128  # queries and keys of a block
 

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -14,8 +13,9 @@ import pytest
 
 import main
 from alibi_jax import cli, loop
-from alibi_jax.checkpoint import CheckpointError, Checkpoints, checksums, open_workdir
-from alibi_jax.config import ConfigError, DataConfig, replace, to_json
+from alibi_jax.checkpoint import CheckpointError, Checkpoints, checksums
+from alibi_jax.config import ConfigError, DataConfig, to_json
+from alibi_jax.workdir import open_workdir
 from runs import assert_identical, tiny_config
 
 # Orbax leaves what it was reading beside a damaged file to the garbage collector, which warns
@@ -188,27 +188,6 @@ def test_read_only_makes_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="got none in .*Train it first"):
         Checkpoints(tmp_path / "run", read_only=True)
     assert not (tmp_path / "run").exists()
-
-
-def test_folder_belongs_to_one_config_and_one_text(tmp_path):
-    config = tiny_config(DataConfig())
-    open_workdir(tmp_path, config, "text")
-    open_workdir(tmp_path, replace(replace(config, "mesh", fsdp=2), "evaluate", max_tokens=9), "text")
-    other = replace(replace(config, "model", width=32), "optimizer", beta2=0.5)
-    with pytest.raises(ConfigError, match=r"model\.width: 16 -> 32; optimizer\.beta2: 0\.98 -> 0\.5"):
-        open_workdir(tmp_path, other, "text")
-    with pytest.raises(ConfigError, match="fingerprint"):
-        open_workdir(tmp_path, config, "another text")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="not JSON"):
-        open_workdir(tmp_path, config, "text")
-
-
-def test_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ConfigError, match=re.escape(f"got {workdir}, which cannot be written")):
-            open_workdir(workdir, tiny_config(DataConfig()), "text")
 
 
 @pytest.fixture

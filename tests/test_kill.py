@@ -1,8 +1,6 @@
 """A run that is killed or asked to stop at any moment goes on as if nothing had happened."""
 
 import json
-import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -12,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,20 +18,8 @@ from alibi_jax import cli, loop
 from alibi_jax.config import replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.train import train
+from children import LIMIT, be_quick, exit_status, latest, run_command, start, wait_for
 from runs import DROPOUT, assert_identical, saved_state, tiny_config
-
-LIMIT = 120  # seconds in which a child must have got somewhere
-# Children fork from a process that has imported everything and started nothing: they begin in a tenth of a second.
-CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(["alibi_jax"])
-
-
-def be_quick(folder: Path) -> None:
-    """One device, and what another child has compiled is not compiled again."""
-    os.environ["XLA_FLAGS"] = ""
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def run(config, workdir: Path, killed_after: int | None = None) -> None:
@@ -54,30 +39,6 @@ def run(config, workdir: Path, killed_after: int | None = None) -> None:
     train(config, workdir)
 
 
-def run_command(arguments: list[str], errors: Path) -> None:
-    be_quick(errors.parent)
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    sys.exit(main.main(arguments))
-
-
-def start(function, *arguments):
-    child = CHILDREN.Process(target=function, args=arguments)
-    child.start()
-    return child
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, f"nothing came in {LIMIT} seconds"
-        time.sleep(0.002)
-
-
-def exit_status(child) -> int | None:
-    child.join(LIMIT)
-    return child.exitcode
-
-
 def lines(workdir: Path) -> list[dict]:
     path = workdir / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
@@ -88,10 +49,6 @@ def values(workdir: Path) -> list[dict]:
     return [
         {name: value for name, value in line.items() if not name.endswith("_per_second")} for line in lines(workdir)
     ]
-
-
-def latest(workdir: Path) -> int:
-    return max([0, *(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())])
 
 
 def test_killed_run_goes_on_bit_for_bit(tiny_data, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import main
-from alibi_jax import cli
+from alibi_jax import cli, loop
 from alibi_jax.config import replace, to_json
 from alibi_jax.data.corpus import prepare
 from runs import tiny_config
@@ -45,7 +45,7 @@ def untouched(tmp_path):
 def test_help_names_every_command(call, arguments):
     status, text = call(*arguments)
     assert status == (0 if arguments else cli.REFUSED)
-    assert all(f"python main.py {name}" in text for name in ("prepare", "train", "evaluate", "report"))
+    assert all(f"python main.py {name}" in text for name in ("prepare", "train", "supervise", "evaluate", "report"))
 
 
 OPTIONS = {
@@ -58,6 +58,7 @@ OPTIONS = {
         "--train.train-length",
         "tokens of one training sequence",
     ),
+    "supervise": ("--patience", "given after --"),
     "evaluate": ("--lengths", "--strides", "--out", "--label", "folder of a trained run"),
     "report": ("--out", "--title", "folders that `evaluate` wrote"),
 }
@@ -80,7 +81,10 @@ REFUSED_OPTIONS = {
     ),
     "batch over mesh": (["--train.batch-size", "12"], "got 12, expected a multiple of 8"),
     "accumulation": (["--train.gradient-accumulation", "3"], "got 3 parts of a batch of 8"),
-    "mesh": (["--mesh.data", "3"], "data 3 x fsdp 1 x tensor 1 on 8 devices, expected sizes that multiply"),
+    "mesh": (
+        ["--mesh.data", "3"],
+        "data 3 x fsdp 1 x tensor 1 x sequence 1 on 8 devices, expected sizes that multiply",
+    ),
     "warm-up": (["--optimizer.warmup-steps", "9"], "warmup_steps: got 9, expected at most train.steps, 4"),
     "length 0": (["--evaluate.lengths", "0"], "evaluate.lengths: got 0, expected lengths of 1 token or more"),
     "negative length": (["--evaluate.lengths", "-5"], "-5"),
@@ -182,9 +186,19 @@ def test_report_needs_results(call, tmp_path):
 
 
 def test_programming_error_is_not_dressed_up_as_bad_input(call, recipe, monkeypatch):
-    monkeypatch.setattr(main, "train", lambda *_: int("one"))
+    monkeypatch.setattr(main, "train", lambda *_, **__: int("one"))
     with pytest.raises(ValueError, match="invalid literal"):
         call("train", recipe)
+
+
+def test_diverged_run_has_a_status_of_its_own(call, recipe, monkeypatch):
+    def diverges(*_, **__):
+        raise loop.Diverged("training: got loss nan")
+
+    monkeypatch.setattr(main, "train", diverges)
+    assert (
+        call("train", recipe) == (cli.DIVERGED, "error: training: got loss nan") == (3, "error: training: got loss nan")
+    )
 
 
 def test_second_interrupt_is_no_traceback(call, recipe, monkeypatch):

@@ -1,5 +1,6 @@
 """The language model: causal, of any length, the same however its layers are run."""
 
+import dataclasses
 import functools
 
 import jax
@@ -161,3 +162,28 @@ def test_peaks_are_known_by_device_kind_and_unknown_ones_are_none():
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("cpu") is None
+
+
+def test_what_remat_keeps_is_not_done_again_and_changes_nothing():
+    """The compiled gradient holds a forward attention less with "attention", and no product of the forward pass twice with
+    "products"."""
+    tokens, losses, counts = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 144))), [], []
+    for saves in (None, "inputs", "attention", "products"):
+        remat = {} if saves is None else {"remat": True, "remat_saves": saves}
+        config = ModelConfig(num_layers=2, width=32, num_heads=2, mlp_width=64, vocab_size=50, **remat)
+        model = TransformerLM(dataclasses.replace(config, attention="blockwise", scan_layers=True))
+        params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+
+        def loss(params, model=model):
+            return model.apply({"params": params}, tokens, tokens, method="nats").sum()
+
+        value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+        losses.append((value, gradients))
+        jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
+        counts.append((jaxpr.count(" while["), jaxpr.count("dot_general")))
+    for value, gradients in losses[1:]:
+        assert_close(value / losses[0][0], 1.0, "loss")
+        jax.tree.map(lambda x, y: assert_close(x, y, "attention gradient"), gradients, losses[0][1])
+    none, inputs, attention, products = counts
+    assert inputs[0] > attention[0] == products[0] == none[0], counts
+    assert inputs[1] > attention[1] > products[1] >= none[1], counts

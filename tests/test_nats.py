@@ -1,5 +1,7 @@
 """The two protocols to the token: every token once, with just the inputs PAPER-style windows give it."""
 
+import dataclasses
+
 import chex
 import hypothesis
 import jax
@@ -117,15 +119,20 @@ def test_one_compilation_for_each_shape_whatever_the_stride(small, monkeypatch):
         token_nats(*small, STREAM, length=9, first_input=0, batch_size=4)
 
 
-def test_sharded_over_eight_devices_it_scores_the_same(small):
+@pytest.mark.parametrize("attention", ["reference", "blockwise"])
+def test_sharded_over_eight_devices_it_scores_the_same(small, attention):
     from alibi_jax.config import MeshConfig
     from alibi_jax.sharding import make_mesh
 
-    alone = token_nats(*small, STREAM, length=16, stride=5, first_input=0, batch_size=8)
-    with jax.set_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
-        spread = token_nats(*small, STREAM, length=16, stride=5, first_input=0, batch_size=8)
-        with pytest.raises(ValueError, match="multiple of 4"):
-            token_nats(*small, STREAM, length=16, first_input=0, batch_size=6)
+    model, params = small
+    model = model.clone(config=dataclasses.replace(model.config, attention=attention))
+    alone = token_nats(model, params, STREAM, length=16, stride=5, first_input=0, batch_size=8)
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2, sequence=2))):
+        spread = token_nats(model, params, STREAM, length=16, stride=5, first_input=0, batch_size=8)
+        with pytest.raises(ValueError, match="batch: got 7, expected a multiple of 2 devices"):
+            token_nats(model, params, STREAM, length=16, first_input=0, batch_size=7)
+        with pytest.raises(ValueError, match="length: got 15, expected a multiple of 2 devices"):
+            token_nats(model, params, STREAM, length=15, first_input=0, batch_size=8)
     assert_close(spread, alone, "loss")
 
 

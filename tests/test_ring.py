@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alibi_jax.attention import attend, blockwise, pallas_gpu, pallas_tpu
+from alibi_jax.attention import attend, blockwise, pallas_gpu, pallas_tpu, ring
 from alibi_jax.attention.options import Given, Known, Options, Part
 from alibi_jax.attention.reach import bounds_from, norms
 from alibi_jax.config import MeshConfig
 from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
-from alibi_jax.sharding import make_mesh
+from alibi_jax.sharding import make_mesh, on_each_device
 from conftest import assert_close
 
 LENGTH, HEADS, WIDTH = 128, 4, 8
@@ -127,3 +127,36 @@ def test_large_scores_and_a_far_key_that_outweighs_the_near():
     whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)
     found = on_mesh((1, 1, 1, 4), "blockwise", 0.0, *inputs)
     assert_close(found[0], whole[0], "attention")
+
+
+def test_heads_look_back_no_farther_than_their_reach():
+    """Four parts of 32 tokens: steep heads need their neighbour alone, a slope of 1e-3 all three."""
+    k = jax.random.normal(jax.random.key(3), (1, LENGTH, HEADS, WIDTH))
+    slopes = jnp.array([16.0, 4.0, 0.5, 1e-3])
+
+    def measure(k, slopes):
+        part = Part(k, k, k, LinearBias(slopes), jnp.int32(0), jnp.zeros((1, HEADS, 2), jnp.uint32))
+        return ring.steps_taken(blockwise.RULES, 4, Options(True, 0.0, 2.0**-25), part)
+
+    with jax.set_mesh(mesh_of(MESHES["four"])):
+        placed = "batch", "length", "heads", "head_width"
+        run = jax.jit(lambda *inputs: on_each_device(measure, inputs, (placed, ("heads",)), ("heads",)))
+        steps = np.asarray(run(k, slopes))
+        assert steps.tolist()[0] == 1 and steps[3] == 3 and sorted(steps) == steps.tolist(), steps
+        assert np.asarray(run(1000 * k, slopes)).tolist()[2] == 3, "large scores see farther"
+
+
+def test_what_a_ring_cannot_serve_is_refused():
+    q = jnp.zeros((1, LENGTH, HEADS, WIDTH))
+    with jax.set_mesh(mesh_of(MESHES["four"])):
+        for arguments in (
+            (q[:, :1], q, {"q_offset": LENGTH - 1}),
+            (q, q, {"causal": False}),
+            (q, q, {"q_offset": jnp.int32(0)}),
+        ):
+            with pytest.raises(
+                NotImplementedError, match=r"on a mesh that splits the sequence, expected causal attention"
+            ):
+                attend(arguments[0], arguments[1], arguments[1], implementation="blockwise", **arguments[2])
+        with pytest.raises(ValueError, match="length: got 126, expected a multiple of 4"):
+            attend(q[:, 2:], q[:, 2:], q[:, 2:], implementation="blockwise")

@@ -21,12 +21,12 @@ from alibi_jax.data.sources import DataError
 from alibi_jax.loop import Diverged, Interrupted, stop_requested
 from alibi_jax.metrics import MetricsError, MetricsLog
 from alibi_jax.positions import alibi, alibi_slopes
-from alibi_jax.sharding import check_mesh, make_mesh, put_batch, shard
+from alibi_jax.sharding import check_mesh, host_share, make_mesh, place_rows, put_batch, shard
 from alibi_jax.train import programs, restore_or, train
 from conftest import TOLERANCE, assert_close
 from runs import DROPOUT, saved_state, tiny_config
 
-ONE, MESHES = (1, 1, 1), [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+ONE, MESHES = (1, 1, 1, 1), [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 4, 1), (1, 1, 1, 8), (2, 1, 2, 2), (2, 2, 2, 1)]
 PLACED = {  # where a parameter and both its moments lie: dimensions over mesh axes
     "embedding/table": P("tensor", "fsdp"),
     "attention/query": P("fsdp", "tensor", None),
@@ -61,20 +61,20 @@ def steps(config: Config, sizes, count: int = 3, first: int = 0, state=None):
     with jax.set_mesh(mesh):
         state, losses = make_state() if state is None else state, []
         for i in range(first, first + count):
-            state, metrics = step(state, put_batch(rows(2 * i), mesh), put_batch(rows(2 * i + 1), mesh))
+            state, metrics = step(state, place_rows(rows(2 * i)), place_rows(rows(2 * i + 1)))
             losses.append(float(metrics["loss"]))
     return losses, state
 
 
 @functools.cache
-def one_device(position: str) -> list[float]:
-    return steps(tiny_config(DataConfig(), {"position": position}), ONE)[0]
+def one_device(position: str, attention: str = "auto") -> list[float]:
+    return steps(tiny_config(DataConfig(), {"position": position, "attention": attention}), ONE)[0]
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_parameters_and_moments_lie_where_the_table_says(scan_layers):
     config = tiny_config(DataConfig(), {"position": "t5", "scan_layers": scan_layers})
-    mesh = mesh_of((2, 2, 2))
+    mesh = mesh_of((2, 2, 2, 1))
     with jax.set_mesh(mesh):
         state = programs(config, mesh)[0]()
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -94,13 +94,28 @@ def test_parameters_and_moments_lie_where_the_table_says(scan_layers):
 
 @pytest.mark.parametrize("sizes", MESHES)
 def test_alibi_learns_the_same_on_every_mesh(sizes):
-    assert_close(steps(tiny_config(DataConfig()), sizes)[0], one_device("alibi"), "sharded loss")
+    config = tiny_config(DataConfig(), {"attention": "blockwise"})
+    assert_close(steps(config, sizes)[0], one_device("alibi", "blockwise"), "sharded loss")
 
 
 @pytest.mark.parametrize("position", ["rotary", "t5", "sinusoidal", "learned", "none"])
 def test_every_position_method_learns_the_same_on_a_mesh(position):
-    config = tiny_config(DataConfig(), {"position": position})
-    assert_close(steps(config, (2, 2, 2))[0], one_device(position), "sharded loss")
+    """Whose compiler splits the dense definition, or whose devices go round a ring."""
+    for attention in ("auto", "blockwise"):
+        config = tiny_config(DataConfig(), {"position": position, "attention": attention})
+        assert_close(steps(config, (1, 2, 2, 2))[0], one_device(position, attention), "sharded loss")
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 2, 2), (1, 8, 1, 1), (1, 1, 1, 8), (1, 1, 4, 2)])
+def test_a_share_is_placed_where_the_mesh_wants_it(sizes):
+    mesh, whole = mesh_of(sizes), rows(5)
+    share = host_share(whole.shape, mesh)
+    placed = put_batch(whole[share.rows, share.columns], share)
+    with jax.set_mesh(mesh):
+        assert placed.sharding == place_rows(whole).sharding
+    np.testing.assert_array_equal(placed, whole)
+    parts = {str(part.index) for part in placed.addressable_shards}
+    assert len(parts) == sizes[0] * sizes[1] * sizes[3], "split over batch and length"
 
 
 def test_slopes_that_forgot_the_other_devices_would_show(monkeypatch):
@@ -114,22 +129,22 @@ def test_slopes_that_forgot_the_other_devices_would_show(monkeypatch):
 
 def test_saved_on_one_mesh_goes_on_upon_another(tmp_path):
     config = tiny_config(DataConfig())
-    _, state = steps(config, (2, 2, 2), 2)
+    _, state = steps(config, (2, 2, 2, 1), 2)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, state.params, {"step": state.step, "moments": state.optimizer}, None)
     checkpoints.wait()
-    mesh, (make_state, _, shardings) = compiled(config, (1, 8, 1))
+    mesh, (make_state, _, shardings) = compiled(config, (1, 8, 1, 1))
     with jax.set_mesh(mesh):
         restored = restore_or(make_state, checkpoints, shardings)
     assert restored.params["embedding"]["table"].sharding.spec == P("tensor", "fsdp")
-    losses, _ = steps(config, (1, 8, 1), 1, first=2, state=restored)
+    losses, _ = steps(config, (1, 8, 1, 1), 1, first=2, state=restored)
     assert_close(losses, one_device("alibi")[2:], "sharded loss")
 
 
 def test_constraint_acts_under_a_mesh_and_refuses_what_it_does_not_know():
     x = jnp.zeros((8, 4, 4, 2))
     constrained = jax.jit(lambda x: shard(2 * x, "batch", "length", "heads", "head_width"))
-    mesh = mesh_of((2, 2, 2))
+    mesh = mesh_of((2, 2, 2, 1))
     with jax.set_mesh(mesh):
         assert constrained(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
         with pytest.raises(KeyError):
@@ -138,22 +153,26 @@ def test_constraint_acts_under_a_mesh_and_refuses_what_it_does_not_know():
 
 
 def test_step_constrains_its_activations():
-    mesh, (make_state, step, _) = compiled(tiny_config(DataConfig()), (2, 2, 2))
+    mesh, (make_state, step, _) = compiled(tiny_config(DataConfig()), (2, 2, 2, 1))
     with jax.set_mesh(mesh):
-        batch = put_batch(rows(0), mesh)
+        batch = place_rows(rows(0))
         text = step.lower(jax.eval_shape(make_state), batch, batch).as_text()
     heads = [line for line in text.splitlines() if "sharding_constraint" in line and "8x16x4x4xf32" in line]
     assert len(heads) >= 3 and all('"tensor"' in line for line in heads), "queries, keys and values are split by head"
 
 
 def test_mesh_that_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="data 3 x fsdp 1 x tensor 1 on 8 devices"):
+    with pytest.raises(ConfigError, match="data 3 x fsdp 1 x tensor 1 x sequence 1 on 8 devices"):
         make_mesh(MeshConfig(data=3))
     config = tiny_config(DataConfig(), batch_size=12)
     with pytest.raises(ConfigError, match=r"batch_size.*got 12, expected a multiple of 8.*Use 16"):
-        check_mesh(config, mesh_of((8, 1, 1)))
+        check_mesh(config, mesh_of((8, 1, 1, 1)))
     with pytest.raises(ConfigError, match=r"num_heads: got 4, expected a multiple of 8"):
-        check_mesh(config, mesh_of((1, 1, 8)))
+        check_mesh(config, mesh_of((1, 1, 8, 1)))
+    with pytest.raises(
+        ConfigError, match=r"length: got 20, expected a multiple of 8, the devices along sequence. Use 24"
+    ):
+        check_mesh(replace(config, "train", train_length=20), mesh_of((1, 1, 1, 8)))
 
 
 def test_parts_of_a_batch_add_up_to_it():
@@ -171,7 +190,7 @@ def test_bfloat16_keeps_float32_parameters_and_learns():
     mesh = mesh_of(ONE)
     with jax.set_mesh(mesh):
         make_state, step, _ = programs(dataclasses.replace(config, optimizer=optimizer), mesh)
-        state, batch, losses = make_state(), put_batch(rows(0), mesh), []
+        state, batch, losses = make_state(), place_rows(rows(0)), []
         for _ in range(20):
             state, metrics = step(state, batch, batch)
             losses.append(float(metrics["loss"]))

@@ -11,11 +11,13 @@ from jaxtyping import Array, Float, Int
 
 from alibi_jax.attention import blockwise, pallas_gpu, pallas_tpu, ring
 from alibi_jax.attention.dropout import head_seeds
-from alibi_jax.attention.options import Options, Part, Rules, differentiable
+from alibi_jax.attention.options import SAVED_NAME, Options, Part, Rules, differentiable
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE
 from alibi_jax.attention.reference import reference_attention
 from alibi_jax.positions.base import Bias
 from alibi_jax.sharding import device, on_each_device, ring_size
+
+__all__ = ["SAVED_NAME", "attend"]
 
 log = logging.getLogger(__name__)
 

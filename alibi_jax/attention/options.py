@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from alibi_jax.positions.base import Bias
+
+SAVED_NAME = "attention"  # of output and log-sum-exp, for policies of jax.checkpoint that keep them
 
 
 class Options(NamedTuple):
@@ -74,6 +77,11 @@ def values_and_perturbed(primals: Any) -> tuple[Any, Any]:
     )
 
 
+def _as_arrays(part: Part) -> Part:
+    """jax.checkpoint hands constants on as numpy's."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), part)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def differentiable(rules: Rules, options: Options, part: Part) -> jax.Array:
     """The output of an implementation, with gradients for q, k, v and, where it is learned, the bias."""
@@ -83,17 +91,19 @@ def differentiable(rules: Rules, options: Options, part: Part) -> jax.Array:
 def _forward(rules: Rules, options: Options, primals: Part) -> tuple:
     """Also whether anything asks for the bias's gradient: fixed slopes have none, and it costs a third of the backward."""
     part, perturbed = values_and_perturbed(primals)
+    part = _as_arrays(part)
     learned = () if any(jax.tree.leaves(perturbed.bias)) else None
     if learned is not None and not rules.learns_bias:
         raise NotImplementedError(
             f"attend: {rules.name} cannot serve the gradient of learned slopes. Use implementation='blockwise'."
         )
-    out, logsumexp = rules.forward(options, part)
+    out, logsumexp = checkpoint_name(rules.forward(options, part), SAVED_NAME)
     return out, (part, out, logsumexp, learned)
 
 
 def _backward(rules: Rules, options: Options, residuals: tuple, d_out: Any) -> tuple[Part]:
     part, out, logsumexp, learned = residuals
+    part = _as_arrays(part)
     if isinstance(d_out, SymbolicZero):
         d_out = jnp.zeros(d_out.shape, d_out.dtype)
     products = d_out.astype(jnp.float32) * out.astype(jnp.float32)

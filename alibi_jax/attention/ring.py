@@ -137,19 +137,32 @@ def _forward_heads(ring: Ring, part: Part, came: tuple, joined: tuple, steps: In
     return jax.lax.scan(serve, joined, jnp.arange(part.k.shape[2]))[0]
 
 
+def _looked(ring: Ring, part: Part) -> tuple[Part, tuple[Array, Array], Array | None]:
+    """A device's own part, (its output float32, log-sum-exp), and how many parts back each key head looks, None: all."""
+    slopes, bounds = _slopes(ring, part), _bounds(part)
+    own = _own(part, slopes, bounds)
+    out, logsumexp = ring.rules.forward(ring.options, own)
+    steps = None if slopes is None else _steps(ring, part, slopes, bounds, logsumexp)
+    return own, (out.astype(jnp.float32), logsumexp), steps
+
+
+def steps_taken(rules: Rules, size: int, options: Options, part: Part) -> Int32[Array, " K"]:
+    """How many parts back each key head looks in the forward pass, the same on all devices."""
+    steps = _looked(Ring(rules, options, size), part)[2]
+    return jnp.full(part.k.shape[2], size - 1, jnp.int32) if steps is None else jnp.maximum(steps, 1)
+
+
 def _forward(rules: Rules, size: int, options: Options, part: Part) -> tuple[Array, Array]:
     ring, came = (
         Ring(rules, options, size),
         from_earlier((part.k, part.v), 1),
     )  # on its way while the own part is worked on
-    slopes, bounds = _slopes(ring, part), _bounds(part)
-    own = _own(part, slopes, bounds)
-    out, logsumexp = rules.forward(options, own)
-    joined, part = (out.astype(jnp.float32), logsumexp), part._replace(known=own.known)
-    if slopes is None:
+    own, joined, steps = _looked(ring, part)
+    part = part._replace(known=own.known)
+    if steps is None:
         joined = _forward_all(ring, part, came, joined)
     else:
-        joined = _forward_heads(ring, part, came, joined, _steps(ring, part, slopes, bounds, logsumexp))
+        joined = _forward_heads(ring, part, came, joined, steps)
     return joined[0].astype(part.q.dtype), joined[1]
 
 

@@ -31,28 +31,20 @@ def num_sequences(tokens: Integer[np.ndarray, " n"], length: int) -> int:
 
 @dataclass(frozen=True)
 class Batches:
-    """One host's share of every batch: rows [host * B / hosts, (host + 1) * B / hosts) of the global batch of B rows.
+    """One host's share of every batch: some rows and columns of the global batch [B, L]; only these are read.
 
     The global batch depends on (tokens, length, batch_size, seed, step) alone: global row step * B + i takes the next
-    sequence of an order that is shuffled anew each epoch, whatever the number of hosts.
+    sequence of an order that is shuffled anew each epoch, whatever the hosts and their shares.
     """
 
     tokens: Integer[np.ndarray, " n"]
     length: int  # tokens of one sequence
     batch_size: int  # B, sequences of one update over all hosts
     seed: int
-    host: int = 0
-    hosts: int = 1
+    rows: Integer[np.ndarray, " rows"] | None = None  # of the batch; None: all
+    columns: slice | None = None  # of the batch; None: all
 
     def __post_init__(self) -> None:
-        require(
-            self.batch_size % self.hosts == 0,
-            "train.batch_size",
-            f"{self.batch_size} sequences over {self.hosts} hosts",
-            "a multiple of the number of hosts",
-            f"Use {self.hosts * max(1, round(self.batch_size / self.hosts))}.",
-        )
-        require(0 <= self.host < self.hosts, "host", self.host, f"0 to {self.hosts - 1}", "Pass the process index.")
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "0 to 2^32 - 1", "Choose another seed.")
         num_sequences(self.tokens, self.length)
 
@@ -62,11 +54,11 @@ class Batches:
         return grain.MapDataset.range(num_sequences(self.tokens, self.length)).seed(self.seed).shuffle().repeat()
 
     def batch_at(self, step: int) -> tuple[Rows, Rows]:
-        """Inputs and targets, int32 [B / hosts, L] each, of update `step` (from 0)."""
-        rows = self.batch_size // self.hosts
-        first = step * self.batch_size + self.host * rows
-        starts = np.array([self.order[row] for row in range(first, first + rows)]) * self.length
-        windows = self.tokens[starts[:, None] + np.arange(self.length + 1)].astype(np.int32)
+        """The share's inputs and targets, int32 [rows, columns] each, of update `step` (from 0)."""
+        rows = np.arange(self.batch_size) if self.rows is None else self.rows
+        starts = np.array([self.order[step * self.batch_size + int(row)] for row in rows]) * self.length
+        start, stop, _ = (self.columns or slice(None)).indices(self.length)
+        windows = self.tokens[starts[:, None] + np.arange(start, stop + 1)].astype(np.int32)
         return windows[:, :-1], windows[:, 1:]
 
 
@@ -75,8 +67,8 @@ def batches(
     length: int,
     batch_size: int,
     seed: int,
-    host: int = 0,
-    hosts: int = 1,
+    rows: Integer[np.ndarray, " rows"] | None = None,
+    columns: slice | None = None,
     *,
     first_step: int = 0,
     prefetch: int = 2,
@@ -85,7 +77,7 @@ def batches(
 
     Earlier batches are never made. The threads end when the iterator is closed, dropped, or the program exits.
     """
-    source = Batches(tokens, length, batch_size, seed, host, hosts)
+    source = Batches(tokens, length, batch_size, seed, rows, columns)
     ahead = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
     steps = grain.MapDataset.range(first_step, sys.maxsize)
     return _closing(steps.map(lambda step: (step, *source.batch_at(step))).to_iter_dataset(ahead))

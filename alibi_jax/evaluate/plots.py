@@ -6,7 +6,6 @@ Runs whose labels differ only in a last "-s0", "-s1" ... are seeds of one line: 
 import io
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from alibi_jax.evaluate.statistics import position_loss
+from alibi_jax.storage import load_array, locate
 
 Record = dict[str, Any]
 
@@ -257,7 +257,7 @@ def longest_windows(records: Sequence[Record]) -> list[Record]:
         if (
             record["status"] == "ok"
             and record["length"] <= record["num_tokens"]
-            and Path(record["nats_file"]).is_file()
+            and locate(record["nats_file"]).is_file()
         ):
             longest[record["run"]] = record
     return [longest[run] for run in dict.fromkeys(record["run"] for record in records) if run in longest]
@@ -272,7 +272,7 @@ def position_figure(records: Sequence[Record]) -> Figure | None:
     chosen = longest_windows(records)
     if not chosen:
         return None
-    curves = [log_bins(position_loss(np.load(record["nats_file"]), record["length"])) for record in chosen]
+    curves = [log_bins(position_loss(load_array(locate(record["nats_file"])), record["length"])) for record in chosen]
     figure = _figure(height=4.3)
     axes = figure.subplots()
     _style(axes, "Loss by position in the window", "inputs the target sees, tokens", "nats per token")

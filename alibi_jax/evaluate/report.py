@@ -5,13 +5,12 @@ A record is one (run, length, stride) of `sweep.jsonl`, a plain dict; its keys a
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from alibi_jax.atomic import write_atomically
 from alibi_jax.evaluate.page import page
 from alibi_jax.evaluate.plots import Record, extrapolation_figure, non_overlapping, png_bytes
 from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.evaluate.tables import csv_text, markdown_table
+from alibi_jax.storage import Location, locate, write_atomically
 
 
 def _read_line(line: str, place: str) -> Record:
@@ -27,7 +26,7 @@ def _read_line(line: str, place: str) -> Record:
     return record
 
 
-def read_records(folders: Sequence[Path]) -> list[Record]:
+def read_records(folders: Sequence[str | Location]) -> list[Record]:
     """The records of every folder's sweep.jsonl, in order; `nats_file` is made relative to where the program runs.
 
     Raises FileNotFoundError for a folder without one, and ResultsError that names file and line for a corrupt line or
@@ -35,7 +34,7 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     """
     records: list[Record] = []
     places: dict[tuple, str] = {}
-    for path in (Path(folder) / "sweep.jsonl" for folder in folders):
+    for path in (locate(folder) / "sweep.jsonl" for folder in folders):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: got no such file, expected the results of an evaluation. Run evaluate.")
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -66,14 +65,14 @@ def _check(records: Sequence[Record]) -> None:
         )
 
 
-def write_report(records: Sequence[Record], folder: Path, title: str, command: str) -> Path:
+def write_report(records: Sequence[Record], folder: str | Location, title: str, command: str) -> Location:
     """Write report.html, extrapolation.png, sweep.csv and table.md into `folder`; returns the path of report.html.
 
     records: of `read_records`, of one split. command: what made them, shown on the page. The page needs no other
     file. Runs whose arrays of nats are not at hand are missing from its figure of loss by position, and only there.
     """
     _check(records)
-    folder = Path(folder)
+    folder = locate(folder)
     picture = png_bytes(extrapolation_figure(records))
     text = page(records, title, command, picture)
     folder.mkdir(parents=True, exist_ok=True)

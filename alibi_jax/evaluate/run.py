@@ -8,22 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alibi_jax.checkpoint import CheckpointError, Checkpoints, check_corpus
+from alibi_jax.checkpoint import CheckpointError, Checkpoints
 from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.evaluate.sweep import sweep
 from alibi_jax.model import TransformerLM
-from alibi_jax.sharding import batch_ways, make_mesh, tree_shardings
+from alibi_jax.sharding import make_mesh, token_ways, tree_shardings
+from alibi_jax.storage import Location, locate
+from alibi_jax.workdir import check_corpus
 
 
-def load_params(workdir: Path, config: Config, which: str) -> tuple[int, Any]:
+def load_params(workdir: Location, config: Config, which: str) -> tuple[int, Any]:
     """(step, parameters) of the best or last checkpoint of a run, placed on the mesh of `jax.set_mesh`."""
     checkpoints = Checkpoints(workdir, read_only=True)
     step = checkpoints.best() if which == "best" else checkpoints.latest()
     if step is None:
         raise CheckpointError(f"checkpoints: got none in {checkpoints.folder}, expected a trained run. Train it first.")
     mesh = jax.sharding.get_mesh()
-    tokens = jnp.zeros((batch_ways(mesh), 1), jnp.int32)
+    tokens = jnp.zeros(token_ways(), jnp.int32)
     shapes = jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
     shardings = tree_shardings(shapes, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -36,7 +38,7 @@ def evaluate_run(
     out: str | Path | None = None,
     label: str | None = None,
     mesh: MeshConfig | None = None,
-) -> Path:
+) -> Location:
     """Sweeps the run in `workdir` and returns the folder of results, workdir/evaluation/<split> unless `out` is given.
 
     evaluate: what to sweep; None: as the run's config says. label: what the run is called in tables; None: the name of its
@@ -44,15 +46,17 @@ def evaluate_run(
     (no checkpoint, a damaged one), DataError (also where the corpus is not the one trained on), ResultsError (`out` holds
     another evaluation).
     """
-    workdir = Path(workdir)
+    workdir = locate(workdir)
     config = load_config(workdir)
     config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
     evaluate = config.evaluate
     corpus = open_corpus(config.data)
     stream = corpus.tokens(evaluate.split)
     stream = np.asarray(stream[: evaluate.max_tokens or None])
-    out = Path(out) if out else workdir / "evaluation" / evaluate.split
-    with jax.set_mesh(make_mesh(config.mesh)):
+    out = locate(out) if out else workdir / "evaluation" / evaluate.split
+    mesh = make_mesh(config.mesh)
+    check_lengths((config.train.train_length, *evaluate.lengths), mesh)
+    with jax.set_mesh(mesh):
         step, params = load_params(workdir, config, evaluate.checkpoint)
         check_corpus(workdir, corpus.fingerprint)
         facts = {

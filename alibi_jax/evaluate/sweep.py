@@ -18,7 +18,6 @@ import numpy as np
 import psutil
 from flax import linen as nn
 
-from alibi_jax.atomic import write_atomically
 from alibi_jax.config import EvaluateConfig, parse_stride
 from alibi_jax.evaluate.nats import memory_needed, token_nats
 from alibi_jax.evaluate.statistics import (
@@ -32,6 +31,7 @@ from alibi_jax.evaluate.statistics import (
 from alibi_jax.positions import LengthError
 from alibi_jax.progress import Bar
 from alibi_jax.sharding import batch_ways
+from alibi_jax.storage import Location, load_array, save_array, write_atomically
 
 GIB = 2**30
 SAME = (
@@ -92,7 +92,7 @@ def _differing_config(record: dict[str, Any] | None, now: dict[str, Any] | None)
     ]
 
 
-def _read(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+def _read(path: Location, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """The records there are, all of this very evaluation; ResultsError if they are of another."""
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for record in records:
@@ -136,7 +136,7 @@ def _score(model: nn.Module, params: Any, stream: np.ndarray, length: int, strid
         return "out of memory", str(error).splitlines()[0], None, 0.0
 
 
-def _add_gains(folder: Path, records: list[dict[str, Any]], far_stride: str) -> None:
+def _add_gains(folder: Location, records: list[dict[str, Any]], far_stride: str) -> None:
     """To every longer non-overlapping record its gain over the training length, told apart, once the arrays are there."""
     files = {(r["length"], r["stride"]): folder / r["nats_file"] for r in records if r["status"] == "ok"}
     for (length, stride), file in files.items():
@@ -145,8 +145,8 @@ def _add_gains(folder: Path, records: list[dict[str, Any]], far_stride: str) -> 
         fine = parse_stride(far_stride, train_length)
         wanted = [(train_length, train_length), (train_length, fine)]
         if stride == length > train_length and all(pair in files for pair in wanted):
-            at_train, full_context = (np.load(files[pair]) for pair in wanted)
-            gain = split_gain(at_train, np.load(file), full_context, train_length, length)
+            at_train, full_context = (load_array(files[pair]) for pair in wanted)
+            gain = split_gain(at_train, load_array(file), full_context, train_length, length)
             record["gain"] = dataclasses.asdict(gain) | {"far_stride": fine}
 
 
@@ -158,7 +158,7 @@ def sweep(
     config: EvaluateConfig,
     first_input: int,
     num_bytes: int,
-    folder: Path,
+    folder: Location,
     facts: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Scores `stream` [n] at every (length, stride) of `config` and writes folder/sweep.jsonl and folder/nats/.
@@ -203,7 +203,7 @@ def sweep(
             }
             if scores is not None:
                 record["nats_file"] = f"nats/{length}-{stride}.npy"
-                np.save(folder / record["nats_file"], scores)
+                save_array(folder / record["nats_file"], scores)
                 record |= _statistics(scores, num_bytes)
             done.append(record | provenance())
             _add_gains(folder, done, config.far_stride)

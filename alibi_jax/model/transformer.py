@@ -5,13 +5,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, Int
 
-from alibi_jax.attention import attend
+from alibi_jax.attention import SAVED_NAME, attend
 from alibi_jax.config import ModelConfig
 from alibi_jax.model.adaptive import Embedding, Softmax, xavier
 from alibi_jax.positions import POSITIONS, Bias
 from alibi_jax.sharding import shard
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
+ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
+REMAT_SAVES = {  # beside each layer's input
+    "inputs": None,
+    "attention": ATTENTION,  # output and log-sum-exp: the one costly part that is no matrix product is not done again
+    "products": jax.checkpoint_policies.save_from_both_policies(  # that, and the products with weights
+        ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+}
 zeros = nn.initializers.zeros_init()
 
 
@@ -118,7 +126,8 @@ class TransformerLM(nn.Module):
 
     def _layers(self, x: Float[Array, "B L E"], bias: Bias | None, train: bool) -> Float[Array, "B L E"]:
         config = self.config
-        layer = nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
+        policy = REMAT_SAVES[config.remat_saves]
+        layer = nn.remat(Block, prevent_cse=not config.scan_layers, policy=policy) if config.remat else Block
         if config.scan_layers:
             split, axes = {"params": True, "dropout": True}, {"params": 0, "intermediates": 0}
             scanned = nn.scan(

@@ -1,0 +1,109 @@
+"""Where files are kept: a folder, or a bucket of Google Cloud Storage. A file is whole or absent in both."""
+
+import importlib.util
+import io
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from alibi_jax.checks import require
+
+Location = Path | epath.Path  # of a file or a folder; an epath.Path is in a bucket
+REWRITE_EVERY = 60.0  # seconds between two writes of a growing object; Cloud Storage takes one a second at most
+
+
+def locate(path: str | os.PathLike) -> Location:
+    """The file or folder a path names: a pathlib.Path, or an epath.Path for gs://BUCKET/... (package gcsfs, extra "gcs").
+
+    ConfigError for other stores: Orbax writes arrays in files and in Cloud Storage alone.
+    """
+    text = os.fspath(path)
+    address = re.match(r"([a-z][a-z0-9+]+):/(/?)", text)
+    if not address:
+        return Path(path)
+    require(
+        address[1] == "gs" and bool(address[2]),
+        "path",
+        text,
+        "a folder or gs://BUCKET/FOLDER, as text (pathlib drops a slash); checkpoints are written nowhere else",
+        "Use one of these, or mount the store as a file system that can rename folders.",
+    )
+    has = importlib.util.find_spec("gcsfs") is not None
+    require(has, "path", text, "the package gcsfs for gs://", "Install it: pip install -e '.[gcs]'.")
+    return epath.Path(text)
+
+
+def in_bucket(path: Location) -> bool:
+    """Whether a file there can neither grow nor be renamed nor locked."""
+    return "://" in os.fspath(path)
+
+
+def write_atomically(path: Location, content: str | bytes) -> None:
+    """Written aside, flushed to the disk, renamed; text as UTF-8. A write that fails leaves nothing behind. In a bucket
+    an object appears once it is whole, without any of this."""
+    data = content.encode() if isinstance(content, str) else content
+    if in_bucket(path):
+        path.write_bytes(data)
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def save_array(path: Location, array: np.ndarray) -> None:
+    """A .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_array(path: Location) -> np.ndarray:
+    return np.load(io.BytesIO(path.read_bytes()))
+
+
+class _Appended:
+    """On a disk: every write is there at once, or raises."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("ab", buffering=0)
+        self.write, self.close = self.file.write, self.file.close
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+class _Rewritten:
+    """In a bucket: kept in memory and written whole, once a minute and by `flush`."""
+
+    def __init__(self, path: epath.Path, content: bytes) -> None:
+        self.path, self.content = path, bytearray(content)
+        self.written, self.since = len(content), time.monotonic()
+
+    def write(self, data: bytes) -> None:
+        self.content += data
+        if time.monotonic() - self.since > REWRITE_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        if len(self.content) > self.written:
+            self.path.write_bytes(bytes(self.content))
+            self.written, self.since = len(self.content), time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+
+
+def growing_file(path: Location, content: bytes) -> _Appended | _Rewritten:
+    """A file that holds `content`, and to which more is added: write(data), flush(), close()."""
+    write_atomically(path, content)
+    return _Rewritten(path, content) if in_bucket(path) else _Appended(path)

@@ -1,0 +1,89 @@
+"""What is watched while a run trains: a trace of some steps, and compilations that should not have been."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from alibi_jax.checks import require
+
+log = logging.getLogger(__name__)
+
+
+def parse_steps(text: str) -> range:
+    """ "10-12" -> steps 10, 11 and 12, counted from 1; "" -> none."""
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    ordered = found is not None and 1 <= int(found[1]) <= int(found[2])
+    require(ordered, "profile", repr(text), "first-last, steps counted from 1, such as 10-12", "Write it so.")
+    return range(int(found[1]), int(found[2]) + 1)
+
+
+class Trace:
+    """A profile of some steps, for TensorBoard's Profile page (tensorboard-plugin-profile), one file a host.
+
+    folder: where TensorBoard looks; the trace goes into its plugins/profile.
+    """
+
+    def __init__(self, steps: range, folder: Any) -> None:
+        self.steps, self.folder, self.running = steps, folder, False
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Around the dispatch of one step."""
+        if step in self.steps and not self.running:
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+        if not self.running:
+            yield
+            return
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+
+    def after(self, step: int, results: Any) -> None:
+        """Once a step is dispatched: after the last the trace is written."""
+        if self.running and step >= self.steps[-1]:
+            jax.block_until_ready(results)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what has been traced, also of a run that ends early."""
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running = False
+            log.info("profile: steps %d to %d are in %s/plugins/profile", self.steps[0], self.steps[-1], self.folder)
+
+
+def _signature(arguments: dict[str, Any]) -> dict[str, str]:
+    """Name of each array -> what a compilation depends on: its type, shape and place."""
+    leaves = jax.tree_util.tree_leaves_with_path(arguments)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.aval.str_short()} {leaf.sharding}"
+        for path, leaf in leaves
+    }
+
+
+def watched(function: Callable, *names: str) -> Callable:
+    """A jitted function that, compiled again after its first call, says in the log which argument changed.
+
+    names: of its arguments. A second compilation costs minutes on a pod, and on every host.
+    """
+    first: dict[str, str] = {}
+
+    def call(*arguments: Any) -> Any:
+        compiled = function._cache_size()
+        results = function(*arguments)
+        if function._cache_size() > compiled:
+            found = _signature(dict(zip(names, arguments, strict=True)))
+            if first:
+                changed = [f"{name}: {first.get(name, 'nothing')} -> {found[name]}" for name in found]
+                changed = [said for said, name in zip(changed, found, strict=True) if first.get(name) != found[name]]
+                log.warning("compiled again: %s", "; ".join(changed) or "no argument changed, but a setting of JAX did")
+            first.update(found)
+        return results
+
+    return call

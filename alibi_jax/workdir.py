@@ -1,0 +1,126 @@
+"""A run's folder: it belongs to one config, one text, and one running process."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+import fsspec
+import jax
+
+from alibi_jax.config import Config, ConfigError, differing_fields, load_config, to_json
+from alibi_jax.storage import Location, in_bucket, write_atomically
+
+MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
+COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what a file system without locks answers
+
+logger = logging.getLogger("alibi_jax")
+
+
+@contextlib.contextmanager
+def _writing(workdir: Location) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"workdir: got {workdir}, which cannot be written ({error.strerror or error}), expected a writable folder. "
+            "Choose another --workdir or free the disk."
+        ) from error
+
+
+def _take(file: IO[str], workdir: Location) -> bool:
+    """Locks the file for this process; False where the file system has no locks, ConfigError if another one holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise ConfigError(
+            f"workdir: got {workdir}, in which another run is at work ({file.read() or 'it has just begun'}), expected a "
+            "folder of which it is the only run. Wait for that one, stop it, or choose another --workdir."
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def only_run(workdir: Location) -> Iterator[None]:
+    """Makes the run's folder and holds it for this run alone: ConfigError, saying who, if another process does.
+
+    The lock is the kernel's (flock on workdir/lock, taken by the first host): it ends with the process however that
+    ends, and the file stays behind without meaning. Machines that share a folder over NFS see each other's. A bucket
+    has no such lock: there a line of the log says that nobody watches, and one run a folder is the user's care.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        locked = False
+        if not in_bucket(workdir):
+            with _writing(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context((workdir / "lock").open("a+"))
+                locked = _take(file, workdir)
+        if locked:
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            file.truncate(0)
+            file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {now}")
+            file.flush()
+        else:
+            logger.info("workdir: %s has no locks, so a second run in it would not be seen: start one only", workdir)
+        yield
+
+
+def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
+    """Makes the run's folder and writes config.json and corpus.txt, or checks those that are there.
+
+    fingerprint: of the corpus. ConfigError where the folder cannot be written, holds a run of another config (the fields
+    are named) or of another text; sections in MAY_DIFFER may change, for a checkpoint restores onto any mesh.
+    """
+    texts = {"config.json": to_json(config), "corpus.txt": fingerprint}
+    with _writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not in_bucket(workdir):
+            with tempfile.TemporaryFile(dir=workdir):
+                pass
+        for name, text in texts.items():
+            if not (workdir / name).exists():
+                write_atomically(workdir / name, text)
+    differing = differing_fields(load_config(workdir), config, MAY_DIFFER)
+    if differing:
+        raise ConfigError(
+            f"workdir: got a config that differs from the run in {workdir}: {'; '.join(differing)}; expected the same. "
+            "Train into another --workdir, or repeat the run's own config."
+        )
+    check_corpus(workdir, fingerprint)
+
+
+def check_corpus(workdir: Location, fingerprint: str) -> None:
+    """ConfigError unless the corpus is, to the byte, the one that the run in `workdir` was begun with."""
+    path = workdir / "corpus.txt"
+    trained = path.read_text() if path.exists() else "none"
+    if trained != fingerprint:
+        raise ConfigError(
+            f"corpus: got text and tokenizer of fingerprint {fingerprint[:12]}, expected {trained[:12]}, which {workdir} was "
+            "trained on. The text was changed, or prepared on another machine: bring the trained one back, or train anew."
+        )
+
+
+def saved_steps(workdir: Location) -> list[int]:
+    """Steps with a whole checkpoint in workdir/checkpoints, in order, as they are now: no listing is remembered."""
+    folder = workdir / "checkpoints"
+    if in_bucket(folder):
+        store, path = fsspec.core.url_to_fs(str(folder), use_listings_cache=False)
+        names = [found.split("/")[-2] for found in store.glob(f"{path}/*/{COMMITTED}")]
+    else:
+        names = [found.name for found in folder.glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())

@@ -1,0 +1,130 @@
+"""What does a ring save that goes no farther than the reach? Bytes sent at 32,768 tokens over 8 devices.
+
+  XLA_FLAGS=--xla_force_host_platform_device_count=8 python experiments/ring.py --runs runs/wikitext2/alibi-256 --out runs/ring
+
+Counts what one device sends in attention of one layer and its gradient: every transfer in the compiled program, times how
+often it happens. Where the data decide that, the ring itself is asked how many parts back each head looks: for queries and
+keys of every layer of trained ALiBi models on their own test text, and for normal random ones. Beside it stand a full ring
+(nothing skipped) and what the compiler does with the dense definition, which is to gather keys and values.
+"""
+
+import dataclasses
+import functools
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from alibi_jax.attention import attend, blockwise, ring
+from alibi_jax.attention.options import Options, Part
+from alibi_jax.attention.reach import DEFAULT_TOLERANCE
+from alibi_jax.cli import run_command
+from alibi_jax.config import ConfigError, MeshConfig
+from alibi_jax.evaluate.tables import markdown
+from alibi_jax.plan.collectives import Collective, collectives
+from alibi_jax.plan.hlo import Program
+from alibi_jax.positions import LinearBias, alibi_slopes
+from alibi_jax.sharding import make_mesh, on_each_device, ring_size, shard
+from alibi_jax.storage import write_atomically
+from reach import random_inputs, trained_inputs
+
+HEADS = "batch", "length", "heads", "head_width"
+MIB = 2**20
+
+
+def steps_of(q: jax.Array, k: jax.Array, slopes: jax.Array) -> list[int]:
+    """How many of the 8 parts before its own each head looks back."""
+    options, size = Options(True, 0.0, DEFAULT_TOLERANCE[q.dtype.name]), ring_size()
+
+    def measure(q: jax.Array, k: jax.Array, slopes: jax.Array) -> jax.Array:
+        part = Part(q, k, k, LinearBias(slopes), jnp.int32(0), jnp.zeros((1, q.shape[2], 2), jnp.uint32))
+        return ring.steps_taken(blockwise.RULES, size, options, part)
+
+    run = functools.partial(on_each_device, measure, dimensions=(HEADS, HEADS, ("heads",)), output=("heads",))
+    return np.asarray(jax.jit(lambda *inputs: run(inputs))(q, k, slopes)).tolist()
+
+
+def program(q: jax.Array, slopes: jax.Array, **options) -> list[Collective]:
+    """The transfers of attention and its gradient, compiled."""
+
+    def both(*inputs: jax.Array) -> tuple:
+        q, k, v, d_out = (shard(x, *HEADS) for x in inputs)
+        out, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, bias=LinearBias(slopes), **options), q, k, v)
+        return tuple(shard(x, *HEADS) for x in (out, *vjp(d_out)))
+
+    return collectives(Program(jax.jit(both).lower(q, q, q, q).compile().as_text()))
+
+
+def sent(found: list[Collective], steps: list[int]) -> tuple[float, float]:
+    """Bytes of the forward pass and, at most, of the backward pass.
+
+    A loop whose length the data decide is one of a head's: it looks `steps` parts back, of which the first is not in the loop,
+    and brings gradients home over as many. The backward pass takes these steps or fewer.
+    """
+    further = sum(step - 1 for step in steps), sum(step for step in steps if step > 1)
+    sums = [0.0, 0.0]
+    for each in found:
+        backward = "transpose(" in each.op_name
+        sums[backward] += each.sent * (further[backward] if each.times is None else each.times)
+    return sums[0], sums[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """Count what a ring sends, on trained models and random inputs."""
+
+    runs: tuple[Path, ...] = ()  # folders of trained ALiBi runs
+    length: int = 32_768  # tokens, over all devices
+    out: Path = Path("runs/ring")  # folder of results.md
+
+    def layers(self) -> list[tuple[str, dict[str, np.ndarray]]]:
+        found = [("normal random numbers", random_inputs(self.length)[0])]
+        for run in self.runs:
+            layers = trained_inputs(run, self.length)
+            found += [(f"{run.parent.name}/{run.name}, layer {i + 1}", layer) for i, layer in enumerate(layers)]
+        return found
+
+    def rows(self) -> list[list[str]]:
+        rows, programs = [], {}
+        for name, layer in self.layers():
+            q, k = (jnp.asarray(layer[key], jnp.float32) for key in ("queries", "keys"))
+            slopes = jnp.asarray(alibi_slopes(q.shape[2]))
+            if q.shape not in programs:
+                kinds = {"implementation": "blockwise"}, {"implementation": "blockwise", "reach_tolerance": None}
+                programs[q.shape] = [program(q, slopes, **kind) for kind in (*kinds, {"implementation": "reference"})]
+            steps = steps_of(q, k, slopes)
+            ours, full, gathered = (sent(found, steps) for found in programs[q.shape])
+            shown = [f"{forward / MIB:.1f} + {backward / MIB:.1f}" for forward, backward in (ours, full, gathered)]
+            rows.append([name, ", ".join(map(str, steps)), *shown, f"{sum(full) / sum(ours):.1f}"])
+        return rows
+
+    def __call__(self) -> str:
+        if jax.device_count() % 8:
+            raise ConfigError(f"devices: got {jax.device_count()}, expected 8. Set XLA_FLAGS as the docstring says.")
+        with jax.set_mesh(make_mesh(MeshConfig(data=1, sequence=8), jax.devices()[:8])):
+            rows = self.rows()
+        heading = ["queries and keys", "parts each head looks back", "ring to the reach", "full ring", "dense"]
+        heading.append("full ring over ours")
+        text = HEADER.format(length=self.length, table=markdown(heading, rows), command=shlex.join(sys.argv))
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.out / "results.md", text)
+        return text
+
+
+HEADER = """# What a ring saves that goes no farther than the reach
+
+{length:,} tokens over 8 devices, float32, batch 1: MiB that one device sends in attention of one layer, forward + backward (for
+the ring to the reach at most). Each of 8 parts holds 4,096 tokens; a full ring looks 7 back. Counted in the compiled program.
+
+{table}
+
+`{command}`
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: tyro.cli(Ring)))

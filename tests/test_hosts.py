@@ -1,0 +1,190 @@
+"""Several hosts as one computer: two processes of four devices, over loopback."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import psutil
+import pytest
+from test_kill import lines
+
+import main
+from alibi_jax import cli
+from alibi_jax.config import Config, ConfigError, replace, to_json
+from alibi_jax.data.corpus import prepare
+from alibi_jax.hosts import ENVIRONMENT, Hosts, HostsError, connect
+from alibi_jax.train import train
+from children import LIMIT, latest, wait_for
+from conftest import assert_close
+from runs import DROPOUT, assert_identical, saved_state, tiny_config
+
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Host:
+    """One process of `main.py`, with so many devices; what it says is in a file."""
+
+    def __init__(self, arguments: list[str], devices: int, said: Path) -> None:
+        flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(said.parent / "compiled")}
+        cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        self.said = said
+        with said.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, main.__file__, *arguments],
+                stdout=file,
+                stderr=file,
+                env=os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            )
+
+    def status(self) -> int:
+        return self.process.wait(LIMIT)
+
+    def text(self) -> str:
+        return self.said.read_text()
+
+
+@pytest.fixture
+def hosts():
+    """start(...) -> Host; none outlives the test."""
+    started = []
+
+    def start(*arguments) -> Host:
+        started.append(Host(*arguments))
+        return started[-1]
+
+    yield start
+    for host in started:
+        for process in psutil.Process(host.process.pid).children(True) if host.process.poll() is None else []:
+            process.kill()
+        host.process.kill()
+        host.process.wait()
+
+
+def pair(start, config: Config, workdir: Path, devices: int = 4, before: tuple[str, ...] = ()) -> list[Host]:
+    """Two hosts that train together, with so many devices each."""
+    path = workdir.parent / f"{workdir.name}.json"
+    path.write_text(to_json(config))
+    address, arguments = f"127.0.0.1:{free_port()}", [*before, "train", str(path), "--workdir", str(workdir)]
+    flags = ["--hosts.coordinator", address, "--hosts.count", "2", "--hosts.heartbeat-seconds", "10", "--hosts.index"]
+    return [start([*arguments, *flags, str(i)], devices, workdir.parent / f"{workdir.name}.{i}") for i in range(2)]
+
+
+def one_host(start, config: Config, workdir: Path, devices: int) -> Host:
+    path = workdir.parent / f"{workdir.name}.{devices}.json"
+    path.write_text(to_json(config))
+    arguments = ["train", str(path), "--workdir", str(workdir)]
+    return start(arguments, devices, workdir.parent / f"{workdir.name}.alone")
+
+
+def assert_close_states(actual, expected) -> None:
+    jax.tree.map(lambda x, y: assert_close(x, y, "sharded loss"), actual.params, expected.params)
+
+
+def test_two_hosts_train_are_killed_and_one_goes_on(hosts, tiny_data, tmp_path):
+    config = tiny_config(tiny_data, {"attention": "blockwise"}, steps=8, checkpoint_every=2)
+    config = replace(replace(config, "mesh", fsdp=2, sequence=2), "optimizer", epsilon=1e-3)
+    prepare(tiny_data, quiet=True)
+    first, second = pair(hosts, config, tmp_path / "run")
+    wait_for(lambda: latest(tmp_path / "run") >= 4 or first.process.poll() is not None)
+    second.process.kill()
+    assert first.status() != 0 or latest(tmp_path / "run") == 8, first.text()
+    reached = latest(tmp_path / "run")
+    alone = one_host(hosts, replace(config, "mesh", fsdp=1, sequence=2), tmp_path / "run", 2)
+    assert alone.status() == 0, alone.text()
+    print(f"killed after step {reached}")
+    train(config, tmp_path / "whole")
+    assert_close_states(saved_state(config, tmp_path / "run"), saved_state(config, tmp_path / "whole"))
+    found = lines(tmp_path / "run")
+    assert [line["step"] for line in found if "loss" in line] == list(range(1, 9)), "logged once by all hosts together"
+    assert "trained" not in second.text() and "attention" not in second.text(), "said by the first host alone"
+
+
+def test_a_signal_to_one_host_stops_all_at_the_same_step(hosts, tiny_data, tmp_path):
+    config = tiny_config(tiny_data, steps=10**6, checkpoint_every=10**6)
+    prepare(tiny_data, quiet=True)
+    first, second = pair(hosts, config, tmp_path / "run")
+    wait_for(lambda: len(lines(tmp_path / "run")) > 3 or first.process.poll() is not None)
+    second.process.send_signal(signal.SIGTERM)
+    assert (first.status(), second.status()) == (cli.INTERRUPTED, cli.INTERRUPTED), first.text() + second.text()
+    said = [re.search(r"(\S.*): step (\d+) of 1000000 is saved", host.text()) for host in (first, second)]
+    assert said[0][1] == "a signal to another host" and said[1][1] == "SIGTERM"
+    assert int(said[0][2]) == int(said[1][2]) == latest(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_two_supervised_hosts_killed_at_random_lose_nothing(hosts, tiny_data, tmp_path, kills):
+    """Either host, in a step or a save; in the end every bit is that of a run never killed."""
+    config = tiny_config(tiny_data, DROPOUT, steps=40 * kills, checkpoint_every=5, max_to_keep=1)
+    prepare(tiny_data, quiet=True)
+    workdir, random = tmp_path / "killed", np.random.default_rng(kills)
+    supervised = pair(hosts, config, workdir, 1, ("supervise", "--"))
+    for kill in range(kills):
+        before, began = latest(workdir), time.monotonic()
+        wait_for(lambda before=before: latest(workdir) > before)
+        time.sleep(random.uniform(0, 1.0))
+        victim = psutil.Process(supervised[random.integers(2)].process.pid).children()
+        saved = latest(workdir)
+        for process in victim:
+            process.kill()
+        assert victim and before < saved < config.train.steps, f"kill {kill}: {victim}, step {saved}"
+        torn = any(workdir.glob("checkpoints/*tmp*"))
+        print(f"kill {kill} after {time.monotonic() - began:.1f} s at step {saved}{', in a save' if torn else ''}")
+    assert [host.process.wait(60 * kills) for host in supervised] == [0, 0], supervised[0].text()
+    whole = pair(hosts, config, tmp_path / "whole", 1)
+    assert [host.status() for host in whole] == [0, 0]
+    assert_identical(saved_state(config, workdir), saved_state(config, tmp_path / "whole"))
+    found = [line for line in lines(workdir) if "loss" in line]
+    assert [line["step"] for line in found] == list(range(1, config.train.steps + 1))
+    starts = [int(step) for step in re.findall(r"last checkpoint: step (\d+)", supervised[0].text())]
+    assert starts == sorted(starts)
+
+
+def test_a_coordinator_that_does_not_answer_is_named_in_time():
+    began, address = time.monotonic(), f"127.0.0.1:{free_port()}"
+    with pytest.raises(HostsError, match=rf"no answer from the coordinator at {address} in 1 s .*expected process 0"):
+        connect(Hosts(address, count=2, index=1, timeout_seconds=1))
+    assert time.monotonic() - began < 20
+
+
+def test_hosts_that_do_not_come_are_missed_in_time(hosts, tiny_data, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(to_json(tiny_config(tiny_data)))
+    flags = ["--hosts.coordinator", f"127.0.0.1:{free_port()}", "--hosts.count", "2", "--hosts.index", "0"]
+    arguments = ["train", str(path), "--workdir", str(tmp_path / "run"), *flags, "--hosts.timeout-seconds", "2"]
+    host = hosts(arguments, 1, tmp_path / "said")
+    assert host.status() == cli.FAILED
+    assert "waited 2 s as process 0, expected 2 processes" in host.text() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        ({"count": 2}, {}, "hosts.coordinator: got none for 2 processes"),
+        ({"coordinator": "here"}, {}, "hosts.coordinator: got 'here', expected address:port"),
+        ({"coordinator": "here:1", "count": 2}, {}, r"hosts.index \(or JAX_PROCESS_ID\): got '', expected a number"),
+        ({"index": 2}, {"coordinator": "here:1", "count": "2"}, "hosts.index: got 2, expected 0 to 1"),
+        ({"index": 0}, {"coordinator": "here:1", "count": "two"}, "got 'two', expected a number from 1 on"),
+        ({"coordinator": "here:1", "discover": True}, {}, "hosts.discover: got it with coordinator 'here:1'"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(monkeypatch, options, environment, message):
+    for name, variable in ENVIRONMENT.items():
+        monkeypatch.delenv(variable, raising=False)
+        if name in environment:
+            monkeypatch.setenv(variable, environment[name])
+    with pytest.raises(ConfigError, match=message):
+        connect(Hosts(**options))

@@ -1,0 +1,200 @@
+"""A supervised run is started again when it dies, and only where that helps."""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import main
+from alibi_jax import status, supervise
+from alibi_jax.config import ConfigError, to_json
+from alibi_jax.data.corpus import prepare
+from alibi_jax.train import train
+from alibi_jax.workdir import only_run
+from children import be_quick, exit_status, latest, run_command, start, wait_for
+from runs import assert_identical, saved_state, tiny_config
+
+# Its n-th run does the n-th of its arguments, STEP:END: saves a step, then ends with a status or by a signal (-9).
+STAND_IN = """
+import os, pathlib, sys
+workdir, *plan = sys.argv[1:]
+runs = pathlib.Path(workdir, "runs")
+with runs.open("a") as file:
+    file.write("x")
+step, _, end = plan[len(runs.read_text()) - 1].partition(":")
+if step:
+    pathlib.Path(workdir, "checkpoints", step).mkdir(parents=True, exist_ok=True)
+os.kill(os.getpid(), -int(end)) if int(end) < 0 else sys.exit(int(end))
+"""
+OBEDIENT = """
+import os, pathlib, signal, sys, time
+def note(number, _):
+    with open(os.path.join(sys.argv[1], "asked"), "a") as file:
+        file.write("x")
+    if sys.argv[2] == "saves":
+        time.sleep(1)
+        sys.exit(75)
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, note)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(100)
+"""
+
+
+def stand_in(code: str, workdir: Path, *plan: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", code, str(workdir), *plan]
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses asked for, which are not waited for."""
+    asked = []
+    monkeypatch.setattr(supervise._Child, "pause", lambda _, seconds: asked.append(seconds))
+    return asked
+
+
+PLANS = {  # what the runs do, patience -> status, number of runs, the last line
+    "done": (["1:0"], 5, 0, 1, "status 0; last checkpoint: step 1; done"),
+    "crashes": ([":-9", ":134", ":1", ":75", "1:0"], 5, 0, 5, "done"),
+    "refused": ([":2"], 5, status.REFUSED, 1, "status 2; no checkpoint yet; its input was refused"),
+    "diverged": (["4:3"], 5, status.DIVERGED, 1, "status 3; last checkpoint: step 4; it diverged"),
+    "no progress": ([":1"] * 3, 2, status.GAVE_UP, 3, "gave up after 2 restarts without a new checkpoint"),
+    "progress": (["1:1", "2:1", "3:-6", "4:75", "4:0"], 1, 0, 5, "done"),
+    "stuck": (["1:1", "1:-11"], 1, status.GAVE_UP, 2, "ended with SIGSEGV; last checkpoint: step 1; gave up after 1"),
+    "no patience": (["1:1", ":1"], 0, status.GAVE_UP, 1, "gave up after 0 restarts"),
+}
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_is_started_again_where_that_helps(tmp_path, capfd, pauses, case):
+    plan, patience, expected, runs, said = PLANS[case]
+    if case == "no patience":
+        (tmp_path / "checkpoints/1").mkdir(parents=True)
+    assert supervise.supervise(stand_in(STAND_IN, tmp_path, *plan), tmp_path, patience) == expected
+    lines = capfd.readouterr().err.splitlines()
+    assert len((tmp_path / "runs").read_text()) == len(lines) == runs == len(pauses) + 1
+    assert all(re.match(r"supervise: 20\d\d-\d\d-\d\dT\S+ the run ended with (SIG|status)", line) for line in lines)
+    assert said in lines[-1], lines
+
+
+def test_pauses_grow_until_a_new_checkpoint(tmp_path, capfd, pauses):
+    plan = [*[":1"] * 7, "1:1", "1:1", "2:0"]
+    assert supervise.supervise(stand_in(STAND_IN, tmp_path, *plan), tmp_path, 7) == 0
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 1, 2]
+    assert "SIGKILL" not in capfd.readouterr().err
+
+
+def ask(times: int, when) -> threading.Thread:
+    """This process is asked to stop, each time once `when` has come."""
+
+    def run() -> None:
+        for number in range(times):
+            wait_for(lambda number=number: when(number))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("kind, times, expected", [("saves", 1, status.INTERRUPTED), ("hangs", 2, 128 + 15)])
+def test_signals_are_passed_on_and_end_it(tmp_path, capfd, kind, times, expected):
+    def ready(number: int) -> bool:
+        return (tmp_path / ("asked" if number else "ready")).exists()
+
+    thread = ask(times, ready)
+    assert supervise.supervise(stand_in(OBEDIENT, tmp_path, kind), tmp_path, 5) == expected
+    thread.join()
+    assert (tmp_path / "asked").read_text() == "x"  # once: a second one would have ended it while it saved
+    assert "stopped as asked" in capfd.readouterr().err
+
+
+def test_asked_to_stop_between_two_runs(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(supervise._Child, "pause", lambda child, _: child.ask(signal.SIGTERM))
+    command = stand_in(STAND_IN, tmp_path, ":1", ":0")
+    assert supervise.supervise(command, tmp_path, 5) == status.INTERRUPTED
+    assert (tmp_path / "runs").read_text() == "x" and "stopped as asked" in capfd.readouterr().err
+
+
+def test_pause_ends_when_asked_to_stop():
+    child = supervise._Child([])
+    child.ask(signal.SIGTERM)
+    begun = time.monotonic()
+    child.pause(100.0)
+    assert time.monotonic() - begun < 10
+
+
+def test_what_cannot_be_supervised_is_refused(capsys, tmp_path):
+    for command in (["supervise"], ["supervise", "--"], ["supervise", "--", "evaluate", "x"], ["supervise", "train"]):
+        assert main.main(command) == status.REFUSED
+        assert "expected train CONFIG ..., the one command" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["supervise", "--", "train", "configs/quickstart.py", "--train.stepz", "1"])
+    with pytest.raises(ConfigError, match="patience: got -1"):
+        supervise.supervise([], tmp_path, -1)
+
+
+def supervised(config, folder: Path):
+    """A supervisor of a training run in folder/run; what both say is in folder/errors."""
+    (folder / "config.json").write_text(to_json(config))
+    command = ["train", str(folder / "config.json"), "--workdir", str(folder / "run")]
+    return start(run_command, ["supervise", "--", *command], folder / "errors")
+
+
+def trainer(workdir: Path) -> int:
+    """The process that trains in a folder, as its lock says."""
+    return int(re.search(r"process (\d+)", (workdir / "lock").read_text())[1])
+
+
+def undisturbed(config, workdir: Path) -> None:
+    be_quick(workdir.parent)
+    train(config, workdir)
+
+
+def test_killed_training_is_finished_as_if_nothing_had_happened(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, steps=600, checkpoint_every=200, log_every=200)
+    prepare(tiny_data, quiet=True)
+    process, workdir = supervised(config, tmp_path), tmp_path / "run"
+    whole = start(undisturbed, config, tmp_path / "whole")
+    wait_for(lambda: latest(workdir) >= 200 or not process.is_alive())
+    os.kill(trainer(workdir), signal.SIGKILL)
+    ended, errors = exit_status(process), (tmp_path / "errors").read_text()
+    assert ended == 0, errors
+    assert re.search(r"ended with SIGKILL; last checkpoint: step (200|400); restart 1 of 5 in 1 s\n", errors), errors
+    assert "ended with status 0; last checkpoint: step 600; done" in errors
+    assert exit_status(whole) == 0
+    assert_identical(saved_state(config, workdir), saved_state(config, tmp_path / "whole"))
+
+
+def free(workdir: Path) -> bool:
+    try:
+        with only_run(workdir):
+            return True
+    except ConfigError:
+        return False
+
+
+def test_training_saves_and_ends_with_its_supervisor(tiny_data, tmp_path):
+    config, workdir = tiny_config(tiny_data, steps=10**6, checkpoint_every=10**6), tmp_path / "run"
+    prepare(tiny_data, quiet=True)
+    log = workdir / "metrics.jsonl"
+    process = supervised(config, tmp_path)
+    wait_for(lambda: (log.exists() and log.stat().st_size > 0) or not process.is_alive())
+    process.terminate()
+    ended, errors = exit_status(process), (tmp_path / "errors").read_text()
+    assert ended == status.INTERRUPTED, errors
+    assert "SIGTERM: step" in errors and "stopped as asked" in errors
+    first, size = latest(workdir), log.stat().st_size
+    assert first > 0
+
+    process = supervised(config, tmp_path)
+    wait_for(lambda: log.stat().st_size > size or not process.is_alive())
+    assert not free(workdir)
+    process.kill()
+    wait_for(lambda: free(workdir))
+    assert latest(workdir) > first

@@ -1,0 +1,46 @@
+"""A trace that TensorBoard reads, and compilations that are told of."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.profiler import ProfileData
+
+from alibi_jax.config import ConfigError
+from alibi_jax.train import train
+from alibi_jax.watch import parse_steps, watched
+from runs import tiny_config
+
+
+def test_steps_are_parsed_or_refused():
+    assert list(parse_steps("10-12")) == [10, 11, 12] and list(parse_steps("3-3")) == [3] and not parse_steps("")
+    for text in ("12-10", "0-3", "7", "a-b"):
+        with pytest.raises(ConfigError, match=rf"profile: got '{text}', expected first-last"):
+            parse_steps(text)
+
+
+@pytest.mark.parametrize(("profile", "expected"), [("2-3", {2, 3}), ("4-9", {4})])
+def test_a_run_traces_the_steps_asked_for(tiny_data, tmp_path, profile, expected):
+    """Also where the run ends before they do."""
+    train(tiny_config(tiny_data), tmp_path / "run", profile=profile)
+    (trace,) = (tmp_path / "run/tensorboard/plugins/profile").glob("*/*.xplane.pb")
+    events = [
+        event for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines for event in line.events
+    ]
+    numbers = [dict(event.stats).get("step_num") for event in events if event.name == "train"]
+    assert set(numbers) == expected
+
+
+def test_a_compilation_too_many_says_which_argument_changed(caplog):
+    add = watched(jax.jit(lambda state, batch: (state["a"] + batch.sum(), state)), "state", "batch")
+    state = {"a": jnp.zeros(3), "b": jnp.ones(2)}
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            add(state, jnp.ones((4, 2)))
+        assert not caplog.records
+        add(state | {"b": jnp.ones(2, jnp.int32)}, jnp.ones((4, 3)))
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith("compiled again: ") and "state/b: float32[2]" in said and "-> int32[2]" in said
+    assert "batch: float32[4,2]" in said and "-> float32[4,3]" in said and "state/a" not in said

@@ -1,0 +1,89 @@
+"""A run's folder belongs to one config, one text, and one running process."""
+
+import errno
+import fcntl
+import logging
+import re
+import signal
+from pathlib import Path
+
+import jax
+import pytest
+
+from alibi_jax.config import ConfigError, DataConfig, replace
+from alibi_jax.train import train
+from alibi_jax.workdir import only_run, open_workdir, saved_steps
+from children import exit_status, start, wait_for
+from runs import tiny_config
+
+
+def test_folder_belongs_to_one_config_and_one_text(tmp_path):
+    config = tiny_config(DataConfig())
+    open_workdir(tmp_path, config, "text")
+    open_workdir(tmp_path, replace(replace(config, "mesh", fsdp=2), "evaluate", max_tokens=9), "text")
+    other = replace(replace(config, "model", width=32), "optimizer", beta2=0.5)
+    with pytest.raises(ConfigError, match=r"model\.width: 16 -> 32; optimizer\.beta2: 0\.98 -> 0\.5"):
+        open_workdir(tmp_path, other, "text")
+    with pytest.raises(ConfigError, match="fingerprint"):
+        open_workdir(tmp_path, config, "another text")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not JSON"):
+        open_workdir(tmp_path, config, "text")
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match=re.escape(f"got {workdir}, which cannot be written")):
+            open_workdir(workdir, tiny_config(DataConfig()), "text")
+
+
+def hold(workdir: Path) -> None:
+    with only_run(workdir):
+        (workdir / "held").touch()
+        signal.pause()
+
+
+def test_second_run_is_refused_until_the_first_is_dead(tiny_data, tmp_path):
+    first = start(hold, tmp_path / "run")
+    wait_for(lambda: (tmp_path / "run/held").exists() or not first.is_alive())
+    with pytest.raises(ConfigError, match=rf"another run is at work \(host .+, process {first.pid}, since 20.+\)"):
+        train(tiny_config(tiny_data), tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
+    first.kill()
+    assert exit_status(first) == -signal.SIGKILL
+    with only_run(tmp_path / "run"), pytest.raises(ConfigError, match="another run"), only_run(tmp_path / "run"):
+        pass
+    with only_run(tmp_path / "run"):
+        pass
+
+
+def test_only_the_first_host_takes_the_lock(tmp_path, monkeypatch):
+    with only_run(tmp_path):
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
+        with only_run(tmp_path):
+            pass
+
+
+def test_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(logging.getLogger("alibi_jax"), "propagate", True)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with caplog.at_level(logging.INFO), only_run(tmp_path):
+        pass
+    assert f"{tmp_path} has no locks" in caplog.text
+
+
+def test_folder_that_cannot_be_locked_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="which cannot be written"), only_run(tmp_path / "file"):
+        pass
+
+
+def test_saved_steps_are_whole_and_in_order(tmp_path):
+    assert saved_steps(tmp_path) == []
+    for name in ("9", "10", "11.orbax-checkpoint-tmp-3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert saved_steps(tmp_path) == [9, 10]
