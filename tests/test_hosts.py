@@ -132,16 +132,21 @@ def test_two_supervised_hosts_killed_at_random_lose_nothing(hosts, tiny_data, tm
     prepare(tiny_data, quiet=True)
     workdir, random = tmp_path / "killed", np.random.default_rng(kills)
     supervised = pair(hosts, config, workdir, 1, ("supervise", "--"))
+
+    def trained_by(host: Host) -> list[psutil.Process]:
+        """Its child; none while it waits to start one again."""
+        return psutil.Process(host.process.pid).children()
+
     for kill in range(kills):
-        before, began = latest(workdir), time.monotonic()
+        wait_for(lambda: all(map(trained_by, supervised)))
+        before, began, victim = latest(workdir), time.monotonic(), supervised[random.integers(2)]
         wait_for(lambda before=before: latest(workdir) > before)
         time.sleep(random.uniform(0, 1.0))
-        victim = psutil.Process(supervised[random.integers(2)].process.pid).children()
-        saved = latest(workdir)
-        for process in victim:
+        wait_for(lambda victim=victim: trained_by(victim))
+        saved, torn = latest(workdir), any(workdir.glob("checkpoints/*tmp*"))
+        for process in trained_by(victim):
             process.kill()
-        assert victim and before < saved < config.train.steps, f"kill {kill}: {victim}, step {saved}"
-        torn = any(workdir.glob("checkpoints/*tmp*"))
+        assert before < saved < config.train.steps
         print(f"kill {kill} after {time.monotonic() - began:.1f} s at step {saved}{', in a save' if torn else ''}")
     assert [host.process.wait(60 * kills) for host in supervised] == [0, 0], supervised[0].text()
     whole = pair(hosts, config, tmp_path / "whole", 1)

@@ -1,37 +1,38 @@
-"""Floating-point operations counted from the architecture, and the peaks of accelerators, for achieved FLOP/s and MFU."""
+"""Floating-point operations counted from the architecture, 2 for every multiply-add of a matrix: for FLOP/s and MFU."""
 
+from alibi_jax.chips import chip_of
 from alibi_jax.config import ModelConfig
 
-# dense bfloat16 FLOP/s of one chip, from the makers' data sheets; keys are the beginnings of jax's device_kind
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+
+def attention_flops_per_token(model: ModelConfig, length: int) -> float:
+    """Forward, of scores and mixing: 4 E (L + 1) / 2 a layer for causal attention over L tokens, whatever could be skipped."""
+    return 2.0 * model.num_layers * model.width * (length + 1)
 
 
-def forward_flops_per_token(model: ModelConfig, length: int) -> float:
-    """2 per multiply-add of every matrix, and 4 E (L + 1) / 2 a layer for causal attention over L tokens.
+def layers_flops_per_token(model: ModelConfig, length: int) -> float:
+    """Forward, of all layers: their matrices and attention."""
+    matrices = model.num_layers * (4 * model.width**2 + 2 * model.width * model.mlp_width)
+    return 2.0 * matrices + attention_flops_per_token(model, length)
+
+
+def softmax_flops_per_token(model: ModelConfig) -> float:
+    """Forward, of the logits; 0 where the vocabulary is not known.
 
     Adaptive bands: the head and all projections; of a further band only its own words' logits are computed, a few in a
     hundred, and none is counted.
     """
-    words = 0
-    if model.vocab_size:
-        head, *tails = model.bands
-        words = head.end * head.width
-        if tails:
-            words += model.width * (head.width + 2 * sum(band.width for band in tails) + len(tails))
-    matrices = model.num_layers * (4 * model.width**2 + 2 * model.width * model.mlp_width) + words
-    return 2.0 * matrices + 2 * model.num_layers * model.width * (length + 1)
+    if not model.vocab_size:
+        return 0.0
+    head, *tails = model.bands
+    words = head.end * head.width
+    if tails:
+        words += model.width * (head.width + 2 * sum(band.width for band in tails) + len(tails))
+    return 2.0 * words
+
+
+def forward_flops_per_token(model: ModelConfig, length: int) -> float:
+    """All of a forward pass over L tokens."""
+    return layers_flops_per_token(model, length) + softmax_flops_per_token(model)
 
 
 def train_flops_per_token(model: ModelConfig, length: int) -> float:
@@ -40,5 +41,6 @@ def train_flops_per_token(model: ModelConfig, length: int) -> float:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak dense bfloat16 FLOP/s of a device, None where it is not known."""
-    return next((peak for kind, peak in PEAK_FLOPS.items() if device_kind.startswith(kind)), None)
+    """Peak dense bfloat16 FLOP/s of one device as jax counts them, None where it is not known."""
+    chip = chip_of(device_kind)
+    return chip.flops / chip.devices if chip else None

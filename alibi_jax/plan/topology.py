@@ -1,0 +1,152 @@
+"""A name such as v5e:16x16 -> devices to compile for, which need not be here.
+
+Google counts differently in its names: v5p-128 and v4-128 count cores, two a chip, and so have 64 chips: v5p:4x4x4, v4:4x4x4.
+v5e-256 and v6e-256 count chips. TPUs are described by their compiler itself (libtpu); `cpu:8` is eight of this machine's.
+"""
+
+import importlib.util
+import math
+import os
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh
+
+from alibi_jax.chips import CHIPS, Chip
+from alibi_jax.config import ConfigError, MeshConfig, require
+from alibi_jax.sharding import AXES, make_mesh
+
+
+class Generation(NamedTuple):
+    """What slices of a kind of chip there are."""
+
+    smallest: str
+    largest: str
+    examples: str
+
+
+GENERATIONS = {
+    "v4": Generation("2x2x1", "16x16x16", "2x2x2, 4x4x4, 8x8x8"),
+    "v5e": Generation("1x1", "16x16", "2x2, 2x4, 4x4, 8x8, 8x16"),
+    "v5p": Generation("2x2x1", "16x16x24", "2x2x2, 2x4x4, 4x4x4, 8x8x8, 8x16x16"),
+    "v6e": Generation("1x1", "16x16", "2x2, 2x4, 4x4, 8x8, 8x16"),
+    "tpu7x": Generation("2x2x1", "16x24x24", "2x2x2, 4x4x4, 8x8x8, 8x8x16"),
+}
+TPU_ENVIRONMENT = {  # the compiler is not to look for a TPU, nor to mind another process that compiles
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+class Topology(NamedTuple):
+    """Devices to compile for, and how they hang together."""
+
+    name: str
+    chip: Chip | None  # None: a kind not in the table, such as this machine's processor
+    devices: list
+    chips: int
+    slices: int
+    links: int  # of a chip's, those that lead anywhere in a slice of this shape
+
+    @property
+    def share(self) -> float:
+        """Of a chip, what one device is: a half where jax shows a chip as two."""
+        return self.chips / len(self.devices)
+
+
+def known_topologies() -> str:
+    said = (f"{name}:{g.smallest} ... {g.largest} ({g.examples})" for name, g in GENERATIONS.items())
+    return "; ".join([*said, "cpu:1 ... cpu:64"])
+
+
+def _sizes(shape: str) -> list[int]:
+    return [int(size) for size in shape.split("x")]
+
+
+def _refuse(name: str, why: str) -> ConfigError:
+    return ConfigError(f"topology: got {name!r}, {why}, expected one of {known_topologies()}. Choose one of these.")
+
+
+def topology(name: str, slices: int = 1) -> Topology:
+    """The devices of a topology such as v5e:16x16; with slices=8 of eight such slices joined by the data-centre network.
+
+    ConfigError for one that does not exist, and where the TPU compiler is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    if not (kind in GENERATIONS and re.fullmatch(r"\d+(x\d+)*", shape)) and not re.fullmatch(r"cpu:\d+", name):
+        raise _refuse(name, "which is none")
+    require(slices >= 1, "slices", slices, "at least 1", "Raise it.")
+    if kind == "cpu":
+        require(slices == 1, "slices", slices, "1 for cpu", "Leave it out.")
+        return Topology(name, None, _cpus(name, int(shape)), int(shape), 1, 0)
+    sizes, largest = _sizes(shape), _sizes(GENERATIONS[kind].largest)
+    if len(sizes) != len(largest) or math.prod(sizes) > math.prod(largest) or 0 in sizes:
+        raise _refuse(name, f"which is not a shape of {len(largest)} sizes of at most {math.prod(largest):,} chips")
+    devices = _tpus(name, math.prod(sizes), slices)
+    links = sum(min(2, size - 1) for size in sizes)  # no ring needs more than two, and of two chips each has one
+    return Topology(name, CHIPS[kind], devices, slices * math.prod(sizes), slices, links)
+
+
+def _tpus(name: str, chips: int, slices: int) -> list:
+    require(
+        importlib.util.find_spec("libtpu") is not None,
+        "topology",
+        f"{name} without libtpu",
+        "the TPU's compiler, which needs no TPU",
+        "Install it: pip install 'alibi_jax[tpu]'.",
+    )
+    for key, value in TPU_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if chips == 1:
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise _refuse(name, f"which the compiler does not know ({error})") from error
+
+
+def _cpus(name: str, count: int) -> list:
+    """So many of this process's CPU devices: as many as are asked for, if nothing has run yet."""
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except (RuntimeError, ValueError):  # already running, or told otherwise in XLA_FLAGS
+        pass
+    devices = jax.devices("cpu")
+    require(
+        1 <= count <= len(devices),
+        "topology",
+        f"{name} where this process has {len(devices)} CPU devices",
+        "as many as that, or to be asked before anything ran",
+        f"Start anew with XLA_FLAGS=--xla_force_host_platform_device_count={max(count, 1)}.",
+    )
+    return devices[:count]
+
+
+def mesh_on(config: MeshConfig, found: Topology) -> Mesh:
+    """`make_mesh` on a topology's devices, neighbours in an axis near each other; several slices split the first axis that
+    they divide, so that most of what is sent stays within a slice. ConfigError as there, and where no axis divides."""
+    abstract = make_mesh(config, jax.devices("cpu")[:1] * len(found.devices))
+    sizes = list(abstract.devices.shape)
+    arranged = _arranged(sizes, found)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(sizes: list[int], found: Topology) -> np.ndarray:
+    devices = found.devices
+    if found.chip is None or found.share < 1 / found.chip.devices:  # v4 as cores, which no real run sees
+        return np.array(devices).reshape(sizes)
+    if found.slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    across = [1] * len(sizes)
+    left = found.slices
+    for at, size in enumerate(sizes):
+        across[at] = math.gcd(size, left)
+        left //= across[at]
+    require(left == 1, "mesh", f"{sizes} over {found.slices} slices", "axes they divide", "Change the mesh.")
+    inside = [size // ways for size, ways in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)

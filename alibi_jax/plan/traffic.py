@@ -1,0 +1,104 @@
+"""Bytes a compiled program moves between a chip and its memory: an estimate from its text, not a measurement.
+
+Every instruction that runs by itself reads its operands and writes its results once, times the passes of the loops around it.
+What a slice does not touch is not counted, nor arrays in other memories. A fusion or a kernel that reads a block twice is
+counted once: of this compiled program it is the least, though another program for the same model may move less.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from alibi_jax.plan.hlo import Instruction, Program, Shape, Visit
+
+FREE = {  # move nothing: names, numbers, control, and ends of what has been counted at its start
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
+    *("while", "call", "conditional", "opt-barrier", "async-start", "async-update", "async-done", "domain"),
+}
+SLICES = ("dynamic-slice", "slice", "gather")  # read as much as they write
+RENAMES = ("bitcast", "convert", "copy", "reshape", "transpose")  # within a fusion: pass on what they are given
+
+
+def _hbm(arrays: tuple[Shape, ...]) -> int:
+    return sum(array.bytes for array in arrays if array.in_hbm)
+
+
+def _users(scope: Mapping[str, Instruction], name: str) -> Iterator[tuple[Instruction, int]]:
+    """(instruction, place among its operands) of what uses a value, through what only renames it."""
+    for instruction in scope.values():
+        for at, operand in enumerate(instruction.operands):
+            if operand == name and instruction.opcode in RENAMES and not instruction.is_root:
+                yield from _users(scope, instruction.name)
+            elif operand == name:
+                yield instruction, at
+
+
+def _updates(instruction: Instruction, scope: Mapping[str, Instruction]) -> int:
+    """Bytes of what is put into an array: operand 1 of a dynamic-update-slice, the last of a scatter."""
+    at = 1 if instruction.opcode == "dynamic-update-slice" else -1
+    return sum(array.bytes for array in scope[instruction.operands[at]].arrays)
+
+
+def _read_by(program: Program, computation: str, index: int, whole: int) -> int:
+    """Bytes of its operand `index` (`whole`) that a fusion reads: the slices, where it only takes slices of it."""
+    scope, total = program.computations[computation], 0
+    name = next(i.name for i in scope.values() if i.opcode == "parameter" and i.literal == str(index))
+    for user, at in _users(scope, name):
+        if user.opcode in SLICES and at == 0:
+            total += sum(array.bytes for array in user.arrays)
+        elif user.opcode == "fusion":
+            total += _read_by(program, user.called("calls")[0], at, whole)
+        elif not (user.opcode in ("dynamic-update-slice", "scatter") and at == 0):
+            return whole
+    return min(total, whole)
+
+
+def _written_by(scope: Mapping[str, Instruction], root: Instruction) -> list[int | None]:
+    """Of each of a fusion's results, the bytes written where that is less than all of it (updated in place), or None."""
+    if root.opcode == "tuple":
+        return [_written_by(scope, scope[name])[0] for name in root.operands]
+    while root.opcode in RENAMES and root.operands:
+        root = scope[root.operands[0]]
+    return [_updates(root, scope) if root.opcode in ("dynamic-update-slice", "scatter") else None]
+
+
+def _fusion(program: Program, instruction: Instruction, scope: Mapping[str, Instruction]) -> int:
+    computation = instruction.called("calls")[0]
+    read = 0
+    for index, name in enumerate(instruction.operands):
+        whole = _hbm(scope[name].arrays)
+        read += _read_by(program, computation, index, whole) if whole else 0
+    inside = program.computations[computation]
+    parts = _written_by(inside, program.root(computation))
+    if len(parts) != len(instruction.arrays):
+        return read + _hbm(instruction.arrays)
+    pairs = zip(parts, instruction.arrays, strict=True)
+    return read + sum(array.bytes if part is None else part for part, array in pairs if array.in_hbm)
+
+
+def _moved(program: Program, visit: Visit) -> int:
+    """Bytes one run of an instruction moves to and from HBM."""
+    instruction, scope = visit.instruction, program.computations[visit.computation]
+    opcode, arrays = instruction.opcode, instruction.arrays
+    if opcode in FREE or opcode.endswith("-done") or '"AllocateBuffer"' in instruction.attributes:
+        return 0
+    if opcode == "fusion":
+        return _fusion(program, instruction, scope)
+    if opcode in SLICES:
+        return 2 * _hbm(arrays)
+    if opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * _updates(instruction, scope)
+    if opcode in ("copy-start", "slice-start"):  # the result holds source, destination and a flag
+        sides = [array for array in arrays if array.dims]
+        return min(array.bytes for array in sides) * sum(array.in_hbm for array in sides) if sides else 0
+    written = 0 if opcode == "send" else _hbm(arrays)  # a send's result is its operand
+    return sum(_hbm(scope[name].arrays) for name in instruction.operands if name in scope) + written
+
+
+def hbm_bytes(program: Program) -> tuple[int, int]:
+    """(bytes one call moves, bytes more for one pass of every loop whose number of passes depends on the data)."""
+    known = unknown = 0
+    for visit in program.visits:
+        if visit.times is None:
+            unknown += _moved(program, visit)
+        else:
+            known += visit.times * _moved(program, visit)
+    return known, unknown

@@ -1,0 +1,181 @@
+"""What would the paper's largest model cost to train on pods, and what would bound it there?
+
+  python experiments/pods.py                          # every row that is not yet in the results
+  python experiments/pods.py --only v5e-256 --again   # one row anew
+
+Each row compiles the whole train step of configs/cc100_1b3.py with the TPU's own compiler, on any machine and without a TPU,
+and reads the program (alibi_jax/plan). Peak memory is the compiler's. Times are lower bounds from published peaks: they say
+what cannot be, and nothing here was run.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tyro
+
+from alibi_jax.cli import run_command
+from alibi_jax.config import Config, load_config, replace
+from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.evaluate.tables import markdown
+from alibi_jax.plan.plan import plan
+from alibi_jax.plan.report import gib, mesh_text, mib, milliseconds, record
+from alibi_jax.plan.topology import topology
+from alibi_jax.storage import write_atomically
+
+RECIPE = Path(__file__).parents[1] / "configs" / "cc100_1b3.py"
+LISTED = 16 * 2**20  # bytes of the collectives listed
+ROWS_A_CHIP = 2  # sequences, in weak scaling
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One plan: the recipe at a length and a batch, on a topology."""
+
+    topology: str
+    mesh: tuple[int, ...]  # sizes of the mesh's axes
+    batch: int  # sequences
+    length: int = 2048  # tokens
+    slices: int = 1
+
+    def config(self, recipe: Config) -> Config:
+        axes = [field.name for field in dataclasses.fields(recipe.mesh)]
+        config = replace(recipe, "train", train_length=self.length, batch_size=self.batch)
+        return replace(config, "mesh", **dict(zip(axes, self.mesh, strict=True)))
+
+
+PODS = {
+    "v5e-256 as the recipe has it": Row("v5e:16x16", (1, 256, 1, 1), 512),
+    "v5e-256": Row("v5e:16x16", (1, 64, 4, 1), 512),
+    "v5p-128": Row("v5p:4x4x4", (1, 64, 1, 1), 512),
+    "v6e-256": Row("v6e:16x16", (1, 128, 2, 1), 512),
+    "v5p-4096": Row("v5p:8x16x16", (8, 64, 4, 1), 512),
+    "v5e-256 x 8 slices": Row("v5e:16x16", (8, 64, 4, 1), 512, slices=8),
+    "v5e-256, 65,536 tokens": Row("v5e:16x16", (1, 16, 1, 16), 16, length=65_536),
+}
+SHAPES = ("2x2x2", "2x4x4", "4x4x4", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+LARGEST_SPLIT = 64  # devices parameters are split over in weak scaling; beyond, they are kept several times
+
+
+def weak_scaling() -> dict[str, Row]:
+    """The batch in proportion to the chips: what a chip does stays, what it sends may grow."""
+    rows = {}
+    for shape in SHAPES:
+        chips = topology(f"v5p:{shape}").chips
+        split = min(chips, LARGEST_SPLIT)
+        rows[f"weak, {chips:,}"] = Row(f"v5p:{shape}", (chips // split, split, 1, 1), ROWS_A_CHIP * chips)
+    return rows
+
+
+def cells(name: str, made: dict) -> list[str]:
+    """A row of the table, from a plan's record."""
+    memory, cost = made["memory"], made["cost"]
+    tokens = f"{made['batch_size']:,} x {made['train_length']:,}"
+    said = [name, made["topology"], f"{made['chips']:,}", mesh_text(made["mesh"]), tokens, gib(memory["peak"])]
+    if cost is None:
+        return [*said, *["-"] * 4, f"does not fit: {gib(made['excess'])} GiB too much", "-", "-"]
+    bounds = cost["bounds"]
+    times = {
+        kind: bounds[kind] for kind in ("compute", "memory", "interconnect", "network") if bounds[kind] is not None
+    }
+    columns = [
+        milliseconds(times[kind]) if kind in times else "-" for kind in ("compute", "memory", "interconnect", "network")
+    ]
+    effort = "full" if made["full_effort"] else "quick"
+    return [*said, *columns, max(times, key=times.get), f"{100 * bounds['best_utilisation']:.0f}", effort]
+
+
+HEADING = [
+    *("plan", "topology", "chips", "mesh", "sequences x tokens", "peak, GiB"),
+    *("compute, ms", "memory, ms", "interconnect, ms", "network, ms", "bound by", "MFU at most, %", "compiled"),
+]
+
+
+def shortened(made: dict) -> dict:
+    """A plan's record with its large collectives alone."""
+    if made["cost"] is None:
+        return made
+    large = [each for each in made["cost"]["collectives"] if each["bytes"] >= LISTED]
+    return made | {"cost": made["cost"] | {"collectives": large}}
+
+
+def large_collectives(made: dict) -> str:
+    """Collectives over 16 MiB of one plan, with what they are."""
+    rows = [
+        [each["purpose"], each["kind"], each["arrays"], mib(each["bytes"]), each["place"], ", ".join(each["axes"])]
+        for each in sorted(made["cost"]["collectives"], key=lambda each: -each["bytes"] * (each["times"] or 1))
+    ]
+    return markdown(["what it is", "kind", "array", "MiB", "how often", "over"], rows) if rows else "None."
+
+
+@dataclasses.dataclass(frozen=True)
+class Pods:
+    """Plans of the 1.3-billion recipe on pods."""
+
+    out: Path = Path(__file__).parent / "results" / "pods"  # folder of results.md and plans.json
+    only: tuple[str, ...] = ()  # names of rows; empty: all
+    again: bool = False  # also those already there
+    quick: bool = False  # XLA's first level of optimization: peaks are nearly right, what is moved to memory is not
+
+    def missing(self, rows: dict[str, Row], kept: dict) -> Iterator[tuple[str, Row]]:
+        for name, row in rows.items():
+            wanted = not self.only or name in self.only
+            is_kept = name in kept and kept[name]["row"] == json.loads(json.dumps(dataclasses.asdict(row)))
+            is_kept = is_kept and (self.quick or kept[name]["plan"]["full_effort"])
+            if wanted and (self.again or not is_kept):
+                yield name, row
+
+    def __call__(self) -> str:
+        self.out.mkdir(parents=True, exist_ok=True)
+        file, recipe, rows = self.out / "plans.json", load_config(RECIPE), PODS | weak_scaling()
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        for name, row in self.missing(rows, kept):
+            made = plan(row.config(recipe), topology(row.topology, row.slices), full=not self.quick)
+            command = shlex.join(["python", *sys.argv])
+            kept[name] = {
+                "row": dataclasses.asdict(row),
+                "plan": shortened(record(made)),
+                "command": command,
+                **provenance(),
+            }
+            write_atomically(file, json.dumps(kept, indent=1) + "\n")
+            print(" | ".join(cells(name, kept[name]["plan"])), flush=True)
+        page = results([name for name in rows if name in kept], kept)
+        write_atomically(self.out / "results.md", page)
+        return page
+
+
+def results(names: Sequence[str], kept: dict) -> str:
+    """results.md: the tables, and where they come from."""
+    table = {name: cells(name, kept[name]["plan"]) for name in names}
+    weak = [name for name in names if name.startswith("weak")]
+    sections = {
+        "A million tokens a step": markdown(HEADING, [table[name] for name in names if name not in weak]),
+        f"Weak scaling, {ROWS_A_CHIP} sequences a chip": markdown(HEADING, [table[name] for name in weak]),
+    }
+    for name in names:
+        if name not in weak and kept[name]["plan"]["cost"]:
+            sections[f"What is sent, over 16 MiB: {name}"] = large_collectives(kept[name]["plan"])
+    last = kept[names[-1]]
+    versions = ", ".join(f"{package} {version}" for package, version in last["versions"].items())
+    compiled = sum(kept[name]["plan"]["compile_seconds"] for name in names)
+    sections["Where the numbers come from"] = "\n\n".join(
+        [
+            f"`{last['command']}`; configs/cc100_1b3.py at the lengths and batches shown; {versions}; {last['date'][:10]}; "
+            f"{compiled / 60:.0f} minutes of compiling on CPU cores.",
+            "Peak memory is what the TPU's compiler says of a device. Compute counts the model's operations and what is "
+            "computed twice (remat, logits in parts) over the published bfloat16 peak; memory the bytes the compiled program "
+            "moves, estimated from its text; interconnect and network the bytes a chip sends over all its links one way, and "
+            "over its share of the data-centre network. They are lower bounds: nothing was run. At 65,536 tokens 71 % of the "
+            "model's operations are attention to all keys, most of which ALiBi's heads skip: there compute is no lower bound.",
+        ]
+    )
+    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
+    return f"# The 1.3-billion recipe on pods, planned\n\n{body}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: tyro.cli(Pods)))
