@@ -67,10 +67,12 @@ class Supervise:
 
     command: tyro.conf.Suppress[tuple[str, ...]]
     workdir: tyro.conf.Suppress[str]
+    last_step: tyro.conf.Suppress[int]
     patience: int = 5  # restarts in a row without a new checkpoint, after which it gives up (exit status 4)
 
     def __call__(self) -> str:
-        raise SystemExit(supervise([sys.executable, __file__, *self.command], locate(self.workdir), self.patience))
+        command = [sys.executable, __file__, *self.command]
+        raise SystemExit(supervise(command, locate(self.workdir), self.patience, self.last_step))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +148,8 @@ def _supervised(arguments: list[str]) -> Supervise:
             f"supervise: got {shlex.join(command) or 'no command'} after --, expected train CONFIG ..., the one command that "
             "goes on from where it was. Such as: python main.py supervise -- train configs/quickstart.py."
         )
-    default = Supervise(tuple(command), parse(command).workdir if command[:1] == ["train"] else "")
+    run = parse(command) if command[:1] == ["train"] else Train(Config())
+    default = Supervise(tuple(command), run.workdir, run.config.train.steps)
     return tyro.cli(Supervise, default=default, args=own, prog="main.py supervise")
 
 

@@ -1,6 +1,7 @@
 """From a command to an exit status: errors a user can act on are one message, without a traceback."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ from alibi_jax.checkpoint import CheckpointError
 from alibi_jax.config import ConfigError
 from alibi_jax.data.sources import DataError
 from alibi_jax.evaluate.statistics import ResultsError
-from alibi_jax.hosts import HostsError, is_first
+from alibi_jax.hosts import HostsError, is_first, several
 from alibi_jax.loop import Diverged, Interrupted
 from alibi_jax.metrics import MetricsError
 from alibi_jax.status import DIVERGED, FAILED, INTERRUPTED, KILLED, REFUSED
@@ -16,13 +17,24 @@ from alibi_jax.supervise import follow_supervisor
 
 
 def run_command(parse: Callable[[], Callable[[], str]]) -> int:
-    """Parses a command, runs it, prints what it says; returns the exit status. Other errors are bugs, with a traceback."""
+    """Parses a command, runs it, prints what it says; returns the exit status. Other errors are bugs, with a traceback.
+
+    Of several hosts one that fails ends at once: in an orderly shutdown it would wait for the others, which wait for it.
+    """
     follow_supervisor()
     for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     log = logging.getLogger("alibi_jax")
     log.handlers, log.propagate = [logging.StreamHandler()], False
     log.setLevel(logging.INFO)  # what "auto" chose
+    status = _status(parse)
+    if status in (REFUSED, FAILED, DIVERGED) and several():
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(parse: Callable[[], Callable[[], str]]) -> int:
     try:
         said = parse()()
         if is_first():

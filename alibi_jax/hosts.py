@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import json
 import logging
 import os
 import socket
@@ -9,14 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+from jax._src import distributed
 from jax.sharding import Mesh
 
-from alibi_jax.checks import Section, require
+from alibi_jax.checks import ConfigError, Section, require
 from alibi_jax.sharding import of_any_host
 
+LONGEST_WAIT = 24 * 3600 * 1000  # milliseconds one host waits for another that is at work, such as preparing a corpus
 PROBE_SECONDS = 0.5  # between two attempts to reach the first host
 ENVIRONMENT = {"coordinator": "JAX_COORDINATOR_ADDRESS", "count": "JAX_NUM_PROCESSES", "index": "JAX_PROCESS_ID"}
 
@@ -60,10 +64,12 @@ def _resolved(hosts: Hosts) -> Hosts | None:
     """With what the environment says; None for a run on one host."""
     address = hosts.coordinator or os.environ.get(ENVIRONMENT["coordinator"], "")
     if not address:
+        count, index = (os.environ.get(ENVIRONMENT[name], "") for name in ("count", "index"))
+        alone = hosts.count < 2 and hosts.index < 1 and count in ("", "1") and index in ("", "0")
         require(
-            hosts.count < 2 and hosts.index < 1,
+            alone,
             "hosts.coordinator",
-            f"none for {hosts.count} processes",
+            f"none for process {index or hosts.index} of {count or hosts.count}",
             "the address:port of the first host's process",
             "Pass --hosts.coordinator, or set JAX_COORDINATOR_ADDRESS.",
         )
@@ -95,17 +101,12 @@ def _reach_coordinator(hosts: Hosts) -> None:
 def _give_up(hosts: Hosts) -> None:
     """Ends the process where not all came: the wait is in C++, and no exception gets through."""
     print(
-        f"error: hosts: waited {hosts.timeout_seconds} s as process {hosts.index}, expected {hosts.count} processes to come to "
-        f"{hosts.coordinator}. Start those that are missing, then run the same command again.",
+        f"error: hosts: waited {hosts.timeout_seconds} s as process {hosts.index}, expected {hosts.count or 'all'} processes "
+        f"to come to {hosts.coordinator or 'the coordinator'}. Start those that are missing, then run the command again.",
         file=sys.stderr,
         flush=True,
     )
     os._exit(1)
-
-
-def _quiet_others() -> None:
-    if not is_first():
-        logging.getLogger("alibi_jax").setLevel(logging.WARNING)
 
 
 def connect(hosts: Hosts) -> None:
@@ -114,27 +115,33 @@ def connect(hosts: Hosts) -> None:
     ConfigError for numbers that do not fit; HostsError where the coordinator cannot be reached in time. Where other processes
     do not come in time, this one ends with a message.
     """
-    if hosts.discover:
-        jax.distributed.initialize(initialization_timeout=hosts.timeout_seconds)
-        _quiet_others()
-        return
-    found = _resolved(hosts)
+    found = hosts if hosts.discover else _resolved(hosts)
     if found is None or found.count == 1:
         return
     if found.index > 0:
         _reach_coordinator(found)
+    # its service would take SIGTERM for itself until training begins
+    jax.config.update("jax_enable_preemption_service", False)
     timer = threading.Timer(found.timeout_seconds, _give_up, [found])
     timer.daemon = True
     timer.start()
-    jax.distributed.initialize(
-        found.coordinator,
-        found.count,
-        found.index,
-        initialization_timeout=found.timeout_seconds + 60,  # the timer above comes first, with a message
-        heartbeat_timeout_seconds=found.heartbeat_seconds,
-    )
-    timer.cancel()
-    _quiet_others()
+    told = {} if found.discover else {"coordinator_address": found.coordinator, "num_processes": found.count}
+    try:
+        jax.distributed.initialize(
+            **told,
+            process_id=None if found.discover else found.index,
+            initialization_timeout=found.timeout_seconds + 60,  # the timer comes first, with a message
+            heartbeat_timeout_seconds=found.heartbeat_seconds,
+            shutdown_timeout_seconds=found.heartbeat_seconds,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise HostsError(
+            f"hosts: got {error}, expected {hosts}. Is the coordinator's port free, and is there a cluster to discover?"
+        ) from error
+    finally:
+        timer.cancel()
+    if not is_first():
+        logging.getLogger("alibi_jax").setLevel(logging.WARNING)
 
 
 def is_first() -> bool:
@@ -142,14 +149,64 @@ def is_first() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def several() -> bool:
+    """Whether this process is one of several of a run."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _client() -> Any:
+    """What the processes tell each other beside their devices' work, without a word of which they would wait for each other
+    30 seconds at most (the CPU's collectives); jax has no public name for it, and Orbax uses this one."""
+    return distributed.global_state.client
+
+
+_rounds = itertools.count()  # of questions put to all hosts, which all come to in the same order
+
+
+def from_first_host(value: str) -> str:
+    """The first host's value, on all of them."""
+    if not several():
+        return value
+    key = f"alibi_jax/{next(_rounds)}"
+    if jax.process_index() == 0:
+        _client().key_value_set(key, value)
+    return _client().blocking_key_value_get(key, LONGEST_WAIT)
+
+
+def _verdicts(key: str, said: str) -> list[str]:
+    """What each host says, on all of them. The first, which keeps what is said, stays until all have heard it."""
+    client, count, index = _client(), jax.process_count(), jax.process_index()
+    client.key_value_set(f"{key}/{index}", said)
+    heard = [client.blocking_key_value_get(f"{key}/{i}", LONGEST_WAIT) for i in range(count)]
+    client.wait_at_barrier(f"{key}/heard", LONGEST_WAIT)
+    return heard
+
+
 @contextlib.contextmanager
 def first_host_first() -> Iterator[None]:
-    """The first host does what is inside before the others do: it writes, they find it written."""
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("first host")
-    yield
-    if jax.process_index() == 0:
-        multihost_utils.sync_global_devices("first host")
+    """The first host does what is inside before the others do: it writes, they find it written.
+
+    An error of any host is raised on all: bad input as ConfigError, anything else as HostsError. Without this the others
+    would wait for it in their next collective.
+    """
+    if not several():
+        yield
+        return
+    key, error = f"alibi_jax/{next(_rounds)}", None
+    first = _client().blocking_key_value_get(f"{key}/0", LONGEST_WAIT) if jax.process_index() > 0 else ""
+    try:
+        if not first:
+            yield
+    except BaseException as raised:  # also SystemExit: whatever ends this host has to end the others
+        error = raised
+    own = "" if error is None else json.dumps([isinstance(error, ValueError), str(error) or type(error).__name__])
+    heard = _verdicts(key, own)
+    if error is not None:
+        raise error
+    for i, said in enumerate(heard):
+        if said:
+            refused, message = json.loads(said)
+            raise (ConfigError if refused else HostsError)(f"host {i}: {message}")
 
 
 class Agreement:
@@ -160,7 +217,7 @@ class Agreement:
 
     def __call__(self, names: list[str]) -> list[str]:
         """What this host's signals are called; on several hosts those of the step before, another's too."""
-        if jax.process_count() == 1:
+        if not several():
             return list(names)
         asked, self.asked = self.asked, of_any_host(bool(names), self.mesh)
         if asked is None or not bool(asked):

@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from alibi_jax.config import Config, ConfigError, MeshConfig, require
@@ -81,10 +83,25 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
         "sizes that multiply to the number of devices (-1: the rest)",
         "Change the sizes of the mesh.",
     )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_mesh(config: Config, mesh: Mesh) -> None:
+def _arranged(sizes: Sequence[int], devices: list) -> np.ndarray:
+    """Neighbours in an axis near each other; several slices of TPUs split the first axes that they divide, so that most of what
+    is sent stays within a slice. jax.make_mesh refuses some of these meshes."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    across, left = [], slices
+    for size in sizes:
+        across.append(math.gcd(size, left))
+        left //= across[-1]
+    require(left == 1, "mesh", f"{list(sizes)} over {slices} slices", "axes that the slices divide", "Change the mesh.")
+    inside = [size // ways for size, ways in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+
+
+def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
     """ConfigError, with the numbers, where a dimension of the run does not divide over its mesh axes."""
     train, model = config.train, config.model
     part = train.batch_size // train.gradient_accumulation
@@ -100,16 +117,16 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
         sizes += [(field, band.end - band.first, "vocab"), (f"width of the vectors of {words}", band.width, "width")]
     for field, size, dimension in sizes:
         _check_size(field, size, dimension, mesh)
-    check_lengths((train.train_length, *train.validate_lengths), mesh)
+    check_divides((train.train_length, *train.validate_lengths), mesh)
 
 
-def check_lengths(lengths: Sequence[int], mesh: Mesh) -> None:
+def check_divides(lengths: Sequence[int], mesh: Mesh | AbstractMesh) -> None:
     """ConfigError where an input's length in tokens does not divide over the mesh."""
     for length in lengths:
         _check_size("length", length, "length", mesh)
 
 
-def _check_size(field: str, size: int, dimension: str, mesh: Mesh) -> None:
+def _check_size(field: str, size: int, dimension: str, mesh: Mesh | AbstractMesh) -> None:
     ways = _ways(mesh, dimension)
     expected = f"a multiple of {ways}, the devices along {RULES[dimension]}"
     require(size % ways == 0, field, size, expected, f"Use {-(-size // ways) * ways}, or change the mesh.")
@@ -206,8 +223,8 @@ def from_earlier(tree: Any, steps: int) -> Any:
 
 
 def largest_in_sequence(x: jax.Array) -> jax.Array:
-    """The maximum over the devices that hold parts of the same sequence."""
-    return jax.lax.pmax(x, RULES["length"])
+    """The maximum over the devices that hold parts of the same sequence; of NaN infinity."""
+    return jax.lax.pmax(jnp.where(jnp.isnan(x), jnp.inf, x), RULES["length"])  # pmax itself would drop NaN
 
 
 def largest_of_all(x: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 import re
+import secrets
 import time
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def write_atomically(path: Location, content: str | bytes) -> None:
     if in_bucket(path):
         path.write_bytes(data)
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with aside.open("wb") as file:
             file.write(data)

@@ -89,12 +89,13 @@ def _say(status: int, step: int, what: str) -> None:
     print(f"supervise: {now} the run ended with {_name(status)}; {saved}; {what}", file=sys.stderr, flush=True)
 
 
-def supervise(command: Sequence[str], workdir: Location, patience: int) -> int:
+def supervise(command: Sequence[str], workdir: Location, patience: int, last_step: int) -> int:
     """Runs `command`, which trains in `workdir`, until it is done; returns an exit status.
 
     It is started again whatever ended it, after 1, 2, 4 ... 30 seconds, unless that is in FINAL or this process was asked
     to stop (SIGTERM, SIGINT: passed on). A new checkpoint sets pause and patience back. GAVE_UP after `patience` restarts
-    in a row without one; 128 + the signal's number for a child that a signal ended, as shells say it.
+    in a row without one; 0 once the checkpoint of `last_step` is there, whatever ended the run then; 128 + the signal's
+    number for a child that a signal ended, as shells say it.
     """
     require(patience >= 0, "patience", patience, "0 restarts or more", "Raise --patience.")
     child, best, restarts = _Child(command), max(saved_steps(workdir), default=0), 0
@@ -105,11 +106,14 @@ def supervise(command: Sequence[str], workdir: Location, patience: int) -> int:
             if child.asked or status in FINAL:
                 _say(status, step, "stopped as asked" if child.asked else FINAL[status])
                 return 128 - status if status < 0 else status
+            if step >= last_step:  # its peers may be done and gone: nobody would be there to finish with
+                _say(status, step, "which is its last: done")
+                return 0
             restarts, best = (restarts, best) if step <= best else (0, step)
             if restarts == patience:
                 _say(status, step, f"gave up after {patience} restarts without a new checkpoint")
                 return GAVE_UP
-            seconds = min(2.0**restarts, LONGEST_PAUSE)
+            seconds = min(2.0 ** min(restarts, 10), LONGEST_PAUSE)
             restarts += 1
             _say(status, step, f"restart {restarts} of {patience} in {seconds:g} s")
             child.pause(seconds)

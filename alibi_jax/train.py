@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Int32
 
 from alibi_jax.checkpoint import Checkpoints
-from alibi_jax.config import Config, ConfigError, replace
+from alibi_jax.config import Config, ConfigError, differing_fields, from_json, replace, to_json
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
-from alibi_jax.hosts import first_host_first
+from alibi_jax.hosts import HostsError, first_host_first, from_first_host
 from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import learning_rate, make_optimizer
@@ -117,15 +117,37 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
     share = host_share((config.train.batch_size, config.train.train_length), mesh)
     Batches(*batch_arguments(config, corpus, share))  # refuses a seed or a text that does not fit
     with contextlib.ExitStack() as held:
+        told = from_first_host(to_json(config))
         with first_host_first():
+            check_same_config(config, told)
             held.enter_context(only_run(workdir))
             open_workdir(workdir, config, corpus.fingerprint)
         checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, config.train.max_to_keep)))
+        check_same_step(checkpoints.latest(), from_first_host(str(checkpoints.latest())))
         stop = held.enter_context(stop_requested())
         held.enter_context(jax.set_mesh(mesh))
         if checkpoints.latest() != config.train.steps:
             _train(Run(config, corpus, mesh, checkpoints, workdir, label, traced), stop)
     return config
+
+
+def check_same_config(config: Config, told: str) -> None:
+    """ConfigError where the first host was told to train another config: their programs would wait for each other."""
+    differing = differing_fields(from_json(told), config)
+    if differing:
+        raise ConfigError(
+            f"hosts: got {'; '.join(differing)} (first host -> host {jax.process_index()}), expected the same command on all "
+            "hosts. Correct the options."
+        )
+
+
+def check_same_step(latest: int | None, told: str) -> None:
+    """HostsError where this host sees another last checkpoint than the first: a shared folder may show what is new late."""
+    if str(latest) != told:
+        raise HostsError(
+            f"hosts: got {latest} as the last checkpoint, expected {told}, which the first host sees. The run's folder has to "
+            "be shared by all hosts; if it is, run the same command again once it has caught up."
+        )
 
 
 def _train(run: Run, stop: list[str]) -> None:

@@ -31,6 +31,7 @@ class Trace:
 
     def __init__(self, steps: range, folder: Any) -> None:
         self.steps, self.folder, self.running = steps, folder, False
+        self.traced: list[int] = []
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -41,6 +42,7 @@ class Trace:
         if not self.running:
             yield
             return
+        self.traced.append(step)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
@@ -51,11 +53,13 @@ class Trace:
             self.close()
 
     def close(self) -> None:
-        """Writes what has been traced, also of a run that ends early."""
+        """Writes what has been traced, also of a run that ends early; says so where nothing was."""
+        if self.steps and not self.traced:
+            log.warning("profile: none of the steps %d to %d was taken here", self.steps[0], self.steps[-1])
         if self.running:
             jax.profiler.stop_trace()
             self.running = False
-            log.info("profile: steps %d to %d are in %s/plugins/profile", self.steps[0], self.steps[-1], self.folder)
+            log.info("profile: steps %d to %d are in %s/plugins/profile", self.traced[0], self.traced[-1], self.folder)
 
 
 def _signature(arguments: dict[str, Any]) -> dict[str, str]:

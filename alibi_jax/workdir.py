@@ -70,13 +70,15 @@ def only_run(workdir: Location) -> Iterator[None]:
                 workdir.mkdir(parents=True, exist_ok=True)
                 file = held.enter_context((workdir / "lock").open("a+"))
                 locked = _take(file, workdir)
-        if locked:
+        if not locked:
+            logger.info("workdir: %s has no locks, so a second run in it would not be seen: start one only", workdir)
+            yield
+            return
+        with _writing(workdir):
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             file.truncate(0)
             file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {now}")
             file.flush()
-        else:
-            logger.info("workdir: %s has no locks, so a second run in it would not be seen: start one only", workdir)
         yield
 
 

@@ -1,5 +1,6 @@
 """What all tests share: eight CPU devices, strict JAX, and the one table of tolerances."""
 
+import logging
 import os
 
 # Compiled without LLVM's optimizations: the suite is a thousand small compilations, and each takes a fifth of the time.
@@ -42,6 +43,16 @@ def assert_close(actual, expected, what: str) -> None:
     assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape}"
     error = np.max(np.abs(actual - expected), initial=0.0)
     assert error <= TOLERANCE[what], f"{what}: largest error {error:.3g}, allowed {TOLERANCE[what]:.3g}"
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were():
+    """The command line sets the package's logger up for good."""
+    log = logging.getLogger("alibi_jax")
+    before = log.handlers, log.propagate, log.level
+    yield
+    log.handlers, log.propagate = before[:2]
+    log.setLevel(before[2])
 
 
 @pytest.fixture

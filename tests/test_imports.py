@@ -29,7 +29,7 @@ ALLOWED = {
     "checkpoint": {"storage", "workdir"},
     "metrics": {"config", "model", "storage"},
     "supervise": {"checks", "status", "storage", "workdir"},
-    "evaluate": set("checkpoint config data model positions progress sharding storage workdir".split()),
+    "evaluate": set("checkpoint config data hosts model positions progress sharding storage workdir".split()),
     "hosts": {"checks", "sharding"},
     "watch": {"checks"},
     "loop": set("checkpoint config data evaluate hosts metrics model progress sharding storage watch".split()),

@@ -61,7 +61,7 @@ def assert_same(found, expected):
     found, found_bias, expected, expected_bias = *(found[1][:3], found[1][3:]), *(expected[1][:3], expected[1][3:])
     for gradient, other in zip(found, expected, strict=True):
         assert_close(gradient, other, "attention gradient")
-    for gradient, other in zip(jax.tree.leaves(found_bias), jax.tree.leaves(expected_bias), strict=False):
+    for gradient, other in zip(jax.tree.leaves(found_bias), jax.tree.leaves(expected_bias), strict=bool(found_bias)):
         size = np.abs(other).max()  # of slopes: a sum over all distances
         assert_close(gradient / size, other / size, "attention gradient")
 
@@ -144,6 +144,23 @@ def test_heads_look_back_no_farther_than_their_reach():
         steps = np.asarray(run(k, slopes))
         assert steps.tolist()[0] == 1 and steps[3] == 3 and sorted(steps) == steps.tolist(), steps
         assert np.asarray(run(1000 * k, slopes)).tolist()[2] == 3, "large scores see farther"
+
+
+def test_a_key_that_is_not_a_number_is_seen_by_all_that_see_it():
+    q, k, v, d_out = arrays()
+    inputs = q, k.at[0, 5, 0].set(jnp.nan), v, biases("steep"), d_out
+    whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)[0]
+    found = on_mesh(MESHES["four"], "blockwise", 0.0, *inputs)[0]
+    assert np.isnan(whole).any()
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(whole))
+
+
+def test_blocks_within_a_part_are_passed_over_too(monkeypatch):
+    monkeypatch.setattr(blockwise, "BLOCK", 16)
+    q, k, v, d_out = arrays()
+    inputs = q, k, v, LinearBias(jnp.array([2.0, 1.0, 0.5, 0.25])), d_out
+    whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)
+    assert_same(on_mesh(MESHES["four"], "blockwise", 0.0, *inputs), whole)
 
 
 def test_what_a_ring_cannot_serve_is_refused():

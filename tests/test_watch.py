@@ -32,6 +32,12 @@ def test_a_run_traces_the_steps_asked_for(tiny_data, tmp_path, profile, expected
     assert set(numbers) == expected
 
 
+def test_a_trace_of_steps_that_never_come_is_missed(tiny_data, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tiny_config(tiny_data, steps=2), tmp_path / "run", profile="9-12")
+    assert "none of the steps 9 to 12 was taken here" in caplog.text
+
+
 def test_a_compilation_too_many_says_which_argument_changed(caplog):
     add = watched(jax.jit(lambda state, batch: (state["a"] + batch.sum(), state)), "state", "batch")
     state = {"a": jnp.zeros(3), "b": jnp.ones(2)}

@@ -149,9 +149,9 @@ def attend(
     shard_map of one's own: check_vma=False.
     ValueError for shapes that do not fit; NotImplementedError for an implementation that does not exist or cannot serve.
     """
-    _check_ring(q, k, q_offset, causal, implementation)
-    q_offset = jnp.asarray(q_offset, jnp.int32)
+    given, q_offset = q_offset, jnp.asarray(q_offset, jnp.int32)
     _check_arrays(q, k, v, bias, q_offset)
+    _check_ring(q, k, given, causal, implementation)
     _check_options(dropout_rate, dropout_key, reach_tolerance)
     tolerance = DEFAULT_TOLERANCE[q.dtype.name] if reach_tolerance == "auto" else reach_tolerance
     chosen = _choose(q, k, bias) if implementation == "auto" else implementation

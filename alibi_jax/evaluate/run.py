@@ -13,7 +13,7 @@ from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.evaluate.sweep import sweep
 from alibi_jax.model import TransformerLM
-from alibi_jax.sharding import make_mesh, token_ways, tree_shardings
+from alibi_jax.sharding import check_divides, make_mesh, token_ways, tree_shardings
 from alibi_jax.storage import Location, locate
 from alibi_jax.workdir import check_corpus
 
@@ -55,7 +55,7 @@ def evaluate_run(
     stream = np.asarray(stream[: evaluate.max_tokens or None])
     out = locate(out) if out else workdir / "evaluation" / evaluate.split
     mesh = make_mesh(config.mesh)
-    check_lengths((config.train.train_length, *evaluate.lengths), mesh)
+    check_divides(evaluate.lengths or (config.train.train_length,), mesh)
     with jax.set_mesh(mesh):
         step, params = load_params(workdir, config, evaluate.checkpoint)
         check_corpus(workdir, corpus.fingerprint)

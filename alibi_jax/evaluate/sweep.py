@@ -28,6 +28,7 @@ from alibi_jax.evaluate.statistics import (
     split_gain,
     standard_error,
 )
+from alibi_jax.hosts import from_first_host, is_first
 from alibi_jax.positions import LengthError
 from alibi_jax.progress import Bar
 from alibi_jax.sharding import batch_ways
@@ -173,7 +174,7 @@ def sweep(
     path = folder / "sweep.jsonl"
     done = [record for record in _read(path, facts) if record["status"] != "out of memory"]  # there may be more now
     (folder / "nats").mkdir(parents=True, exist_ok=True)
-    limit = int(config.memory_limit_gib * GIB) or free_memory()
+    limit = int(from_first_host(str(int(config.memory_limit_gib * GIB) or free_memory())))  # all hosts go on, or none
     pairs = plan(config, facts["train_length"])
     finished = {(record["length"], record["stride"]) for record in done}
     with Bar(f"evaluate {facts['run']}", len(pairs) * len(stream)) as bar:
@@ -203,12 +204,19 @@ def sweep(
             }
             if scores is not None:
                 record["nats_file"] = f"nats/{length}-{stride}.npy"
-                save_array(folder / record["nats_file"], scores)
                 record |= _statistics(scores, num_bytes)
             done.append(record | provenance())
-            _add_gains(folder, done, config.far_stride)
-            write_atomically(path, "".join(json.dumps(record) + "\n" for record in done))
+            if is_first():
+                _keep(folder, done, scores, config.far_stride)
     return done
+
+
+def _keep(folder: Location, done: list[dict[str, Any]], scores: np.ndarray | None, far_stride: str) -> None:
+    """Writes the last record's array, and all records with what the arrays now say of gains."""
+    if scores is not None:
+        save_array(folder / done[-1]["nats_file"], scores)
+    _add_gains(folder, done, far_stride)
+    write_atomically(folder / "sweep.jsonl", "".join(json.dumps(record) + "\n" for record in done))
 
 
 def _progress(bar: Bar, before: int, text: str) -> Any:

@@ -23,7 +23,7 @@ from alibi_jax.plan.hlo import Program
 from alibi_jax.plan.memory import Memory, advice, memory_of
 from alibi_jax.plan.topology import Topology, mesh_on
 from alibi_jax.plan.traffic import hbm_bytes
-from alibi_jax.sharding import batch_ways, check_lengths, check_mesh
+from alibi_jax.sharding import batch_ways, check_divides, check_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def plan(config: Config, found: Topology, lengths: Sequence[int] = (), full: boo
     """
     config, mesh = with_vocabulary(config), mesh_on(config.mesh, found)
     check_mesh(config, mesh)
-    check_lengths(lengths, mesh)
+    check_divides(lengths, mesh)
     with jax.set_mesh(mesh), effort(full):
         state = abstract_state(config, mesh)
         step = compile_step(config, mesh, state)

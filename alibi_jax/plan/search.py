@@ -1,15 +1,13 @@
 """Which mesh, batch and memory settings: every one that divides, ordered by a cheap estimate, the best compiled and ranked."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType
 
 from alibi_jax.config import Config, ConfigError, replace, require
 from alibi_jax.plan.bounds import train_flops
@@ -50,14 +48,7 @@ def factorisations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
                 yield (first, *rest)
 
 
-@functools.lru_cache(maxsize=1024)
-def _mesh(sizes: tuple[int, ...]) -> Mesh:
-    """A mesh of that shape, of no devices in particular."""
-    devices = np.full(sizes, jax.devices("cpu")[0], object)
-    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _sent(config: Config, mesh: Mesh) -> float:
+def _sent(config: Config, mesh: AbstractMesh) -> float:
     """Bytes a device sends in a step, roughly: weights gathered twice a part and their gradients once, summed over what of the
     batch and length they are not split by; a layer's outputs where heads and MLP are split; keys, values and their like, and
     queries backward, half of the way round a ring."""
@@ -82,7 +73,7 @@ def _tokens(config: Config) -> int:
     return local_size(rows, "batch") * local_size(config.train.train_length, "length")
 
 
-def _memory(config: Config, mesh: Mesh) -> float:
+def _memory(config: Config, mesh: AbstractMesh) -> float:
     """Bytes of a device at the peak, roughly."""
     model, tokens = config.model, _tokens(config)
     size = jnp.dtype(model.compute_dtype).itemsize
@@ -100,10 +91,10 @@ def _memory(config: Config, mesh: Mesh) -> float:
 
 def estimate(config: Config, found: Topology) -> Candidate:
     """A candidate with its estimates, from sizes alone. ConfigError where a size does not divide over its mesh."""
-    mesh = _mesh(dataclasses.astuple(config.mesh))
+    mesh = AbstractMesh(dataclasses.astuple(config.mesh), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     check_mesh(config, mesh)
     chip = found.chip
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh):
         flops = train_flops(config)
         compute = (flops.model + flops.recomputed) / len(found.devices) / (chip.flops * found.share)
         links = chip.link_rate * found.links * found.share

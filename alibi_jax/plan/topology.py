@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, topologies
+from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from alibi_jax.chips import CHIPS, Chip
@@ -128,25 +128,8 @@ def _cpus(name: str, count: int) -> list:
 
 
 def mesh_on(config: MeshConfig, found: Topology) -> Mesh:
-    """`make_mesh` on a topology's devices, neighbours in an axis near each other; several slices split the first axis that
-    they divide, so that most of what is sent stays within a slice. ConfigError as there, and where no axis divides."""
-    abstract = make_mesh(config, jax.devices("cpu")[:1] * len(found.devices))
-    sizes = list(abstract.devices.shape)
-    arranged = _arranged(sizes, found)
-    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _arranged(sizes: list[int], found: Topology) -> np.ndarray:
-    devices = found.devices
-    if found.chip is None or found.share < 1 / found.chip.devices:  # v4 as cores, which no real run sees
-        return np.array(devices).reshape(sizes)
-    if found.slices == 1:
-        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    across = [1] * len(sizes)
-    left = found.slices
-    for at, size in enumerate(sizes):
-        across[at] = math.gcd(size, left)
-        left //= across[at]
-    require(left == 1, "mesh", f"{sizes} over {found.slices} slices", "axes they divide", "Change the mesh.")
-    inside = [size // ways for size, ways in zip(sizes, across, strict=True)]
-    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    """`make_mesh` on a topology's devices."""
+    if found.chip is not None and found.share < 1 / found.chip.devices:  # v4 as cores, which no real run sees
+        sizes = make_mesh(config, jax.devices("cpu")[:1] * len(found.devices)).devices.shape
+        return Mesh(np.array(found.devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return make_mesh(config, found.devices)
