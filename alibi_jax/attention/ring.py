@@ -153,10 +153,8 @@ def steps_taken(rules: Rules, size: int, options: Options, part: Part) -> Int32[
 
 
 def _forward(rules: Rules, size: int, options: Options, part: Part) -> tuple[Array, Array]:
-    ring, came = (
-        Ring(rules, options, size),
-        from_earlier((part.k, part.v), 1),
-    )  # on its way while the own part is worked on
+    ring = Ring(rules, options, size)
+    came = from_earlier((part.k, part.v), 1)  # on its way while the own part is worked on
     own, joined, steps = _looked(ring, part)
     part = part._replace(known=own.known)
     if steps is None:
@@ -240,7 +238,8 @@ def _backward_heads(ring: Ring, part: Part, traveller: Traveller, gradients: tup
 
 
 def _backward(rules: Rules, size: int, options: Options, part: Part, given: Given, learned: bool) -> tuple:
-    ring, slopes, bounds = Ring(rules, options, size), _slopes(Ring(rules, options, size), part), _bounds(part)
+    ring = Ring(rules, options, size)
+    slopes, bounds = _slopes(ring, part), _bounds(part)
     came = from_earlier((part.q, given, bounds), -1)
     own = _own(part, slopes, bounds)._replace(known=Known(bounds, given.logsumexp))
     dq, dk, dv, d_bias = rules.backward(options, own, given, learned)
