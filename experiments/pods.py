@@ -172,8 +172,8 @@ def results(names: Sequence[str], kept: dict) -> str:
             "over its share of the data-centre network. They are lower bounds: nothing was run. At 65,536 tokens 71 % of the "
             "model's operations are attention to all keys, most of which ALiBi's heads skip: there compute is no lower bound.",
             "8 and 32 chips are bound by memory because there the compiler passes weights from chip to chip while it "
-            "multiplies and writes a product's output anew with each: 4 or 16 times. v5p-128 has 64 chips, v5p-4096 2,048: v5p is named "
-            "by its cores.",
+            "multiplies and writes a product's output anew with each: 4 or 16 times. v5p-128 has 64 chips, v5p-4096 2,048: "
+            "v5p is named by its cores.",
         ]
     )
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
