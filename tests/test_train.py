@@ -20,8 +20,9 @@ from alibi_jax.config import Config, ConfigError, DataConfig, MeshConfig, replac
 from alibi_jax.data.sources import DataError
 from alibi_jax.loop import Diverged, Interrupted, stop_requested
 from alibi_jax.metrics import MetricsError, MetricsLog
-from alibi_jax.positions import alibi, alibi_slopes
-from alibi_jax.sharding import check_mesh, host_share, make_mesh, place_rows, put_batch, shard
+from alibi_jax.model import TransformerLM
+from alibi_jax.positions import POSITIONS, alibi, alibi_slopes
+from alibi_jax.sharding import check_mesh, host_share, make_mesh, place_rows, put_batch, shard, tree_shardings
 from alibi_jax.train import programs, restore_or, train
 from conftest import TOLERANCE, assert_close
 from runs import DROPOUT, saved_state, tiny_config
@@ -98,12 +99,35 @@ def test_alibi_learns_the_same_on_every_mesh(sizes):
     assert_close(steps(config, sizes)[0], one_device("alibi", "blockwise"), "sharded loss")
 
 
-@pytest.mark.parametrize("position", ["rotary", "t5", "sinusoidal", "learned", "none"])
-def test_every_position_method_learns_the_same_on_a_mesh(position):
-    """Whose compiler splits the dense definition, or whose devices go round a ring."""
-    for attention in ("auto", "blockwise"):
-        config = tiny_config(DataConfig(), {"position": position, "attention": attention})
-        assert_close(steps(config, (1, 2, 2, 2))[0], one_device(position, attention), "sharded loss")
+def loss_and_gradients(position: str, sizes):
+    """Mean nats of one batch and their gradient, as numpy arrays; the parameters' values do not depend on the mesh."""
+    model = TransformerLM(tiny_config(DataConfig(), {"position": position, "attention": "blockwise"}).model)
+
+    def loss(params, inputs, targets):
+        return model.apply({"params": params}, inputs, targets, method="nats").mean()
+
+    params, mesh = initial(position), mesh_of(sizes)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, tree_shardings(params, mesh))
+        found = jax.jit(jax.value_and_grad(loss))(placed, place_rows(rows(0)), place_rows(rows(1)))
+    return jax.tree.map(np.asarray, found)
+
+
+@functools.cache
+def initial(position: str):
+    model = TransformerLM(tiny_config(DataConfig(), {"position": position}).model)
+    return jax.device_get(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+
+
+loss_and_gradients_alone = functools.cache(functools.partial(loss_and_gradients, sizes=ONE))
+
+
+@pytest.mark.parametrize("sizes", [*MESHES[:4], (1, 2, 2, 2)])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_every_position_method_has_the_same_loss_and_gradients_on_every_mesh(position, sizes):
+    found, alone = loss_and_gradients(position, sizes), loss_and_gradients_alone(position)
+    assert_close(found[0], alone[0], "loss")
+    jax.tree.map(functools.partial(assert_close, what="attention gradient"), found[1], alone[1])
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 2, 2), (1, 8, 1, 1), (1, 1, 1, 8), (1, 1, 4, 2)])
