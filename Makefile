@@ -17,7 +17,7 @@ test: .venv/.dev  ## the tests (two processes)
 test-peers: .venv/.peers  ## the tests that compare with PyTorch and transformers
 	$(RUN) -m pytest -m peers
 
-test-slow: .venv/.dev  ## minutes: twenty kills while saving
+test-slow: .venv/.dev  ## minutes: twenty kills while saving, twenty of two hosts
 	$(RUN) -m pytest -m slow
 
 lint: .venv/.dev

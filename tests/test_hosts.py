@@ -145,10 +145,10 @@ def test_what_one_host_refuses_all_refuse_at_once(hosts, tiny_data, tmp_path):
     assert "in which another run is at work" in other.text() and "error: host 0: workdir: got" in another.text()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_two_supervised_hosts_killed_at_random_lose_nothing(hosts, tiny_data, tmp_path, kills):
+@pytest.mark.slow
+def test_two_supervised_hosts_killed_at_random_lose_nothing(hosts, tiny_data, tmp_path, kills=20):
     """Either host, in a step or a save; in the end every bit is that of a run never killed."""
-    config = tiny_config(tiny_data, DROPOUT, steps=max(100, 40 * kills), checkpoint_every=5, max_to_keep=1)
+    config = tiny_config(tiny_data, DROPOUT, steps=40 * kills, checkpoint_every=5, max_to_keep=1)
     prepare(tiny_data, quiet=True)
     workdir, random = tmp_path / "killed", np.random.default_rng(kills)
     supervised = pair(hosts, config, workdir, 1, ("supervise", "--"))

@@ -67,7 +67,7 @@ def assert_same(found, expected):
 
 
 CASES = [("four", bias, 0.3) for bias in ("alibi", "steep", "gentle", "t5", "none")]
-CASES += [("two", "alibi", 0.0), ("two", "none", 0.0), ("mixed", "steep", 0.0), ("mixed", "t5", 0.3)]
+CASES += [("two", "alibi", 0.0), ("mixed", "steep", 0.0)]
 
 
 @pytest.mark.parametrize(("mesh", "bias", "rate"), CASES)
@@ -86,10 +86,9 @@ def test_key_heads_shared_by_queries(bias):
     assert_same(on_mesh((1, 1, 2, 4), "blockwise", 0.0, *inputs), whole)
 
 
-@pytest.mark.parametrize("bias", ["alibi", "none"])
-def test_kernel_serves_the_ring(bias):
+def test_kernel_serves_the_ring():
     q, k, v, d_out = arrays(batch=1)
-    inputs = q, k, v, biases(bias), d_out
+    inputs = q, k, v, biases("alibi"), d_out
     whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)
     assert_same(on_mesh((1, 1, 1, 2), "pallas_gpu", 0.0, *inputs), whole)
 

@@ -27,7 +27,7 @@ from alibi_jax.train import programs, restore_or, train
 from conftest import TOLERANCE, assert_close
 from runs import DROPOUT, saved_state, tiny_config
 
-ONE, MESHES = (1, 1, 1, 1), [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 4, 1), (1, 1, 1, 8), (2, 1, 2, 2), (2, 2, 2, 1)]
+ONE, MESHES = (1, 1, 1, 1), [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 4, 1), (1, 1, 1, 8), (1, 2, 2, 2)]
 PLACED = {  # where a parameter and both its moments lie: dimensions over mesh axes
     "embedding/table": P("tensor", "fsdp"),
     "attention/query": P("fsdp", "tensor", None),
@@ -93,8 +93,8 @@ def test_parameters_and_moments_lie_where_the_table_says(scan_layers):
     assert sum(leaf.ndim == 0 for _, leaf in leaves) >= 2
 
 
-@pytest.mark.parametrize("sizes", MESHES)
-def test_alibi_learns_the_same_on_every_mesh(sizes):
+@pytest.mark.parametrize("sizes", [(1, 8, 1, 1), (2, 1, 2, 2)])
+def test_alibi_learns_the_same_on_a_mesh(sizes):
     config = tiny_config(DataConfig(), {"attention": "blockwise"})
     assert_close(steps(config, sizes)[0], one_device("alibi", "blockwise"), "sharded loss")
 
@@ -122,7 +122,7 @@ def initial(position: str):
 loss_and_gradients_alone = functools.cache(functools.partial(loss_and_gradients, sizes=ONE))
 
 
-@pytest.mark.parametrize("sizes", [*MESHES[:4], (1, 2, 2, 2)])
+@pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("position", POSITIONS)
 def test_every_position_method_has_the_same_loss_and_gradients_on_every_mesh(position, sizes):
     found, alone = loss_and_gradients(position, sizes), loss_and_gradients_alone(position)

@@ -20,16 +20,15 @@ def test_steps_are_parsed_or_refused():
             parse_steps(text)
 
 
-@pytest.mark.parametrize(("profile", "expected"), [("2-3", {2, 3}), ("4-9", {4})])
-def test_a_run_traces_the_steps_asked_for(tiny_data, tmp_path, profile, expected):
-    """Also where the run ends before they do."""
-    train(tiny_config(tiny_data), tmp_path / "run", profile=profile)
+def test_a_run_traces_the_steps_asked_for(tiny_data, tmp_path):
+    """As far as they go: it ends after the fourth."""
+    train(tiny_config(tiny_data), tmp_path / "run", profile="3-9")
     (trace,) = (tmp_path / "run/tensorboard/plugins/profile").glob("*/*.xplane.pb")
     events = [
         event for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines for event in line.events
     ]
     numbers = [dict(event.stats).get("step_num") for event in events if event.name == "train"]
-    assert set(numbers) == expected
+    assert set(numbers) == {3, 4}
 
 
 def test_a_trace_of_steps_that_never_come_is_missed(tiny_data, tmp_path, caplog):
