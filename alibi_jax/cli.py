@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from alibi_jax.checkpoint import CheckpointError
@@ -14,6 +15,8 @@ from alibi_jax.loop import Diverged, Interrupted
 from alibi_jax.metrics import MetricsError
 from alibi_jax.status import DIVERGED, FAILED, INTERRUPTED, KILLED, REFUSED
 from alibi_jax.supervise import follow_supervisor
+
+LAST_SECONDS = 5.0  # the first host ends after the others: without what it keeps for all they would be aborted
 
 
 def run_command(parse: Callable[[], Callable[[], str]]) -> int:
@@ -30,6 +33,8 @@ def run_command(parse: Callable[[], Callable[[], str]]) -> int:
     status = _status(parse)
     if status in (REFUSED, FAILED, DIVERGED) and several():
         sys.stderr.flush()
+        if is_first():
+            time.sleep(LAST_SECONDS)
         os._exit(status)
     return status
 

@@ -1,5 +1,6 @@
 """Where files are kept: a folder, or a bucket of Google Cloud Storage. A file is whole or absent in both."""
 
+import errno
 import importlib.util
 import io
 import os
@@ -77,7 +78,11 @@ class _Appended:
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("ab", buffering=0)
-        self.write, self.close = self.file.write, self.file.close
+        self.close = self.file.close
+
+    def write(self, data: bytes) -> None:
+        if self.file.write(data) < len(data):  # a disk that fills takes a part
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def flush(self) -> None:
         """Nothing waits."""

@@ -172,13 +172,13 @@ def test_what_remat_keeps_is_not_done_again_and_changes_nothing():
         remat = {} if saves is None else {"remat": True, "remat_saves": saves}
         config = ModelConfig(num_layers=2, width=32, num_heads=2, mlp_width=64, vocab_size=50, **remat)
         model = TransformerLM(dataclasses.replace(config, attention="blockwise", scan_layers=True))
-        params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+        params = jax.jit(model.init)(jax.random.key(0), tokens)["params"] if saves is None else params
 
         def loss(params, model=model):
             return model.apply({"params": params}, tokens, tokens, method="nats").sum()
 
-        value, gradients = jax.jit(jax.value_and_grad(loss))(params)
-        losses.append((value, gradients))
+        if saves in (None, "products"):
+            losses.append(jax.jit(jax.value_and_grad(loss))(params))
         jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
         counts.append((jaxpr.count(" while["), jaxpr.count("dot_general")))
     for value, gradients in losses[1:]:

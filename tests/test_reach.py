@@ -67,7 +67,7 @@ def first_blocks(q, k, slopes, q_offset, tolerance, block_q, block_k):
     return first_key_blocks(q, k, slopes, q_offset, tolerance, block_q, block_k)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     make=st.sampled_from(INPUTS),
     seed=st.integers(0, 1000),
