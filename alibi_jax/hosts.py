@@ -155,8 +155,8 @@ def several() -> bool:
 
 
 def _client() -> Any:
-    """What the processes tell each other beside their devices' work, without a word of which they would wait for each other
-    30 seconds at most (the CPU's collectives); jax has no public name for it, and Orbax uses this one."""
+    """Through it processes tell each other things beside their devices' work, and wait as long as they like (a collective on
+    CPUs gives up after 30 seconds). jax has no public name for it; Orbax uses this one, too."""
     return distributed.global_state.client
 
 
