@@ -250,6 +250,16 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf)), tree)
 
 
+def placed_shapes(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes and types with where each array is to lie: what a checkpoint is restored into, or compiled for."""
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of a batch [B, L] of tokens."""
+    return NamedSharding(mesh, _spec(("batch", "length")))
+
+
 class Share(NamedTuple):
     """What one host's devices hold of every batch [B, L], and so all that it reads."""
 
@@ -261,7 +271,7 @@ class Share(NamedTuple):
 
 def host_share(shape: tuple[int, int], mesh: Mesh) -> Share:
     """This host's share of batches of `shape` on a mesh; several hosts may hold the same rows."""
-    sharding = NamedSharding(mesh, _spec(("batch", "length")))
+    sharding = batch_sharding(mesh)
     held = sharding.addressable_devices_indices_map(shape).values()
     rows = np.unique(np.concatenate([np.arange(shape[0])[index[0]] for index in held]))
     bounds = [index[1].indices(shape[1]) for index in held]
@@ -301,5 +311,4 @@ def place_rows(rows: np.ndarray) -> jax.Array:
             raise ValueError(
                 f"{name}: got {size}, expected a multiple of {_ways(mesh, name)} devices. Change it or the mesh."
             )
-    sharding = NamedSharding(mesh, _spec(("batch", "length")))
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda index: rows[index])

@@ -21,7 +21,7 @@ from alibi_jax.hosts import HostsError, first_host_first, from_first_host
 from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import learning_rate, make_optimizer
-from alibi_jax.sharding import check_mesh, host_share, make_mesh, token_ways, tree_shardings
+from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings
 from alibi_jax.storage import locate
 from alibi_jax.watch import parse_steps, watched
 from alibi_jax.workdir import only_run, open_workdir
@@ -176,11 +176,7 @@ def restore_or(make: Callable[[], State], checkpoints: Checkpoints, shardings: S
     step = checkpoints.latest()
     if step is None:
         return make()
-    shapes = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(make),
-        shardings,
-    )
+    shapes = placed_shapes(jax.eval_shape(make), shardings)
     rest = {"step": shapes.step, "moments": shapes.optimizer}
     restored = checkpoints.restore(step, params=shapes.params, optimizer=rest)
     return State(restored["optimizer"]["step"], restored["params"], restored["optimizer"]["moments"])

@@ -13,7 +13,7 @@ from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.evaluate.sweep import sweep
 from alibi_jax.model import TransformerLM
-from alibi_jax.sharding import check_divides, make_mesh, token_ways, tree_shardings
+from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_ways, tree_shardings
 from alibi_jax.storage import Location, locate
 from alibi_jax.workdir import check_corpus
 
@@ -27,8 +27,7 @@ def load_params(workdir: Location, config: Config, which: str) -> tuple[int, Any
     mesh = jax.sharding.get_mesh()
     tokens = jnp.zeros(token_ways(), jnp.int32)
     shapes = jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
-    shardings = tree_shardings(shapes, mesh)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    abstract = placed_shapes(shapes, tree_shardings(shapes, mesh))
     return step, checkpoints.restore(step, params=abstract)["params"]
 
 

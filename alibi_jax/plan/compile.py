@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from alibi_jax.config import Config, replace
 from alibi_jax.evaluate.nats import window_nats
 from alibi_jax.model import TransformerLM
-from alibi_jax.sharding import RULES
+from alibi_jax.sharding import batch_sharding, placed_shapes
 from alibi_jax.train import programs
 
 QUICK = "O1"  # XLA's first level of effort: a sixth of the time; peak memory and what is sent stay within a few in a hundred
@@ -81,18 +81,13 @@ def compiled(lowered: Any) -> Compiled | Refused:
 
 
 def _tokens(rows: int, length: int, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    sharding = NamedSharding(mesh, PartitionSpec(RULES["batch"], RULES["length"]))
-    return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding)
+    return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=batch_sharding(mesh))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> Any:
     """The state of a run as shapes with their shardings, inside `jax.set_mesh(mesh)`."""
     make_state, _, shardings = programs(config, mesh)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(make_state),
-        shardings,
-    )
+    return placed_shapes(jax.eval_shape(make_state), shardings)
 
 
 def compile_step(config: Config, mesh: Mesh, state: Any) -> Compiled | Refused:

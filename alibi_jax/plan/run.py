@@ -35,7 +35,7 @@ def plan_run(
     """
     found = topology(name, slices)
     if searches:
-        plans = search(config, found, batches, tries, full, log.info)
+        plans = search(config, found, batches, tries, lengths, full, log.info)
         best = f"\n\n{text(plans[0])}" if plans[0].fits else ""
         said = search_text(plans) + best
     else:

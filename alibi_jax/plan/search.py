@@ -126,6 +126,7 @@ def search(
     found: Topology,
     batches: Sequence[int] = (),
     tries: int = 8,
+    lengths: Sequence[int] = (),
     full: bool = False,
     said: Callable[[str], None] = lambda line: None,
 ) -> list[Plan]:
@@ -146,7 +147,7 @@ def search(
     for at, candidate in enumerate(promising[:tries]):
         mesh = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(candidate.config.mesh).items())
         said(f"{at + 1} of {min(tries, len(promising))} (of {len(promising)} that divide): {mesh}")
-        made.append(plan(candidate.config, found, full=full))
+        made.append(plan(candidate.config, found, lengths, full))
     return sorted(made, key=_rank)
 
 

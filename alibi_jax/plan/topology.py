@@ -97,7 +97,7 @@ def _tpus(name: str, chips: int, slices: int) -> list:
         "topology",
         f"{name} without libtpu",
         "the TPU's compiler, which needs no TPU",
-        "Install it: pip install 'alibi_jax[tpu]'.",
+        "Install it: pip install -e '.[tpu]'.",
     )
     for key, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
