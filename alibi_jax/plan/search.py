@@ -18,7 +18,7 @@ from alibi_jax.sharding import AXES, RULES, check_mesh, local_size
 ACCUMULATIONS = (1, 2, 4, 8)
 REMATS = ((False, "inputs"), (True, "products"), (True, "attention"), (True, "inputs"))  # remat, remat_saves
 FLOAT32 = 4  # bytes of a parameter, a moment, a gradient
-ROOM = 1.25  # an estimate of memory may be so much too high before its candidate is left out
+ROOM = 0.75  # of the memory: an estimate may be a third too low (13.9 GiB for 18.3, without remat), and such come last
 WIDE, NARROW = 10, 2  # arrays of the model's width, and of the MLP's, that a layer keeps for its backward pass
 
 
