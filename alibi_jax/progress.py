@@ -1,7 +1,6 @@
 """The bar a person watches."""
 
 import datetime
-import math
 import sys
 import time
 
@@ -9,25 +8,28 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from alibi_jax.display import exponential, number
+from alibi_jax.display import label as shown_label
+
 
 class Bar:
     """Step, loss, tokens/s and time left on a terminal; a plain line every ten seconds where output is not a terminal."""
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.label, self.total, self.first = label, total, done
+        self.label, self.total, self.first = shown_label(label), total, done
         self.said = self.begun = time.monotonic()
         console = Console(file=sys.stderr)
         self.live = console.is_terminal
         left = TimeRemainingColumn()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             left,
         )
         self.progress = Progress(*columns, console=console, disable=not self.live or jax.process_index() != 0)
-        self.task = self.progress.add_task(label, total=total, completed=done, text="")
+        self.task = self.progress.add_task(self.label, total=total, completed=done, text="")
 
     def __enter__(self) -> "Bar":
         self.progress.start()
@@ -48,4 +50,5 @@ class Bar:
 
 def loss_text(nats: float, tokens_per_second: float) -> str:
     """What stands beside the bar."""
-    return f"loss {nats:.3f} nats  perplexity {math.exp(min(nats, 50)):,.1f}  {tokens_per_second:,.0f} tokens/s"
+    perplexity = number(exponential(nats), 1)
+    return f"loss {number(nats, 3)} nats  perplexity {perplexity}  {tokens_per_second:,.0f} tokens/s"

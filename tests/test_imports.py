@@ -17,7 +17,8 @@ ALLOWED = {
     "storage": {"checks"},
     "config": {"checks", "sections", "storage"},
     "status": set(),
-    "progress": set(),
+    "display": set(),
+    "progress": {"display"},
     "attention": {"positions", "sharding"},
     "sharding": {"config"},
     "loss": {"sharding"},
@@ -29,13 +30,13 @@ ALLOWED = {
     "checkpoint": {"storage", "workdir"},
     "metrics": {"config", "model", "storage"},
     "supervise": {"checks", "status", "storage", "workdir"},
-    "evaluate": set("checkpoint config data hosts model positions progress sharding storage workdir".split()),
+    "evaluate": set("checkpoint config data display hosts model positions progress sharding storage workdir".split()),
     "hosts": {"checks", "sharding"},
     "watch": {"checks"},
     "loop": set("checkpoint config data evaluate hosts metrics model progress sharding storage watch".split()),
     "train": set("checkpoint config data hosts loop model optimizer sharding storage watch workdir".split()),
     "plan": {"chips", "config", "data", "evaluate", "model", "sharding", "storage", "train"},
-    "cli": {"checkpoint", "config", "data", "evaluate", "hosts", "loop", "metrics", "status", "supervise"},
+    "cli": {"checkpoint", "config", "data", "display", "evaluate", "hosts", "loop", "metrics", "status", "supervise"},
 }
 
 

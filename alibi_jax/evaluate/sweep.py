@@ -10,15 +10,14 @@ import importlib.metadata
 import json
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import psutil
 from flax import linen as nn
 
 from alibi_jax.config import EvaluateConfig, parse_stride
+from alibi_jax.evaluate.memory import free_memory
 from alibi_jax.evaluate.nats import memory_needed, token_nats
 from alibi_jax.evaluate.statistics import (
     ResultsError,
@@ -55,18 +54,6 @@ def provenance() -> dict[str, Any]:
     )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"versions": versions, "machine": machine, "date": now}
-
-
-def free_memory() -> int:
-    """Bytes a device has left; where the device is the processor, its share of what the machine or container has left."""
-    facts = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in facts:
-        return facts["bytes_limit"] - facts["bytes_in_use"]
-    free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free // jax.local_device_count()
 
 
 def plan(config: EvaluateConfig, train_length: int) -> list[tuple[int, int]]:
