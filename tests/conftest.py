@@ -45,6 +45,11 @@ def assert_close(actual, expected, what: str) -> None:
     assert error <= TOLERANCE[what], f"{what}: largest error {error:.3g}, allowed {TOLERANCE[what]:.3g}"
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Names bytes by their argument: compressed ones hold the time, and every process must name a test alike."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def loggers_as_they_were():
     """The command line sets the package's logger up for good."""
