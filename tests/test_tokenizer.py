@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data import tokenizer as tokenizer_module
+from alibi_jax.data import document as document_module
+from alibi_jax.data.document import text_document
 from alibi_jax.data.sources import DataError
 from alibi_jax.data.tokenizer import TOKENIZERS, WordTokenizer, load_tokenizer, make_tokenizer
 
@@ -17,7 +18,8 @@ TEXTS = ["the cat sat on the mat\n" * 40, "café — naïve <|endoftext|>\n\n  t
 
 
 def make(name, texts=TEXTS):
-    return make_tokenizer(DataConfig(tokenizer=name, bpe_vocab_size=280), iter(texts))
+    documents = [text_document("text", text) for text in texts]
+    return make_tokenizer(DataConfig(tokenizer=name, bpe_vocab_size=280), documents)
 
 
 BPE = make("bpe")
@@ -62,7 +64,7 @@ def test_bpe_training_gives_the_same_file_twice(tmp_path):
 
 
 def test_a_long_document_in_pieces_comes_back_exactly(monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 7)
+    monkeypatch.setattr(document_module, "PIECE_CHARACTERS", 7)
     assert BPE.decode(BPE.encode(TEXTS[1])) == TEXTS[1]
     assert (BPE.encode(TEXTS[1]) == BPE.first_input).sum() == 1
 

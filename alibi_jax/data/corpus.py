@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from alibi_jax.config import DataConfig
+from alibi_jax.data.document import Document
 from alibi_jax.data.sources import SPLITS, DataError, Split, describe, documents
 from alibi_jax.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 
@@ -153,20 +154,33 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4")
 
 
-def _write_split(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, Any]:
+def _write_split(path: Path, texts: Iterable[Document], tokenizer: Tokenizer) -> dict[str, Any]:
     """Write the token file of one split; how many tokens, bytes and documents, and the sha256 of the documents."""
     tokens = num_bytes = num_documents = 0
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for text in texts:
-            content = text.encode("utf-8")
-            digest.update(b"%d\n" % len(content) + content)  # with its length, or moved boundaries would not show
-            encoded = tokenizer.encode(text)
-            file.write(encoded.astype(_dtype(tokenizer)).tobytes())
-            tokens += len(encoded)
-            num_bytes += int(tokenizer.token_bytes[encoded].sum(dtype=np.int64))
+        for document in texts:
+            for encoded in tokenizer.encode_pieces(_digested(document, digest)):
+                file.write(encoded.astype(_dtype(tokenizer)).tobytes())
+                tokens += len(encoded)
+                num_bytes += int(tokenizer.token_bytes[encoded].sum(dtype=np.int64))
             num_documents += 1
     return {"tokens": tokens, "bytes": num_bytes, "documents": num_documents, "sha256": digest.hexdigest()}
+
+
+def _digested(document: Document, digest: "hashlib._Hash") -> Iterator[str]:
+    """The pieces of a document, each added to the digest; its length comes first, or moved boundaries would not show."""
+    length = document.num_bytes()
+    digest.update(b"%d\n" % length)
+    for piece in document:
+        content = piece.encode("utf-8")
+        digest.update(content)
+        length -= len(content)
+        yield piece
+    if length != 0:
+        raise DataError(
+            f"{document.name}: got a text that changed while it was read, expected one that stays. Try again."
+        )
 
 
 def _require_text(data: DataConfig, split: Split, tokens: int) -> None:

@@ -4,37 +4,35 @@
 set prepared by tensorflow-datasets (TensorFlow itself is never imported); WikiText is prepared here (wikitext.py).
 """
 
+import functools
 import glob
-import gzip
 import hashlib
 import os
 import platform
 import sysconfig
 import tokenize
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from alibi_jax.config import DataConfig
+from alibi_jax.data.document import DataError, Document, file_document, text_document
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 HELD_OUT_EVERY = 20  # one document (or line) in so many is held out for valid, and one for test
+NEAR_CHARACTERS = 500  # a document is cut at a line's end that is so near, or nearer than a held-out split is long
 STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 # What differs from install to install: generated files, and packages that Linux distributions ship separately.
 STDLIB_OPTIONAL = {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo", "turtle.py"}
 STDLIB_VARIES = ("_sysconfigdata", "config-", "sitecustomize.", "usercustomize.")
 
 
-class DataError(ValueError):
-    """Text or a corpus that cannot be used; the message says got / expected / what to do."""
+def documents(data: DataConfig, split: Split) -> Iterator[Document]:
+    """The documents of one split of the configured source, always in the same order; none is held whole in memory.
 
-
-def documents(data: DataConfig, split: Split) -> Iterator[str]:
-    """The documents of one split of the configured source, read one at a time and always in the same order.
-
-    Raises DataError on the first document that is missing, empty, not UTF-8 or otherwise unreadable.
+    Only an example of a tfds data set and a file of the standard library are read at once. Raises DataError for a source that
+    is not there, and while a document is read for one that is empty, not UTF-8 or otherwise unreadable.
     """
     return SOURCES[data.source](data, split)
 
@@ -75,7 +73,7 @@ def _kept(name: str) -> bool:
     return name not in STDLIB_LEFT_OUT | STDLIB_OPTIONAL and not name.startswith(STDLIB_VARIES)
 
 
-def _stdlib(data: DataConfig, split: Split) -> Iterator[str]:
+def _stdlib(data: DataConfig, split: Split) -> Iterator[Document]:
     root = Path(sysconfig.get_path("stdlib"))
     names = _stdlib_files(root)
     if len(names) < HELD_OUT_EVERY:
@@ -91,7 +89,7 @@ def _stdlib(data: DataConfig, split: Split) -> Iterator[str]:
                     text = file.read()
             except (SyntaxError, UnicodeDecodeError):
                 continue  # not text by its own coding line: such files are there to test the parser
-            yield text
+            yield text_document(str(root / name), text)
 
 
 def _matches(path: str) -> list[tuple[str, Path]]:
@@ -113,37 +111,45 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
-def _read(path: Path) -> str:
-    """The text of one UTF-8 file, decompressed when its name ends in .gz."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = content.decode("utf-8")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: got bytes that do not decompress ({error}), expected a whole gzip file. Copy the file again."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: got byte {content[error.start]:#04x} at byte offset {error.start}, which is not UTF-8, "
-            "expected UTF-8 text. Convert the file (iconv -t UTF-8) or leave it out."
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: got {error.strerror}, expected a readable file. Check its permissions.") from error
-    if not text:
-        raise DataError(f"{path}: got an empty file, expected text. Remove the file or fill it.")
-    return text
+def _cut(document: Document, goal: int, near: int) -> int:
+    """Where to cut before character `goal`: after the last line or, where no line ends near, word; else there.
+
+    A line counts as near when it ends at most `near` characters before the goal.
+    """
+    line = word = offset = 0
+    for piece in document:
+        if offset >= goal:
+            break
+        before = piece[: goal - offset]
+        line = offset + before.rindex("\n") + 1 if "\n" in before else line
+        word = offset + before.rindex(" ") + 1 if " " in before else word
+        offset += len(piece)
+    return next((place for place in (line, word) if goal - place <= near), goal)
 
 
-def _cut(text: str, split: Split, held_out: Sequence[str]) -> str:
-    """The part of one document that belongs to `split`: the held-out twentieths stand at its end, in order."""
-    order = ["train", *held_out]
-    goal = [round(len(text) * (1 - (len(order) - i) / HELD_OUT_EVERY)) for i in range(1, len(order))]
-    starts = [0, *(text.rfind("\n", 0, position) + 1 for position in goal), len(text)]
-    place = order.index(split)
-    return text[starts[place] : starts[place + 1]]
+@functools.lru_cache(maxsize=3 * HELD_OUT_EVERY)
+def _cuts(file: Path, size: int, changed: int, held_out: int) -> list[int]:
+    """Where one file is cut into training text and `held_out` twentieths after it, in characters, ends included.
+
+    Kept while the file has this size and time of change: finding it reads the file.
+    """
+    document = file_document(file)
+    length = sum(map(len, document))
+    near = max(NEAR_CHARACTERS, length // HELD_OUT_EVERY)
+    goals = [round(length * (1 - i / HELD_OUT_EVERY)) for i in range(held_out, 0, -1)]
+    return [0, *(_cut(document, goal, near) for goal in goals), length]
 
 
-def _files(data: DataConfig, split: Split) -> Iterator[str]:
+def _cut_file(file: Path, split: Split, held_out: Sequence[str]) -> Document | None:
+    """The part of one file that belongs to `split`: the held-out twentieths stand at its end, in order."""
+    status = file.stat()
+    cuts = _cuts(file, status.st_size, status.st_mtime_ns, len(held_out))
+    place = ["train", *held_out].index(split)
+    start, stop = cuts[place : place + 2]
+    return file_document(file).between(start, stop) if start < stop else None
+
+
+def _files(data: DataConfig, split: Split) -> Iterator[Document]:
     """One document a file; hidden files and folders are passed over.
 
     A held-out split without a path of its own is taken from the training text: a twentieth of the documents
@@ -158,19 +164,19 @@ def _files(data: DataConfig, split: Split) -> Iterator[str]:
             "a folder or a glob of UTF-8 text. Check the path."
         )
     if split != "train" and paths[split]:
-        yield from (_read(file) for _, file in found)
+        yield from (file_document(file) for _, file in found)
     elif len(found) < HELD_OUT_EVERY:
         held_out = [name for name in ("valid", "test") if not paths[name]]
-        yield from filter(None, (_cut(_read(file), split, held_out) for _, file in found))
+        yield from filter(None, (_cut_file(file, split, held_out) for _, file in found))
     else:
         splits = split_names([name for name, _ in found])
         for name, file in found:
             belongs = splits[name] if not paths[splits[name]] else "train"
             if belongs == split:
-                yield _read(file)
+                yield file_document(file)
 
 
-def _tfds(data: DataConfig, split: Split) -> Iterator[str]:
+def _tfds(data: DataConfig, split: Split) -> Iterator[Document]:
     import tensorflow_datasets as tfds  # half a second, and only this source needs it
 
     if data.tfds_name.partition("/")[0] == "wikitext":
@@ -200,11 +206,11 @@ def _tfds(data: DataConfig, split: Split) -> Iterator[str]:
             "Pass --data.tfds_text NAME."
         )
     for number, example in enumerate(examples):
-        yield _decode_example(example[data.tfds_text], data, part, number)
+        where = f"{data.tfds_name}, split {part}, example {number}, feature {data.tfds_text}"
+        yield text_document(where, _decode_example(example[data.tfds_text], where))
 
 
-def _decode_example(value: Any, data: DataConfig, part: str, number: int) -> str:
-    where = f"{data.tfds_name}, split {part}, example {number}, feature {data.tfds_text}"
+def _decode_example(value: Any, where: str) -> str:
     if not isinstance(value, bytes):
         raise DataError(f"{where}: got {type(value).__name__}, expected text. Choose another --data.tfds_text.")
     try:

@@ -7,7 +7,7 @@ stretch of tokens: of the text itself for bytes and BPE, of the text in WikiText
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import ClassVar, Protocol, SupportsInt, runtime_checkable
 
@@ -17,15 +17,19 @@ from jaxtyping import Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data.sources import DataError
+from alibi_jax.data.document import DataError, text_document
 
 END_OF_LINE, UNKNOWN, END_OF_TEXT = "<eos>", "<unk>", "<|endoftext|>"
-PIECE_CHARACTERS = 65_536  # BPE encodes long documents in pieces: over 1 MiB in one piece is slower and eats memory
+BATCH_PIECES = 8  # that BPE encodes at once, on several cores; an encoding takes some 70 bytes a character
+LONGEST_WORD = 1_048_576  # characters: a word is held whole
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of the house knows of a tokenizer; `first_input` stands before the first target of a stream."""
+    """What the rest of the house knows of a tokenizer; `first_input` stands before the first target of a stream.
+
+    A document is any iterable of the pieces of its text, such as a `Document`; it is never held whole.
+    """
 
     name: ClassVar[str]
     file: ClassVar[str]  # what `save` writes into the folder
@@ -33,14 +37,21 @@ class Tokenizer(Protocol):
     first_input: int
     token_bytes: Int32[np.ndarray, " V"]  # UTF-8 bytes of text each token stands for
 
-    def encode(self, document: str) -> Int32[np.ndarray, " n"]: ...
+    def encode_pieces(self, document: Iterable[str]) -> Iterator[Int32[np.ndarray, "_"]]:
+        """The tokens of one document, some at a time."""
+        ...
+
+    def encode(self, text: str) -> Int32[np.ndarray, " n"]:
+        """The tokens of one document whose text is in memory."""
+        tokens = list(self.encode_pieces(text_document("text", text)))
+        return np.concatenate(tokens) if tokens else np.empty(0, np.int32)
 
     def decode(self, tokens: Iterable[SupportsInt]) -> str: ...
 
     def save(self, folder: Path) -> None: ...
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """The 256 byte values of UTF-8. A document that does not end in a newline is given one."""
 
     name: ClassVar[str] = "bytes"
@@ -52,16 +63,19 @@ class ByteTokenizer:
         self.token_bytes = np.ones(256, np.int32)
 
     @classmethod
-    def train(cls, data: DataConfig, documents: Iterable[str]) -> "ByteTokenizer":
+    def train(cls, data: DataConfig, documents: Iterable[Iterable[str]]) -> "ByteTokenizer":
         return cls()
 
     @classmethod
     def load(cls, folder: Path) -> "ByteTokenizer":
         return cls()
 
-    def encode(self, document: str) -> Int32[np.ndarray, " n"]:
-        text = document if document.endswith("\n") else document + "\n"
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+    def encode_pieces(self, document: Iterable[str]) -> Iterator[Int32[np.ndarray, "_"]]:
+        piece = ""
+        for piece in document:
+            yield np.frombuffer(piece.encode("utf-8"), np.uint8).astype(np.int32)
+        if not piece.endswith("\n"):
+            yield np.array([ord("\n")], np.int32)
 
     def decode(self, tokens: Iterable[SupportsInt]) -> str:
         return bytes(int(token) for token in tokens).decode("utf-8", errors="replace")
@@ -70,18 +84,29 @@ class ByteTokenizer:
         (folder / self.file).write_text("Token i is the byte i of UTF-8 text.\n", encoding="utf-8")
 
 
-def line_words(document: str) -> Iterator[str]:
+def line_words(document: Iterable[str]) -> Iterator[list[str]]:
     """WikiText's convention: each line, blank ones too, is its words and one `<eos>`. Lines end at "\\n" only.
 
-    `str.split` splits where the reference's `\\s+` does (fairseq's tokenize_line).
+    `str.split` splits where the reference's `\\s+` does (fairseq's tokenize_line). Yields some words at a time; DataError
+    for a word of more than LONGEST_WORD characters.
     """
-    lines = document.split("\n")
-    if lines[-1] == "":
-        lines.pop()  # a final newline ends a line and opens none
-    return chain.from_iterable((*line.split(), END_OF_LINE) for line in lines)
+    rest = ""  # the word that the pieces so far end in, if they do
+    piece = "\n"
+    for piece in document:
+        *lines, last = (rest + piece).split("\n")
+        words = list(chain.from_iterable((*line.split(), END_OF_LINE) for line in lines))
+        words += last.split()
+        rest = words.pop() if last and not last[-1].isspace() else ""
+        if len(rest) > LONGEST_WORD:
+            raise DataError(
+                f"data.tokenizer: got 'words' and a word of more than {LONGEST_WORD:,} characters ({rest[:40]!r}...), "
+                "expected words between spaces. Use --data.tokenizer bpe or bytes for this text."
+            )
+        yield words
+    yield [rest] * bool(rest) + [END_OF_LINE] * (not piece.endswith("\n"))  # a final newline opens no line
 
 
-class WordTokenizer:
+class WordTokenizer(Tokenizer):
     """Whitespace words by falling count in the training text, ties alphabetical; words outside it are `<unk>`.
 
     Text is normalised to WikiText's layout, where a word is written " word" and a line ends in " \\n": a word stands
@@ -99,10 +124,11 @@ class WordTokenizer:
         self.token_bytes = np.array([len(self._written(word).encode("utf-8")) for word in self.types], np.int32)
 
     @classmethod
-    def train(cls, data: DataConfig, documents: Iterable[str]) -> "WordTokenizer":
+    def train(cls, data: DataConfig, documents: Iterable[Iterable[str]]) -> "WordTokenizer":
         counts = Counter({UNKNOWN: 0, END_OF_LINE: 0})
         for document in documents:
-            counts.update(line_words(document))
+            for words in line_words(document):
+                counts.update(words)
         return cls(sorted(counts, key=lambda word: (-counts[word], word)))
 
     @classmethod
@@ -119,9 +145,10 @@ class WordTokenizer:
     def _written(word: str) -> str:
         return " \n" if word == END_OF_LINE else f" {word}"
 
-    def encode(self, document: str) -> Int32[np.ndarray, " n"]:
+    def encode_pieces(self, document: Iterable[str]) -> Iterator[Int32[np.ndarray, "_"]]:
         unknown = self.ids[UNKNOWN]
-        return np.fromiter((self.ids.get(word, unknown) for word in line_words(document)), np.int32)
+        for words in line_words(document):
+            yield np.fromiter((self.ids.get(word, unknown) for word in words), np.int32, len(words))
 
     def decode(self, tokens: Iterable[SupportsInt]) -> str:
         return "".join(self._written(self.types[int(token)]) for token in tokens)
@@ -131,7 +158,7 @@ class WordTokenizer:
             file.writelines(f"{word}\n" for word in self.types)
 
 
-class BpeTokenizer:
+class BpeTokenizer(Tokenizer):
     """GPT-2's byte-level BPE (Radford et al. 2019), trained by the `tokenizers` library on the training text.
 
     `<|endoftext|>` ends every document, starts a stream and stands for no bytes; the same letters in a text are text.
@@ -150,7 +177,7 @@ class BpeTokenizer:
         self.token_bytes[self.first_input] = 0
 
     @classmethod
-    def train(cls, data: DataConfig, documents: Iterable[str]) -> "BpeTokenizer":
+    def train(cls, data: DataConfig, documents: Iterable[Iterable[str]]) -> "BpeTokenizer":
         model = tokenizers.Tokenizer(models.BPE())
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         model.decoder = decoders.ByteLevel()
@@ -160,7 +187,7 @@ class BpeTokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        model.train_from_iterator(chain.from_iterable(map(_pieces, documents)), trainer)
+        model.train_from_iterator(chain.from_iterable(documents), trainer)
         if model.get_vocab_size() != data.bpe_vocab_size:
             raise DataError(
                 f"data.bpe_vocab_size: got a training text with pairs for {model.get_vocab_size()} tokens, expected "
@@ -174,9 +201,12 @@ class BpeTokenizer:
         json.loads(text)  # a truncated file is named as such: the library raises a bare Exception
         return cls(tokenizers.Tokenizer.from_str(text))
 
-    def encode(self, document: str) -> Int32[np.ndarray, " n"]:
-        encodings = self.model.encode_batch_fast(_pieces(document))
-        return np.fromiter(chain(*(encoding.ids for encoding in encodings), [self.first_input]), np.int32)
+    def encode_pieces(self, document: Iterable[str]) -> Iterator[Int32[np.ndarray, "_"]]:
+        pieces = iter(document)
+        while batch := list(islice(pieces, BATCH_PIECES)):
+            encodings = self.model.encode_batch_fast(batch)
+            yield np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32)
+        yield np.array([self.first_input], np.int32)
 
     def decode(self, tokens: Iterable[SupportsInt]) -> str:
         return self.model.decode([int(token) for token in tokens])
@@ -185,14 +215,10 @@ class BpeTokenizer:
         self.model.save(str(folder / self.file))
 
 
-def _pieces(document: str) -> list[str]:
-    return [document[i : i + PIECE_CHARACTERS] for i in range(0, len(document), PIECE_CHARACTERS)]
-
-
 TOKENIZERS = {"bytes": ByteTokenizer, "words": WordTokenizer, "bpe": BpeTokenizer}
 
 
-def make_tokenizer(data: DataConfig, train_documents: Iterable[str]) -> Tokenizer:
+def make_tokenizer(data: DataConfig, train_documents: Iterable[Iterable[str]]) -> Tokenizer:
     """The configured tokenizer, its vocabulary learned from the training documents where it has one to learn."""
     return TOKENIZERS[data.tokenizer].train(data, train_documents)
 
