@@ -69,10 +69,17 @@ class Supervise:
     workdir: tyro.conf.Suppress[str]
     last_step: tyro.conf.Suppress[int]
     patience: int = 5  # restarts in a row without a new checkpoint, after which it gives up (exit status 4)
+    stop_seconds: float = 300.0  # from a signal to stop until it is killed; it saves in them
+    stall_seconds: float = (
+        0.0  # without a step, after which it is killed and started again (0: never); let it compile and save
+    )
 
     def __call__(self) -> str:
         command = [sys.executable, __file__, *self.command]
-        raise SystemExit(supervise(command, locate(self.workdir), self.patience, self.last_step))
+        status = supervise(
+            command, locate(self.workdir), self.patience, self.last_step, self.stop_seconds, self.stall_seconds
+        )
+        raise SystemExit(status)
 
 
 @dataclasses.dataclass(frozen=True)

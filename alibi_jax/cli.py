@@ -13,8 +13,8 @@ from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.hosts import HostsError, is_first, several
 from alibi_jax.loop import Diverged, Interrupted
 from alibi_jax.metrics import MetricsError
-from alibi_jax.status import DIVERGED, FAILED, INTERRUPTED, KILLED, REFUSED
-from alibi_jax.supervise import follow_supervisor
+from alibi_jax.status import DIVERGED, FAILED, HELD, INTERRUPTED, KILLED, REFUSED
+from alibi_jax.workdir import HeldError
 
 LAST_SECONDS = 5.0  # the first host ends after the others: without what it keeps for all they would be aborted
 
@@ -24,14 +24,13 @@ def run_command(parse: Callable[[], Callable[[], str]]) -> int:
 
     Of several hosts one that fails ends at once: in an orderly shutdown it would wait for the others, which wait for it.
     """
-    follow_supervisor()
     for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     log = logging.getLogger("alibi_jax")
     log.handlers, log.propagate = [logging.StreamHandler()], False
     log.setLevel(logging.INFO)  # what "auto" chose
     status = _status(parse)
-    if status in (REFUSED, FAILED, DIVERGED) and several():
+    if status in (REFUSED, FAILED, DIVERGED, HELD) and several():
         sys.stderr.flush()
         if is_first():
             time.sleep(LAST_SECONDS)
@@ -47,6 +46,9 @@ def _status(parse: Callable[[], Callable[[], str]]) -> int:
     except (ConfigError, DataError, ResultsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
+    except HeldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return HELD
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from alibi_jax.checks import ConfigError, Section, require
 from alibi_jax.sharding import of_any_host
+from alibi_jax.workdir import HeldError
 
 LONGEST_WAIT = 24 * 3600 * 1000  # milliseconds one host waits for another that is at work, such as preparing a corpus
 PROBE_SECONDS = 0.5  # between two attempts to reach the first host
@@ -182,12 +183,19 @@ def _verdicts(key: str, said: str) -> list[str]:
     return heard
 
 
+KINDS = {"refused": ConfigError, "held": HeldError, "failed": HostsError}  # what an error of one host is on the others
+
+
+def _kind(error: BaseException) -> str:
+    return "refused" if isinstance(error, ValueError) else "held" if isinstance(error, HeldError) else "failed"
+
+
 @contextlib.contextmanager
 def first_host_first() -> Iterator[None]:
     """The first host does what is inside before the others do: it writes, they find it written.
 
-    An error of any host is raised on all: bad input as ConfigError, anything else as HostsError. Without this the others
-    would wait for it in their next collective.
+    An error of any host is raised on all: bad input as ConfigError, a folder that another run holds as HeldError, anything
+    else as HostsError. Without this the others would wait for it in their next collective.
     """
     if not several():
         yield
@@ -199,14 +207,14 @@ def first_host_first() -> Iterator[None]:
             yield
     except BaseException as raised:  # also SystemExit: whatever ends this host has to end the others
         error = raised
-    own = "" if error is None else json.dumps([isinstance(error, ValueError), str(error) or type(error).__name__])
+    own = "" if error is None else json.dumps([_kind(error), str(error) or type(error).__name__])
     heard = _verdicts(key, own)
     if error is not None:
         raise error
     for i, said in enumerate(heard):
         if said:
-            refused, message = json.loads(said)
-            raise (ConfigError if refused else HostsError)(f"host {i}: {message}")
+            kind, message = json.loads(said)
+            raise KINDS[kind](f"host {i}: {message}")
 
 
 class Agreement:

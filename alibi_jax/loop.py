@@ -21,7 +21,9 @@ from alibi_jax.metrics import MetricsLog, Speed
 from alibi_jax.model import TransformerLM
 from alibi_jax.progress import Bar, loss_text
 from alibi_jax.sharding import Share, batch_ways, host_share, put_batch
+from alibi_jax.signals import ALWAYS, stop_handler
 from alibi_jax.storage import Location
+from alibi_jax.supervise import is_supervised, tell_supervisor
 from alibi_jax.watch import Trace
 
 VALIDATION_TOKENS = 8192  # of one batch of validation windows; at least one window a device
@@ -38,25 +40,26 @@ class Interrupted(RuntimeError):
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[list[str]]:
-    """Names of the signals (SIGTERM, Ctrl-C) that asked to stop; a second one of a kind ends the process at once.
+    """Names of the signals that asked to stop (SIGTERM, Ctrl-C, a terminal that closes, what batch systems send).
 
-    The second is left to the operating system: Python would act on it only after the computation it waits for, and an
-    exception in the middle of a save can leave Orbax waiting for ever. What is saved by then is whole all the same.
+    A second SIGTERM or Ctrl-C ends the process at once. It is left to the operating system: Python would act on it only
+    after the computation it waits for, and an exception in the middle of a save can leave Orbax waiting for ever. What is
+    saved by then is whole all the same. The others come more than once by themselves, and in a supervised run the
+    same signal comes from the supervisor too, where a batch system signals every process: there repeats are ignored.
     """
     names: list[str] = []
 
     def note(number: int, _: Any) -> None:
         names.append(signal.Signals(number).name)
-        signal.signal(number, signal.SIG_DFL)
+        ends = number in ALWAYS and not is_supervised()
+        signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
         cursor = SHOW_CURSOR if os.isatty(2) else ""
-        os.write(2, f"{cursor}{names[-1]}: saving after this step; a second one stops at once.\n".encode())
+        said = "; a second one stops at once" if ends else ""
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            os.write(2, f"{cursor}{names[-1]}: saving after this step{said}.\n".encode())
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with stop_handler(note):
         yield names
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def batch_arguments(config: Config, corpus: Corpus, share: Share) -> tuple:
@@ -142,6 +145,7 @@ class Loop:
     def _report(self, step: int, metrics: dict[str, Array]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         self.speed.steps += 1
+        tell_supervisor()
         self._check_finite(step, values)
         if _due(step, self.config.train.log_every, self.config.train.steps):
             readings = self.speed.reading()
@@ -158,6 +162,7 @@ class Loop:
             rows = -(-max(1, VALIDATION_TOKENS // length) // ways) * ways
             scores = token_nats(self.model, params, stream, length=length, first_input=first_input, batch_size=rows)
             losses.append(float(scores.mean(dtype="float64")))
+            tell_supervisor()
             self._check_finite(step, {f"validation loss at {length}": losses[-1]})
             bits = bits_per_byte(scores, self.corpus.num_bytes(stream))
             self.log.write(step, {f"valid_loss_{length}": losses[-1], f"valid_bits_per_byte_{length}": bits})

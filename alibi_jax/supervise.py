@@ -6,61 +6,114 @@ are started again, and they find each other as they did at first.
 
 import contextlib
 import datetime
+import functools
+import math
 import os
+import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from alibi_jax.checks import require
-from alibi_jax.status import DIVERGED, GAVE_UP, INTERRUPTED, REFUSED
+from alibi_jax.signals import ALWAYS, stop_handler
+from alibi_jax.status import DIVERGED, FAILED, GAVE_UP, HELD, INTERRUPTED, REFUSED
 from alibi_jax.storage import Location
 from alibi_jax.workdir import saved_steps
 
 FINAL = {0: "done", REFUSED: "its input was refused", DIVERGED: "it diverged"}  # would end the same way again
 LONGEST_PAUSE = 30.0  # seconds before a restart; the first comes after one
-PIPE = "ALIBI_JAX_SUPERVISOR"  # environment variable: the file descriptor that ends with the supervisor
-TIME_TO_SAVE = 60.0  # seconds between a lost supervisor's SIGTERM and SIGKILL
+PIPE = "ALIBI_JAX_SUPERVISOR"  # environment variable: the file descriptor that a supervised run writes its steps to
+TICK = 0.05  # seconds between two looks at the child
+INSIST_SECONDS = 2.0  # from a second request to stop to SIGKILL
+KILL_SECONDS = 30.0  # after SIGKILL; a process that is still there waits in the kernel
+GUARD = Path(__file__).with_name("guard.py")
+
+
+def _print(text: str) -> None:
+    """One line on stderr; a terminal that is gone or a full disk ends no supervisor."""
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    with contextlib.suppress(OSError):
+        print(f"supervise: {now} {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _guarded(child: int, seconds: float) -> Iterator[None]:
+    """Runs guard.py beside the child. It is in a session of its own, so what ends this process's group leaves it alive."""
+    guard = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(GUARD), str(child), str(seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        guard.kill()  # before its input ends, which it would act on
+        guard.wait()
+        guard.stdin.close()
 
 
 class _Child:
     """The command, run once or many times, and the signals that asked to stop it."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], stop_seconds: float, stall_seconds: float) -> None:
         self.command, self.asked = list(command), []
+        self.stop_seconds, self.stall_seconds = stop_seconds, stall_seconds
 
     def ask(self, number: int, _: Any = None) -> None:
-        """Notes SIGTERM or SIGINT. Each is passed on, so that a second one ends the child at once."""
+        """Notes a signal. Each is passed on; after a second SIGTERM or Ctrl-C the child has INSIST_SECONDS left."""
         self.asked.append(number)
 
     def run(self) -> int:
-        """Its exit status; minus the signal's number where a signal ended it.
+        """Its exit status; minus the signal's number where a signal ended it; FAILED where it could not be started.
 
-        It is a process group of its own, for Ctrl-C on a terminal to reach it once: from here. And it holds the reading
-        end of a pipe that nobody writes to: when this process ends, however it does, `follow_supervisor` reads its end.
+        It is a process group of its own, for Ctrl-C on a terminal to reach it once: from here. What it leaves running in
+        that group is killed when it ends.
         """
         reading, writing = os.pipe()
-        environment = os.environ | {PIPE: str(reading)}
+        environment = os.environ | {PIPE: str(writing)}
         try:
             process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[reading], process_group=0
+                self.command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[writing], process_group=0
             )
-            return self._wait(process)
-        finally:
+        except OSError as error:  # no such program any more, or no room for another process just now
+            _print(f"could not run {self.command[0]}: {error.strerror or error}")
             os.close(reading)
+            return FAILED
+        finally:
             os.close(writing)
+        try:
+            with _guarded(process.pid, self.stop_seconds):
+                self._watch(process, reading)
+        finally:
+            _kill(process)
+            os.close(reading)
+        return _status(process)
 
-    def _wait(self, process: subprocess.Popen) -> int:
-        sent = 0
-        while True:
+    def _watch(self, process: subprocess.Popen, steps: int) -> None:
+        """Returns when the child has ended or has to be killed: asked to stop but not gone in time, or without a step for
+        too long. Times are summed ticks, so that a pause of the whole machine counts as one."""
+        sent, left, idle = 0, math.inf, 0.0
+        while process.poll() is None:
             for number in self.asked[sent:]:
-                process.send_signal(number)
+                _send(process, number)
                 sent += 1
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(0.2)
+                left = min(left, self.stop_seconds if sum(n in ALWAYS for n in self.asked) < 2 else INSIST_SECONDS)
+            if select.select([steps], [], [], 0)[0] and os.read(steps, 2**16):
+                idle = 0.0
+            left, idle = left - TICK, idle + TICK
+            if left < 0:
+                _print(f"asked to stop by {signal.Signals(self.asked[-1]).name} and still there in the end: killed")
+                return
+            if 0 < self.stall_seconds < idle:
+                _print(f"no step for {self.stall_seconds:g} s: taken for dead, killed")
+                return
+            time.sleep(TICK)
 
     def pause(self, seconds: float) -> None:
         """Waits, unless asked to stop."""
@@ -69,14 +122,28 @@ class _Child:
             time.sleep(0.05)
 
 
-@contextlib.contextmanager
-def _asks(child: _Child) -> Iterator[None]:
-    previous = {number: signal.signal(number, child.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+def _send(process: subprocess.Popen, number: int) -> None:
+    """To the child alone, which ends what it started; and wakes its group, for a stopped process acts on nothing."""
+    process.send_signal(number)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGCONT)
+
+
+def _status(process: subprocess.Popen) -> int:
+    """The exit status of a child that has ended or was killed."""
     try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        return process.wait(KILL_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(
+            f"supervise: got process {process.pid} still there {KILL_SECONDS:g} s after SIGKILL, expected it to end. It waits "
+            "in the kernel, for a file server or a driver; once it is gone, run the same command again."
+        ) from error
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Kills the child, if it is there, and all that it started and left in its process group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: what is left has ended
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _name(status: int) -> str:
@@ -84,22 +151,33 @@ def _name(status: int) -> str:
 
 
 def _say(status: int, step: int, what: str) -> None:
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     saved = f"last checkpoint: step {step}" if step else "no checkpoint yet"
-    print(f"supervise: {now} the run ended with {_name(status)}; {saved}; {what}", file=sys.stderr, flush=True)
+    _print(f"the run ended with {_name(status)}; {saved}; {what}")
 
 
-def supervise(command: Sequence[str], workdir: Location, patience: int, last_step: int) -> int:
+def supervise(
+    command: Sequence[str],
+    workdir: Location,
+    patience: int,
+    last_step: int,
+    stop_seconds: float = 300.0,
+    stall_seconds: float = 0.0,
+) -> int:
     """Runs `command`, which trains in `workdir`, until it is done; returns an exit status.
 
-    It is started again whatever ended it, after 1, 2, 4 ... 30 seconds, unless that is in FINAL or this process was asked
-    to stop (SIGTERM, SIGINT: passed on). A new checkpoint sets pause and patience back. GAVE_UP after `patience` restarts
-    in a row without one; 0 once the checkpoint of `last_step` is there, whatever ended the run then; 128 + the signal's
-    number for a child that a signal ended, as shells say it.
+    It is started again whatever ended it, after 1, 2, 4 ... 30 seconds (30 where another run holds the folder), unless
+    that is in FINAL or this process was asked to stop: such a signal is passed on, and a run that is still there after
+    `stop_seconds` is killed, as is a run without a step for `stall_seconds` (0: never). A new checkpoint sets pause and
+    patience back. GAVE_UP after `patience` restarts in a row without one; 0 once the checkpoint of `last_step` is there,
+    whatever ended the run then; 128 + the signal's number for a child that a signal ended, as shells say it.
     """
     require(patience >= 0, "patience", patience, "0 restarts or more", "Raise --patience.")
-    child, best, restarts = _Child(command), max(saved_steps(workdir), default=0), 0
-    with _asks(child):
+    for name, seconds in (("stop_seconds", stop_seconds), ("stall_seconds", stall_seconds)):
+        option = name.replace("_", "-")
+        require(0 <= seconds < math.inf, name, seconds, "0 seconds or more", f"Correct --{option}.")
+    child, restarts = _Child(command, stop_seconds, stall_seconds), 0
+    best = max(saved_steps(workdir), default=0)
+    with stop_handler(child.ask):
         while True:
             status = child.run()
             step = max(saved_steps(workdir), default=0)
@@ -113,7 +191,7 @@ def supervise(command: Sequence[str], workdir: Location, patience: int, last_ste
             if restarts == patience:
                 _say(status, step, f"gave up after {patience} restarts without a new checkpoint")
                 return GAVE_UP
-            seconds = min(2.0 ** min(restarts, 10), LONGEST_PAUSE)
+            seconds = LONGEST_PAUSE if status == HELD else min(2.0 ** min(restarts, 10), LONGEST_PAUSE)
             restarts += 1
             _say(status, step, f"restart {restarts} of {patience} in {seconds:g} s")
             child.pause(seconds)
@@ -122,17 +200,25 @@ def supervise(command: Sequence[str], workdir: Location, patience: int, last_ste
                 return INTERRUPTED
 
 
-def follow_supervisor() -> None:
-    """In a supervised process: once its supervisor is gone, saves as on SIGTERM, and ends after TIME_TO_SAVE at the latest."""
-    pipe = os.environ.pop(PIPE, None)
-    if pipe is None:
-        return
+@functools.cache
+def _pipe() -> int | None:
+    """The file descriptor that PIPE names, for this process alone; None in a run without a supervisor."""
+    text = os.environ.pop(PIPE, None)
+    if text is None:
+        return None
+    os.set_inheritable(int(text), False)
+    os.set_blocking(int(text), False)  # a supervisor that is stopped does not read
+    return int(text)
 
-    def follow() -> None:
-        os.read(int(pipe), 1)  # nothing is ever written: it returns when the writing end is closed
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(TIME_TO_SAVE)
-        os.kill(os.getpid(), signal.SIGKILL)
 
-    os.set_inheritable(int(pipe), False)
-    threading.Thread(target=follow, name="follow supervisor", daemon=True).start()
+def is_supervised() -> bool:
+    """Whether a supervisor started this process. Then it is the one that acts on a second signal."""
+    return _pipe() is not None
+
+
+def tell_supervisor() -> None:
+    """In a supervised run: says that it has got on, by a step or a validation."""
+    pipe = _pipe()
+    if pipe is not None:
+        with contextlib.suppress(OSError):
+            os.write(pipe, b".")

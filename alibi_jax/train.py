@@ -103,7 +103,7 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
 
     workdir: a folder or gs://BUCKET/FOLDER. profile: steps to trace for TensorBoard, such as "10-12". On several hosts
     (hosts.connect) each calls it alike. Writes config.json, checkpoints/, metrics.jsonl and tensorboard/. Errors before any
-    work: ConfigError (fields, mesh, a workdir of another config or in which another run is at work), DataError. While
+    work: ConfigError (fields, mesh, a workdir of another config), HeldError (another run is at work there), DataError. While
     training: Diverged (a loss that is not finite; nothing after it is saved), Interrupted (SIGTERM, Ctrl-C; saved),
     CheckpointError and MetricsError (a full disk, a damaged file).
     """

@@ -21,6 +21,11 @@ MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may chang
 COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what a file system without locks answers
 
+
+class HeldError(RuntimeError):
+    """A folder in which another run is at work; the same command can go on once that one has ended."""
+
+
 logger = logging.getLogger("alibi_jax")
 
 
@@ -36,12 +41,12 @@ def _writing(workdir: Location) -> Iterator[None]:
 
 
 def _take(file: IO[str], workdir: Location) -> bool:
-    """Locks the file for this process; False where the file system has no locks, ConfigError if another one holds it."""
+    """Locks the file for this process; False where the file system has no locks, HeldError if another one holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        raise ConfigError(
+        raise HeldError(
             f"workdir: got {workdir}, in which another run is at work ({file.read() or 'it has just begun'}), expected a "
             "folder of which it is the only run. Wait for that one, stop it, or choose another --workdir."
         ) from error
@@ -54,7 +59,7 @@ def _take(file: IO[str], workdir: Location) -> bool:
 
 @contextlib.contextmanager
 def only_run(workdir: Location) -> Iterator[None]:
-    """Makes the run's folder and holds it for this run alone: ConfigError, saying who, if another process does.
+    """Makes the run's folder and holds it for this run alone: HeldError, saying who, if another process does.
 
     The lock is the kernel's (flock on workdir/lock, taken by the first host): it ends with the process however that
     ends, and the file stays behind without meaning. Machines that share a folder over NFS see each other's. A bucket

@@ -47,6 +47,7 @@ def test_exit_statuses_are_those_of_the_program(manifest):
         if "onExitCodes" in rule
     }
     assert rules == {("FailJob", status.REFUSED, status.DIVERGED), ("Ignore", status.INTERRUPTED)}
+    assert not any(status.HELD in rule for rule in rules), "a pod that is going may not be gone yet"
     assert all(
         rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
         for rule in spec["podFailurePolicy"]["rules"]
@@ -63,6 +64,7 @@ def test_command_is_one_that_the_program_takes(manifest, monkeypatch):
     assert container["command"][:2] == ["python", "main.py"]
     supervised = main.parse(container["command"][2:])
     assert isinstance(supervised, main.Supervise) and supervised.workdir.startswith("gs://")
+    assert supervised.stop_seconds < pod["terminationGracePeriodSeconds"] and supervised.stall_seconds > 0
     config = main.parse(list(supervised.command)).config
     assert isinstance(config, Config)
     assert config.data.directory == container["volumeMounts"][0]["mountPath"]

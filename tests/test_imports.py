@@ -17,6 +17,8 @@ ALLOWED = {
     "storage": {"checks"},
     "config": {"checks", "sections", "storage"},
     "status": set(),
+    "signals": set(),
+    "guard": set(),
     "display": set(),
     "progress": {"display"},
     "attention": {"positions", "sharding"},
@@ -29,14 +31,16 @@ ALLOWED = {
     "workdir": {"config", "storage"},
     "checkpoint": {"storage", "workdir"},
     "metrics": {"config", "model", "storage"},
-    "supervise": {"checks", "status", "storage", "workdir"},
+    "supervise": {"checks", "signals", "status", "storage", "workdir"},
     "evaluate": set("checkpoint config data display hosts model positions progress sharding storage workdir".split()),
-    "hosts": {"checks", "sharding"},
+    "hosts": {"checks", "sharding", "workdir"},
     "watch": {"checks"},
-    "loop": set("checkpoint config data evaluate hosts metrics model progress sharding storage watch".split()),
+    "loop": set(
+        "checkpoint config data evaluate hosts metrics model progress sharding signals storage supervise watch".split()
+    ),
     "train": set("checkpoint config data hosts loop model optimizer sharding storage watch workdir".split()),
     "plan": {"chips", "config", "data", "evaluate", "model", "sharding", "storage", "train"},
-    "cli": {"checkpoint", "config", "data", "display", "evaluate", "hosts", "loop", "metrics", "status", "supervise"},
+    "cli": {"checkpoint", "config", "data", "display", "evaluate", "hosts", "loop", "metrics", "status", "workdir"},
 }
 
 

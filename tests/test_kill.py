@@ -17,6 +17,7 @@ import main
 from alibi_jax import cli, loop
 from alibi_jax.config import replace, to_json
 from alibi_jax.data.corpus import prepare
+from alibi_jax.loop import stop_requested
 from alibi_jax.train import train
 from children import LIMIT, be_quick, exit_status, latest, run_command, start, wait_for
 from runs import DROPOUT, assert_identical, saved_state, tiny_config
@@ -138,6 +139,43 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(endless, tmp_path)
     second = stopped_at((tmp_path / "errors").read_text(), "SIGINT", workdir)
     assert latest(workdir) == second > first
     assert [line["step"] for line in lines(workdir)] == list(range(1, second + 1))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_requests_to_stop(monkeypatch, name):
+    """Each is one; SIGTERM and Ctrl-C act at once the second time, but in a supervised run, and what comes twice by itself."""
+    number, before = signal.Signals[name], signal.getsignal(signal.Signals[name])
+    for supervised in (False, True):
+        monkeypatch.setattr(loop, "is_supervised", lambda supervised=supervised: supervised)
+        with stop_requested() as names:
+            os.kill(os.getpid(), number)
+            assert names == [name]
+            ends = name in ("SIGTERM", "SIGINT") and not supervised
+            assert signal.getsignal(number) == (signal.SIG_DFL if ends else signal.SIG_IGN)
+        assert signal.getsignal(number) == before
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requested() as names:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert names == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_does_not_keep_a_run_from_saving():
+    with open("/dev/full", "w") as full, stop_requested() as names:
+        errors = os.dup(2)
+        os.dup2(full.fileno(), 2)
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            os.dup2(errors, 2)
+            os.close(errors)
+        assert names == ["SIGHUP"]
 
 
 def test_second_ctrl_c_acts_at_once(endless, tmp_path):

@@ -1,5 +1,6 @@
 """A supervised run is started again when it dies, and only where that helps."""
 
+import contextlib
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import main
@@ -15,7 +17,7 @@ from alibi_jax import status, supervise
 from alibi_jax.config import ConfigError, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.train import train
-from alibi_jax.workdir import only_run
+from alibi_jax.workdir import HeldError, only_run
 from children import be_quick, exit_status, latest, run_command, start, wait_for
 from runs import assert_identical, saved_state, tiny_config
 
@@ -46,6 +48,30 @@ pathlib.Path(sys.argv[1], "ready").touch()
 time.sleep(100)
 """
 
+# It does as its second argument says: "deaf" ignores SIGTERM, "stopped" stops itself once it could save. It starts a
+# process of its own, whose number it leaves.
+STUCK = """
+import os, pathlib, signal, subprocess, sys, time
+def save(*_):
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[2] == "deaf" else save)
+other = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(100)"])
+pathlib.Path(sys.argv[1], "other").write_text(str(other.pid))
+pathlib.Path(sys.argv[1], "ready").write_text(str(os.getpid()))
+if sys.argv[2] == "stopped":
+    os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(100)
+"""
+STALLED = """
+import pathlib, sys, time
+runs = pathlib.Path(sys.argv[1], "runs")
+with runs.open("a") as file:
+    file.write("x")
+if runs.read_text() == "x":
+    time.sleep(100)
+"""
+
 
 def stand_in(code: str, workdir: Path, *plan: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code, str(workdir), *plan]
@@ -67,6 +93,7 @@ PLANS = {  # what the runs do, patience -> status, number of runs, the last line
     "no progress": ([":1"] * 3, 2, status.GAVE_UP, 3, "gave up after 2 restarts without a new checkpoint"),
     "progress": (["1:1", "2:1", "3:-6", "4:75", "4:0"], 1, 0, 5, "done"),
     "stuck": (["1:1", "1:-11"], 1, status.GAVE_UP, 2, "ended with SIGSEGV; last checkpoint: step 1; gave up after 1"),
+    "held, then free": ([":5", "1:0"], 1, 0, 2, "done"),
     "no patience": (["1:1", ":1"], 0, status.GAVE_UP, 1, "gave up after 0 restarts"),
 }
 
@@ -115,6 +142,94 @@ def test_signals_are_passed_on_and_end_it(tmp_path, capfd, kind, times, expected
     assert "stopped as asked" in capfd.readouterr().err
 
 
+def is_there(path: Path) -> bool:
+    """Whether the process whose number the file holds has not ended."""
+    number = int(path.read_text())
+    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("kind, expected", [("stopped", status.INTERRUPTED), ("deaf", 128 + 9)])
+def test_a_child_that_does_not_act_is_woken_and_in_the_end_killed(tmp_path, capfd, kind, expected):
+    thread = ask(1, lambda _: (tmp_path / "ready").exists() and (kind == "deaf" or stopped(tmp_path / "ready")))
+    seconds = 60 if kind == "stopped" else 0.2
+    assert supervise.supervise(stand_in(STUCK, tmp_path, kind), tmp_path, 5, 10**6, seconds) == expected
+    thread.join()
+    assert (tmp_path / "saved").exists() == (kind == "stopped")
+    assert ("and still there in the end: killed" in capfd.readouterr().err) == (kind == "deaf")
+    wait_for(lambda: not is_there(tmp_path / "other"))  # what it started goes with it
+
+
+def stopped(path: Path) -> bool:
+    return psutil.Process(int(path.read_text())).status() == psutil.STATUS_STOPPED
+
+
+@pytest.mark.parametrize("kind, seconds", [("stopped", 60), ("deaf", 0.2)])
+def test_a_child_ends_with_a_supervisor_that_was_killed(tmp_path, kind, seconds):
+    command = stand_in(STUCK, tmp_path, kind)
+    process = start(supervise.supervise, command, tmp_path, 5, 10**6, seconds)
+    wait_for(lambda: (tmp_path / "ready").exists() and (kind == "deaf" or stopped(tmp_path / "ready")))
+    wait_for(lambda: len(psutil.Process(process.pid).children()) == 2)  # the child and its guard
+    process.kill()
+    wait_for(lambda: not is_there(tmp_path / "ready") and not is_there(tmp_path / "other"))
+    assert (tmp_path / "saved").exists() == (kind == "stopped")
+
+
+def test_a_run_without_a_step_for_too_long_is_started_again(tmp_path, capfd, pauses):
+    assert supervise.supervise(stand_in(STALLED, tmp_path), tmp_path, 50, 10**6, stall_seconds=1.0) == 0
+    errors = capfd.readouterr().err
+    assert "no step for 1 s: taken for dead, killed" in errors and "ended with SIGKILL" in errors
+
+
+def test_steps_put_a_stall_off(monkeypatch, capfd):
+    """Counted in the supervisor's own ticks: one where nobody ran is one."""
+
+    class Running:
+        poll = staticmethod(lambda: None)
+
+    reading, writing = os.pipe()
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) in (10, 25):
+            os.write(writing, b"..")
+
+    monkeypatch.setattr(supervise.time, "sleep", sleep)
+    supervise._Child([], 60, 20 * supervise.TICK - 0.01)._watch(Running, reading)
+    assert len(slept) == 25 + 19
+    os.close(reading)
+    os.close(writing)
+
+
+def test_steps_are_told_to_the_supervisor_alone(monkeypatch):
+    reading, writing = os.pipe()
+    supervise._pipe.cache_clear()
+    monkeypatch.setenv(supervise.PIPE, str(writing))
+    assert supervise.is_supervised() and supervise.PIPE not in os.environ and not os.get_inheritable(writing)
+    for _ in range(2**17):  # nobody reads: it does not wait
+        supervise.tell_supervisor()
+    os.close(reading)
+    supervise.tell_supervisor()
+    os.close(writing)
+    supervise._pipe.cache_clear()
+    assert not supervise.is_supervised()
+    supervise.tell_supervisor()
+
+
+def test_a_program_that_cannot_be_run_is_tried_again(tmp_path, capfd, pauses):
+    assert supervise.supervise([str(tmp_path / "gone")], tmp_path, 2, 1) == status.GAVE_UP
+    errors = capfd.readouterr().err
+    assert errors.count("gone: No such file or directory") == 3 and "Traceback" not in errors
+
+
+def test_a_supervisor_without_a_terminal_goes_on(tmp_path, monkeypatch, pauses):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert supervise.supervise(stand_in(STAND_IN, tmp_path, ":1", ":0"), tmp_path, 5, 10**6) == 0
+        with contextlib.suppress(OSError):
+            full.close()
+
+
 def test_asked_to_stop_between_two_runs(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(supervise._Child, "pause", lambda child, _: child.ask(signal.SIGTERM))
     command = stand_in(STAND_IN, tmp_path, ":1", ":0")
@@ -123,7 +238,7 @@ def test_asked_to_stop_between_two_runs(tmp_path, capfd, monkeypatch):
 
 
 def test_pause_ends_when_asked_to_stop():
-    child = supervise._Child([])
+    child = supervise._Child([], 1, 0)
     child.ask(signal.SIGTERM)
     begun = time.monotonic()
     child.pause(100.0)
@@ -136,8 +251,9 @@ def test_what_cannot_be_supervised_is_refused(capsys, tmp_path):
         assert "expected train CONFIG ..., the one command" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main.main(["supervise", "--", "train", "configs/quickstart.py", "--train.stepz", "1"])
-    with pytest.raises(ConfigError, match="patience: got -1"):
-        supervise.supervise([], tmp_path, -1, 1)
+    for options in ({"patience": -1}, {"stop_seconds": -1.0}, {"stall_seconds": float("nan")}):
+        with pytest.raises(ConfigError, match=rf"{next(iter(options))}: got (-1|nan)"):
+            supervise.supervise([], tmp_path, **({"patience": 1, "last_step": 1} | options))
 
 
 def supervised(config, folder: Path):
@@ -176,7 +292,7 @@ def free(workdir: Path) -> bool:
     try:
         with only_run(workdir):
             return True
-    except ConfigError:
+    except HeldError:
         return False
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from alibi_jax.config import ConfigError, DataConfig, replace
 from alibi_jax.train import train
-from alibi_jax.workdir import only_run, open_workdir, saved_steps
+from alibi_jax.workdir import HeldError, only_run, open_workdir, saved_steps
 from children import exit_status, start, wait_for
 from runs import tiny_config
 
@@ -47,12 +47,12 @@ def hold(workdir: Path) -> None:
 def test_second_run_is_refused_until_the_first_is_dead(tiny_data, tmp_path):
     first = start(hold, tmp_path / "run")
     wait_for(lambda: (tmp_path / "run/held").exists() or not first.is_alive())
-    with pytest.raises(ConfigError, match=rf"another run is at work \(host .+, process {first.pid}, since 20.+\)"):
+    with pytest.raises(HeldError, match=rf"another run is at work \(host .+, process {first.pid}, since 20.+\)"):
         train(tiny_config(tiny_data), tmp_path / "run")
     assert not (tmp_path / "run/config.json").exists()
     first.kill()
     assert exit_status(first) == -signal.SIGKILL
-    with only_run(tmp_path / "run"), pytest.raises(ConfigError, match="another run"), only_run(tmp_path / "run"):
+    with only_run(tmp_path / "run"), pytest.raises(HeldError, match="another run"), only_run(tmp_path / "run"):
         pass
     with only_run(tmp_path / "run"):
         pass
