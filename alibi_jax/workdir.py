@@ -30,25 +30,25 @@ logger = logging.getLogger("alibi_jax")
 
 
 @contextlib.contextmanager
-def _writing(workdir: Location) -> Iterator[None]:
+def _writing(workdir: Location, name: str = "workdir") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise ConfigError(
-            f"workdir: got {workdir}, which cannot be written ({error.strerror or error}), expected a writable folder. "
-            "Choose another --workdir or free the disk."
+            f"{name}: got {workdir}, which cannot be written ({error.strerror or error}), expected a writable folder. "
+            f"Choose another --{name} or free the disk."
         ) from error
 
 
-def _take(file: IO[str], workdir: Location) -> bool:
+def _take(file: IO[str], workdir: Location, name: str, work: str) -> bool:
     """Locks the file for this process; False where the file system has no locks, HeldError if another one holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
         raise HeldError(
-            f"workdir: got {workdir}, in which another run is at work ({file.read() or 'it has just begun'}), expected a "
-            "folder of which it is the only run. Wait for that one, stop it, or choose another --workdir."
+            f"{name}: got {workdir}, in which another {work} is at work ({file.read() or 'it has just begun'}), expected a "
+            f"folder of which it is the only {work}. Wait for that one, stop it, or choose another --{name}."
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
@@ -58,12 +58,13 @@ def _take(file: IO[str], workdir: Location) -> bool:
 
 
 @contextlib.contextmanager
-def only_run(workdir: Location) -> Iterator[None]:
+def only_run(workdir: Location, name: str = "workdir", work: str = "run") -> Iterator[None]:
     """Makes the run's folder and holds it for this run alone: HeldError, saying who, if another process does.
 
     The lock is the kernel's (flock on workdir/lock, taken by the first host): it ends with the process however that
     ends, and the file stays behind without meaning. Machines that share a folder over NFS see each other's. A bucket
     has no such lock: there a line of the log says that nobody watches, and one run a folder is the user's care.
+    name: the option that chose the folder. work: what is done there, an evaluation in its folder of results.
     """
     if jax.process_index() != 0:
         yield
@@ -71,15 +72,17 @@ def only_run(workdir: Location) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         locked = False
         if not in_bucket(workdir):
-            with _writing(workdir):
+            with _writing(workdir, name):
                 workdir.mkdir(parents=True, exist_ok=True)
                 file = held.enter_context((workdir / "lock").open("a+"))
-                locked = _take(file, workdir)
+                locked = _take(file, workdir, name, work)
         if not locked:
-            logger.info("workdir: %s has no locks, so a second run in it would not be seen: start one only", workdir)
+            logger.info(
+                "%s: %s has no locks, so a second %s in it would not be seen: start one only", name, workdir, work
+            )
             yield
             return
-        with _writing(workdir):
+        with _writing(workdir, name):
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             file.truncate(0)
             file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {now}")

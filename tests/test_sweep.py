@@ -1,6 +1,9 @@
 """Sweeps: every pair kept with its facts, nothing done twice, lengths that cannot be had recorded."""
 
+import errno
 import json
+import logging
+import math
 
 import chex
 import jax
@@ -10,9 +13,14 @@ import pytest
 
 from alibi_jax.config import EvaluateConfig, ModelConfig
 from alibi_jax.evaluate import nats as nats_module
+from alibi_jax.evaluate import results as results_module
 from alibi_jax.evaluate import sweep as sweep_module
-from alibi_jax.evaluate.sweep import plan, sweep
+from alibi_jax.evaluate.memory import Limits
+from alibi_jax.evaluate.records import read_lines
+from alibi_jax.evaluate.statistics import ResultsError, longest_useful_length
+from alibi_jax.evaluate.sweep import batch_rows, plan, sweep
 from alibi_jax.model import TransformerLM
+from alibi_jax.workdir import HeldError, only_run
 
 STREAM = np.random.default_rng(1).integers(0, 23, 200).astype(np.uint16)
 FACTS = {
@@ -47,6 +55,7 @@ def test_plan_puts_the_training_length_first_and_repeats_no_pair():
     assert set(pairs) == {(128, 8)} | {(128 * k, 128 * k // d) for k in (1, 2, 4, 8, 16) for d in (1, 4)}
     assert len(pairs) == 11
     assert plan(EvaluateConfig(lengths=(64,), strides=("L",)), 128) == [(64, 64)]
+    assert plan(EvaluateConfig(lengths=(128, 256), strides=("8",)), 128) == [(128, 8), (256, 8)]  # no gain to speak of
 
 
 def test_records_hold_statistics_that_follow_from_the_arrays(tiny, tmp_path):
@@ -126,7 +135,8 @@ def test_gains_come_when_what_they_need_has_come(tiny, tmp_path):
 def test_out_of_memory_is_tried_again_with_more(tmp_path):
     model, config = make(attention="reference"), {"lengths": (8, 512), "strides": ("L",), "batch_tokens": 64}
     for limit, status in ((0.001, "out of memory"), (1.0, "ok")):
-        records = run(model, tmp_path, EvaluateConfig(**config, memory_limit_gib=limit))
+        evaluate = EvaluateConfig(**config, memory_limit_gib=limit)
+        records = run(model, tmp_path, evaluate, stream=np.resize(STREAM, 512))
         assert {r["length"]: r["status"] for r in records}[512] == status
     assert len(records) == len({(r["length"], r["stride"]) for r in records})
 
@@ -142,7 +152,7 @@ def test_a_folder_of_another_evaluation_is_refused(tiny, tmp_path):
 def test_lengths_past_memory_are_recorded_and_the_sweep_goes_on(tmp_path):
     model = make(attention="reference")
     limit = EvaluateConfig(lengths=(8, 4096, 16), strides=("L",), batch_tokens=64, memory_limit_gib=0.05)
-    by_length = {(r["length"], r["stride"]): r for r in run(model, tmp_path, limit)}
+    by_length = {(r["length"], r["stride"]): r for r in run(model, tmp_path, limit, stream=np.resize(STREAM, 4096))}
     assert by_length[(4096, 4096)]["status"] == "out of memory"
     assert "GiB needed" in by_length[(4096, 4096)]["detail"]
     assert by_length[(16, 16)]["status"] == "ok"
@@ -178,3 +188,235 @@ def test_lengths_a_method_refuses_are_recorded(tmp_path):
     assert statuses[16][0] == "ok"
     assert statuses[64][0] == "refused"
     assert "64 tokens, expected at most 16" in statuses[64][1]
+
+
+SHORT = EvaluateConfig(lengths=(8, 16), strides=("L",), far_stride="L/2", batch_tokens=64)
+
+
+def statuses(records):
+    return {(r["length"], r["stride"]): r["status"] for r in records}
+
+
+def test_a_length_of_which_the_text_has_no_full_window_is_refused(tiny, tmp_path):
+    """Its losses would be those of shorter inputs: the same in every longer column."""
+    config = EvaluateConfig(lengths=(8, 40, 41, 64, 1024, 10**9), strides=("L", "L/4"), batch_tokens=64)
+    records = run(tiny, tmp_path, config, stream=STREAM[:40])
+    assert {pair for pair, status in statuses(records).items() if status == "ok"} == {
+        *((8, 8), (8, 2), (8, 1)),
+        *((40, 40), (40, 10)),
+    }
+    refused = {(r["length"], r["stride"]): r for r in records if r["status"] == "refused"}
+    assert len(refused) == 8 and not any("perplexity" in r or "nats_file" in r for r in refused.values())
+    assert "40 tokens of text" in refused[64, 16]["detail"] and "needs 64" in refused[64, 16]["detail"]
+    losses = {r["length"]: r["mean_nats"] for r in records if r["status"] == "ok"}
+    assert longest_useful_length(losses, 8) <= 40
+    assert run(tiny, tmp_path, config, stream=STREAM[:40]) == records
+
+
+def test_a_stride_that_does_not_divide_the_length_needs_the_window_after_it(tiny, tmp_path):
+    """At length 16 and stride 7 windows end after 7, 14 and 21 tokens: the third is the first that is full."""
+    config = EvaluateConfig(lengths=(16,), strides=("7",), batch_tokens=64)
+    assert statuses(run(tiny, tmp_path / "20", config, stream=STREAM[:20])) == {(16, 7): "refused"}
+    assert statuses(run(tiny, tmp_path / "21", config, stream=STREAM[:21])) == {(16, 7): "ok"}
+
+
+def test_default_lengths_past_the_text_are_refused(tiny, tmp_path):
+    records = run(tiny, tmp_path, EvaluateConfig(strides=("L",), batch_tokens=64), stream=STREAM[:64])
+    assert statuses(records)[64, 64] == "ok" and statuses(records)[128, 128] == "refused"
+
+
+def test_a_text_of_one_token_is_refused_before_anything_is_written(tiny, tmp_path):
+    for size in (0, 1):
+        with pytest.raises(ResultsError, match=f"got {size} tokens to score, expected 2 or more"):
+            run(tiny, tmp_path / "out", stream=STREAM[:size])
+    assert not (tmp_path / "out").exists()
+    assert statuses(run(tiny, tmp_path / "out", stream=STREAM[:2])) == dict.fromkeys(
+        plan(EvaluateConfig(lengths=(8, 16, 64)), 8), "refused"
+    )
+
+
+def test_sizes_are_counted_before_anything_is_allocated_or_compiled(tmp_path, monkeypatch):
+    model = make(attention="reference")
+    monkeypatch.setattr(sweep_module, "memory_needed", lambda *_: pytest.fail("compiled"))
+    for length, rows, limits, what in (
+        (2**30, 1, Limits(2.0**33, 2.0**33), "on the host"),
+        (2**30, 1, Limits(2.0**33, math.inf), "at least"),
+        (10**7, 1, Limits(2.0**40, math.inf), "at least"),  # its scores
+        (8, 10**12, Limits(2.0**33, 2.0**33), "on the host"),
+    ):
+        needed, reason = sweep_module._memory(*model, rows, length, limits)
+        assert what in reason and f"for {rows} x {length} tokens" in reason and needed > 2**33
+
+
+def test_more_tokens_of_a_batch_than_the_text_has_make_no_more_windows(tiny, tmp_path):
+    assert batch_rows(8192, 128, 128, 300) == 64  # an ordinary batch is as it was asked for
+    assert batch_rows(10**12, 1024, 1024, 10_000_000) == 9766
+    assert batch_rows(10**12, 1024, 256, 10_000_000) == 39063
+    assert batch_rows(10**12, 1024, 1024, 300) == 1024  # a million tokens
+    assert batch_rows(10**12, 1024, 1, 10**9) == 2**21 - 1  # places in a batch are int32
+    assert batch_rows(1, 2**31 - 1, 1, 10) == 1
+    config = EvaluateConfig(lengths=(8,), strides=("L",), batch_tokens=10**12, memory_limit_gib=0.01)
+    assert statuses(run(tiny, tmp_path, config)) == {(8, 8): "out of memory", (8, 1): "out of memory"}
+
+
+def scoring(monkeypatch, scores):
+    """Every length is scored as scores(length)."""
+    monkeypatch.setattr(sweep_module, "token_nats", lambda *_, **options: scores(options["length"]))
+
+
+def no_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_a_perplexity_past_the_largest_number_is_infinite_and_kept(tiny, tmp_path, monkeypatch):
+    scoring(monkeypatch, lambda length: np.full(200, 33_798.0 if length == 16 else 2.0, np.float32))
+    records = run(tiny, tmp_path, SHORT)
+    by_length = {r["length"]: r for r in records}
+    assert by_length[16]["perplexity"] == math.inf and by_length[16]["status"] == "ok"
+    assert by_length[16]["mean_nats"] == 33_798.0 and by_length[16]["gain"]["total"] == -33_796.0
+    for line in (tmp_path / "sweep.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=no_constant)
+    assert [record for _, record in read_lines(tmp_path / "sweep.jsonl")] == records
+    assert run(tiny, tmp_path, SHORT) == records
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_length_with_a_loss_that_is_no_number_is_recorded_and_the_sweep_goes_on(tiny, tmp_path, monkeypatch, bad):
+    one = np.where(np.arange(200) == 7, bad, 2.0).astype(np.float32)
+    scoring(monkeypatch, lambda length: one if length == 8 else np.full(200, 2.0, np.float32))
+    records = run(tiny, tmp_path, SHORT)
+    assert statuses(records) == {(8, 8): "not finite", (8, 4): "not finite", (16, 16): "ok"}
+    assert records[0]["detail"] == "1 of 200 losses, the first that of token 7"
+    assert run(tiny, tmp_path, SHORT) == records
+
+
+def test_a_host_that_cannot_allocate_is_recorded(tiny, tmp_path, monkeypatch):
+    def failing(_):
+        raise MemoryError("Unable to allocate 7 PiB")
+
+    scoring(monkeypatch, failing)
+    assert set(statuses(run(tiny, tmp_path, SHORT)).values()) == {"out of memory"}
+
+
+def test_two_evaluations_at_once_in_one_folder_are_refused(tiny, tmp_path):
+    with (
+        only_run(tmp_path, "out", "evaluation"),
+        pytest.raises(HeldError, match="another evaluation is at work.*--out"),
+    ):
+        run(tiny, tmp_path, SHORT)
+    assert not (tmp_path / "sweep.jsonl").exists()
+    assert len(run(tiny, tmp_path, SHORT)) == 3
+
+
+def other_nats(path):
+    """Ways in which the array of 200 losses at `path` is not what was saved."""
+    array = np.load(path)
+    yield "missing", None
+    yield "empty", b""
+    yield "cut", path.read_bytes()[:-7]
+    yield "no array", b"x" * 1000
+    yield "huge", path.read_bytes().replace(b"(200,)", b"(2000000000000000,)")
+    arrays = {
+        "shorter": array[:-1],
+        "matrix": array[:, None],
+        "double": array.astype(np.float64),
+        "objects": array.astype(object),
+        "NaN": np.where(np.arange(200) == 5, np.float32(np.nan), array),
+        "altered": array + np.float32(0.01),
+    }
+    for name, other in arrays.items():
+        np.save(path, other, allow_pickle=True)
+        yield name, path.read_bytes()
+
+
+def test_a_damaged_array_is_scored_again_and_that_is_said_once(tiny, tmp_path, caplog):
+    records = run(tiny, tmp_path, SHORT)
+    path = tmp_path / "nats" / "16-16.npy"
+    whole, damages = path.read_bytes(), list(other_nats(path))
+    for name, content in damages:
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        caplog.clear()
+        again = run(tiny, tmp_path, SHORT)
+        assert path.read_bytes() == whole, name
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == 1 and "16-16.npy" in said[0] and "Length 16, stride 16 is scored again" in said[0], name
+        same = ("length", "stride", "mean_nats", "gain")
+        assert [[r.get(k) for k in same] for r in again] == [[r.get(k) for k in same] for r in records], name
+
+
+def test_a_record_that_is_not_asked_for_is_kept_without_its_array(tiny, tmp_path):
+    records = run(tiny, tmp_path, SHORT)
+    (tmp_path / "nats" / "16-16.npy").unlink()
+    longer = EvaluateConfig(lengths=(64,), strides=("L",), far_stride="L/2", batch_tokens=64)
+    again = run(tiny, tmp_path, longer)
+    assert again[:3] == records and again[3]["length"] == 64
+    assert "gain" in again[3]  # from the arrays of the training length, which were not asked for
+
+
+LINES = {
+    "cut": lambda lines: [*lines[:2], lines[2][:-40]],
+    "cut to a number": lambda lines: [*lines[:2], b"1"],
+    "broken in the middle": lambda lines: [lines[0], b"{" + lines[1], lines[2], b""],
+    "null": lambda lines: [b"null", *lines, b""],
+    "binary": lambda _: [bytes(range(256)) * 20],
+    "nested": lambda lines: [*lines, b"[" * 100_000, b""],
+    "another type": lambda lines: [lines[0].replace(b'"length": 8', b'"length": "8"'), *lines[1:], b""],
+    "another perplexity": lambda lines: [*lines[:2], lines[2].replace(b'"perplexity": ', b'"perplexity": 1'), b""],
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_what_cannot_be_read_is_scored_again_and_that_is_said_once(tiny, tmp_path, caplog, case):
+    records = run(tiny, tmp_path, SHORT)
+    path = tmp_path / "sweep.jsonl"
+    damaged = b"\n".join(LINES[case](path.read_bytes().splitlines()))
+    path.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        again = run(tiny, tmp_path, SHORT)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "sweep.jsonl: lines that cannot be read: " in said[0]
+    same = ("length", "stride", "mean_nats", "gain")
+    key = lambda r: (r["length"], r["stride"])  # noqa: E731
+    assert [[r.get(k) for k in same] for r in sorted(again, key=key)] == [
+        [r.get(k) for k in same] for r in sorted(records, key=key)
+    ]
+    assert (tmp_path / "sweep.jsonl.damaged").read_bytes() == damaged
+    caplog.clear()
+    assert run(tiny, tmp_path, SHORT) == again and not caplog.records
+
+
+def test_a_record_of_an_older_version_past_its_text_counts_as_refused(tiny, tmp_path):
+    run(tiny, tmp_path, SHORT)
+    path = tmp_path / "sweep.jsonl"
+    path.write_text(path.read_text().replace("16", "512"))
+    (tmp_path / "nats" / "16-16.npy").rename(tmp_path / "nats" / "512-512.npy")
+    config = EvaluateConfig(lengths=(8, 512), strides=("L",), far_stride="L/2", batch_tokens=64)
+    records = run(tiny, tmp_path, config)
+    assert statuses(records)[512, 512] == "refused"
+    assert not {"perplexity", "gain", "nats_file"} & records[-1].keys()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("what", ["save_array", "write_records"])
+def test_a_disk_that_fails_is_named_and_nothing_saved_is_lost(tiny, tmp_path, monkeypatch, number, what):
+    config = EvaluateConfig(lengths=(8,), strides=("L",), far_stride="L", batch_tokens=64)
+    first = run(tiny, tmp_path, config)
+
+    def failing(*_):
+        raise OSError(number, "no luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results_module, what, failing)
+        with pytest.raises(OSError, match=f"results: could not read or write in {tmp_path}: no luck.*--out"):
+            run(tiny, tmp_path, SHORT)
+    assert [record for _, record in read_lines(tmp_path / "sweep.jsonl")] == first
+    assert run(tiny, tmp_path, SHORT)[0] == first[0]
+
+
+def test_a_folder_of_results_that_is_a_file_is_refused(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="out: got .*cannot be written.*--out"):
+            run(tiny, folder, SHORT)

@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import psutil
@@ -20,6 +21,18 @@ def free_memory() -> int:
     if "bytes_limit" in facts:
         return facts["bytes_limit"] - facts["bytes_in_use"]
     return host_memory() // jax.local_device_count()
+
+
+class Limits(NamedTuple):
+    """Bytes that scoring may take."""
+
+    device: float  # of one
+    host: float
+
+
+def memory_limits(gib: float) -> Limits:
+    """A device may take so many GiB, or what is free where they are 0; the host no more than is free there."""
+    return Limits(gib * 2**30 or float(free_memory()), float(host_memory()))
 
 
 def host_memory(current: Path = CURRENT, mount: Path = MOUNT) -> int:

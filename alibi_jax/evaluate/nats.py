@@ -15,7 +15,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float32, Int, Int32, Integer
 
-from alibi_jax.sharding import place_rows, shard
+from alibi_jax.config import ModelConfig
+from alibi_jax.sharding import batch_sharding, place_rows, shard
+
+HOST_BYTES = (
+    48  # of one token of a batch while it is made: its place in the stream, whether it is scored, input and target
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -29,9 +34,22 @@ def window_nats(
 
 def memory_needed(model: nn.Module, params: Any, batch_size: int, length: int) -> int:
     """Bytes a device takes to score one batch of windows beside the parameters, as the compiler counts them."""
-    tokens = place_rows(np.zeros((batch_size, length), np.int32))
+    mesh = jax.sharding.get_mesh()
+    placed = None if mesh.empty else batch_sharding(mesh)
+    tokens = jax.ShapeDtypeStruct((batch_size, length), np.int32, sharding=placed)
     analysis = window_nats.lower(model, params, tokens, tokens).compile().memory_analysis()
     return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
+def least_memory(config: ModelConfig, batch_size: int, length: int) -> int:
+    """Bytes a device takes at least: one layer's input, and the scores where all are held at once.
+
+    Sizes that no memory holds are not given to the compiler, which counts in 64 bits and ends the process.
+    """
+    tokens = batch_size * length
+    inputs = tokens * config.width * np.dtype(config.compute_dtype).itemsize
+    scores = 4 * tokens * length * config.num_heads if config.attention == "reference" else 0
+    return max(inputs, scores) // jax.device_count()
 
 
 def _check(stream: np.ndarray, length: int, stride: int, batch_size: int) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from alibi_jax.display import exponential
+
 NUM_BLOCKS = 64  # blocks behind a standard error, whose own relative error is then 1 / sqrt(2 * 63) = 9 %
 
 
@@ -45,8 +47,11 @@ def mean_nats(nats: ArrayLike) -> float:
 
 
 def perplexity(nats: ArrayLike) -> float:
-    """exp(sum(nats) / n) over all n tokens of the stream: never a mean of window means (Press et al. 2022)."""
-    return math.exp(mean_nats(nats))
+    """exp(sum(nats) / n) over all n tokens of the stream: never a mean of window means (Press et al. 2022).
+
+    inf where the mean is 709.8 nats or more: that exponential is larger than the largest float64.
+    """
+    return exponential(mean_nats(nats))
 
 
 def bits_per_byte(nats: ArrayLike, num_bytes: int) -> float:

@@ -1,47 +1,36 @@
-"""A sweep over lengths and strides: one compilation a shape, every result kept, what is done never done again.
+"""A sweep over lengths and strides: one compilation a shape, every result kept, what is done never done again."""
 
-A folder of results holds sweep.jsonl, one record for each (length, stride) with its statistics, config, versions and
-corpus fingerprint, and nats/, the array each record was computed from.
-"""
-
-import dataclasses
+import contextlib
 import datetime
 import importlib.metadata
 import json
+import logging
 import platform
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
 
 from alibi_jax.config import EvaluateConfig, parse_stride
-from alibi_jax.evaluate.memory import free_memory
-from alibi_jax.evaluate.nats import memory_needed, token_nats
-from alibi_jax.evaluate.statistics import (
-    ResultsError,
-    bits_per_byte,
-    mean_nats,
-    perplexity,
-    split_gain,
-    standard_error,
-)
-from alibi_jax.hosts import from_first_host, is_first
+from alibi_jax.evaluate.memory import Limits, memory_limits
+from alibi_jax.evaluate.nats import HOST_BYTES, least_memory, memory_needed, token_nats
+from alibi_jax.evaluate.records import Record, nats_file, too_short
+from alibi_jax.evaluate.results import Results
+from alibi_jax.evaluate.statistics import ResultsError, bits_per_byte, mean_nats, perplexity, standard_error
+from alibi_jax.hosts import first_host_first, from_first_host
 from alibi_jax.positions import LengthError
 from alibi_jax.progress import Bar
 from alibi_jax.sharding import batch_ways
-from alibi_jax.storage import Location, load_array, save_array, write_atomically
+from alibi_jax.storage import Location
+from alibi_jax.workdir import only_run
 
 GIB = 2**30
-SAME = (
-    "run",
-    "checkpoint_step",
-    "corpus_fingerprint",
-    "split",
-    "num_tokens",
-    "train_length",
-)  # of all records in a folder
+ORDINARY_TOKENS = 2**20  # of a batch; up to here its shape is what was asked for, whatever the text
+
+logger = logging.getLogger("alibi_jax")
 
 
 def provenance() -> dict[str, Any]:
@@ -59,39 +48,23 @@ def provenance() -> dict[str, Any]:
 def plan(config: EvaluateConfig, train_length: int) -> list[tuple[int, int]]:
     """(length, stride) pairs in the order they are run: the training length and its fine stride first, as gains need them."""
     lengths = config.lengths or tuple(train_length * times for times in (1, 2, 4, 8, 16))
-    pairs = [(train_length, train_length), (train_length, parse_stride(config.far_stride, train_length))]
-    if train_length not in lengths:
-        pairs = []  # without it there is no gain to speak of
-    for length in lengths:
-        pairs += [(length, parse_stride(stride, length)) for stride in config.strides]
+    pairs = [(length, parse_stride(stride, length)) for length in lengths for stride in config.strides]
+    if train_length in lengths and any(
+        length == stride for length, stride in pairs
+    ):  # else there is no gain to speak of
+        pairs = [(train_length, train_length), (train_length, parse_stride(config.far_stride, train_length)), *pairs]
     return list(dict.fromkeys(pairs))
 
 
-def _differing_config(record: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
-    """What a record's config says of the model and of how it was computed, where it says something else than now's."""
-    same = {"model": None, "train": ("seed",), "evaluate": ("attention",)}  # None: every field both know
-    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
-    return [
-        f"{section}.{name} {record[section][name]}, now {now[section][name]}"
-        for section, names in same.items()
-        if record and now
-        for name in names or record[section]
-        if name in record[section].keys() & now[section].keys() and record[section][name] != now[section][name]
-    ]
+def batch_rows(batch_tokens: int, length: int, stride: int, num_tokens: int) -> int:
+    """Windows of one batch, a multiple of the devices they are split over: of `batch_tokens` tokens, at least one window.
 
-
-def _read(path: Location, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records there are, all of this very evaluation; ResultsError if they are of another."""
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for record in records:
-        differing = [f"{name} {record[name]}, now {facts[name]}" for name in SAME if record[name] != facts[name]]
-        differing += _differing_config(record.get("config"), facts.get("config"))
-        if differing:
-            raise ResultsError(
-                f"{path}: got results of another evaluation ({'; '.join(differing)}), expected none or the same one's. "
-                "Write into another --out folder, or remove that one."
-            )
-    return records
+    Only batches past ORDINARY_TOKENS are cut, to the windows there are: other shapes may round sums differently.
+    """
+    windows = -(-num_tokens // stride)
+    tokens = min(batch_tokens, max(windows * length, ORDINARY_TOKENS), 2**31 - 1)
+    ways = batch_ways(jax.sharding.get_mesh())
+    return -(-max(1, tokens // length) // ways) * ways
 
 
 def _statistics(scores: np.ndarray, num_bytes: int) -> dict[str, float]:
@@ -103,39 +76,54 @@ def _statistics(scores: np.ndarray, num_bytes: int) -> dict[str, float]:
     }
 
 
-def _score(model: nn.Module, params: Any, stream: np.ndarray, length: int, stride: int, **options: Any) -> tuple:
-    """(status, detail, nats or None, seconds): out of memory and refused lengths are results, not ends."""
-    limit, batch_size = options.pop("limit"), options["batch_size"]
+def _memory(model: nn.Module, params: Any, batch_size: int, length: int, limits: Limits) -> tuple[int, str]:
+    """(bytes a device needs, why that is more than there is or ""), counted before anything is allocated."""
+    size = f"for {batch_size} x {length} tokens"
+    host = HOST_BYTES * batch_size * length
+    if host > limits.host:
+        return host, f"{host / GIB:.2f} GiB needed on the host {size}, {limits.host / GIB:.2f} GiB to be had"
+    least = least_memory(model.config, batch_size, length)
+    if least > limits.device:
+        return least, f"{least / GIB:.2f} GiB needed at least {size}, {limits.device / GIB:.2f} GiB to be had"
+    needed = memory_needed(model, params, batch_size, length)
+    if jax.default_backend() == "cpu":  # where the device's memory is the host's
+        needed += host // jax.local_device_count()
+    short = f"{needed / GIB:.2f} GiB needed {size}, {limits.device / GIB:.2f} GiB to be had"
+    return needed, short if needed > limits.device else ""
+
+
+class _Scored(NamedTuple):
+    status: str
+    detail: str
+    nats: np.ndarray | None = None
+    seconds: float = 0.0
+
+
+def _score(model: nn.Module, params: Any, stream: np.ndarray, limits: Limits, **options: Any) -> _Scored:
+    """Lengths that cannot be had, or at which a loss is no number, are results, not ends."""
+    length, batch_size = options["length"], options["batch_size"]
+    reason = too_short(length, options["stride"], len(stream))
+    if reason:
+        return _Scored("refused", reason)
     try:
-        needed = memory_needed(model, params, batch_size, length)
-        if needed > limit:
-            detail = (
-                f"{needed / GIB:.2f} GiB needed for {batch_size} x {length} tokens, {limit / GIB:.2f} GiB to be had"
-            )
-            return "out of memory", detail, None, 0.0
+        needed, reason = _memory(model, params, batch_size, length, limits)
+        if reason:
+            return _Scored("out of memory", reason)
         start = time.perf_counter()
-        scores = token_nats(model, params, stream, length=length, stride=stride, **options)
-        return "ok", f"{needed / GIB:.2f} GiB", scores, time.perf_counter() - start
+        scores = token_nats(model, params, stream, **options)
+        seconds = time.perf_counter() - start
     except LengthError as error:
-        return "refused", str(error), None, 0.0
+        return _Scored("refused", str(error))
+    except MemoryError as error:
+        return _Scored("out of memory", str(error))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return "out of memory", str(error).splitlines()[0], None, 0.0
-
-
-def _add_gains(folder: Location, records: list[dict[str, Any]], far_stride: str) -> None:
-    """To every longer non-overlapping record its gain over the training length, told apart, once the arrays are there."""
-    files = {(r["length"], r["stride"]): folder / r["nats_file"] for r in records if r["status"] == "ok"}
-    for (length, stride), file in files.items():
-        record = next(r for r in records if (r["length"], r["stride"]) == (length, stride))
-        train_length = record["train_length"]
-        fine = parse_stride(far_stride, train_length)
-        wanted = [(train_length, train_length), (train_length, fine)]
-        if stride == length > train_length and all(pair in files for pair in wanted):
-            at_train, full_context = (load_array(files[pair]) for pair in wanted)
-            gain = split_gain(at_train, load_array(file), full_context, train_length, length)
-            record["gain"] = dataclasses.asdict(gain) | {"far_stride": fine}
+        return _Scored("out of memory", str(error).splitlines()[0])
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if bad.size:
+        return _Scored("not finite", f"{bad.size:,} of {len(scores):,} losses, the first that of token {bad[0]:,}")
+    return _Scored("ok", f"{needed / GIB:.2f} GiB", scores, seconds)
 
 
 def sweep(
@@ -148,63 +136,52 @@ def sweep(
     num_bytes: int,
     folder: Location,
     facts: dict[str, Any],
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Scores `stream` [n] at every (length, stride) of `config` and writes folder/sweep.jsonl and folder/nats/.
 
     num_bytes: UTF-8 bytes of the text scored. facts: what every record also says; needs run, position, train_length, split,
-    checkpoint_step, corpus_fingerprint. Pairs already in sweep.jsonl are not run again. A length that needs more memory
-    than config.memory_limit_gib (0: than is free) is recorded as "out of memory" and tried again next time, one
-    a method refuses as "refused".
-    Returns the records. ResultsError for a folder that holds another evaluation.
+    checkpoint_step, corpus_fingerprint. Pairs already in sweep.jsonl with their arrays are not run again; what cannot be
+    read there is. A length that needs more memory than config.memory_limit_gib (0: than is free) is recorded as "out of
+    memory" and tried again next time; one that the method refuses, or of which the text has no full window, as "refused";
+    one at which a loss is NaN or infinite as "not finite".
+    Returns the records. ResultsError for a folder that holds another evaluation, and for a text of one token; HeldError
+    where another evaluation is at work in the folder; OSError, with what to do, where the disk fails.
     """
+    if len(stream) < 2:
+        raise ResultsError(
+            f"evaluate: got {len(stream)} tokens to score, expected 2 or more. Raise max_tokens, or take a longer text."
+        )
     facts = {**facts, "num_tokens": len(stream), "num_bytes": num_bytes}
-    path = folder / "sweep.jsonl"
-    done = [record for record in _read(path, facts) if record["status"] != "out of memory"]  # there may be more now
-    (folder / "nats").mkdir(parents=True, exist_ok=True)
-    limit = int(from_first_host(str(int(config.memory_limit_gib * GIB) or free_memory())))  # all hosts go on, or none
     pairs = plan(config, facts["train_length"])
-    finished = {(record["length"], record["stride"]) for record in done}
-    with Bar(f"evaluate {facts['run']}", len(pairs) * len(stream)) as bar:
-        for number, (length, stride) in enumerate(pairs):
-            if (length, stride) in finished:
-                continue
-            ways = batch_ways(jax.sharding.get_mesh())
-            batch_size = -(-max(1, config.batch_tokens // length) // ways) * ways
-            status, detail, scores, seconds = _score(
-                model,
-                params,
-                stream,
-                length,
-                stride,
-                first_input=first_input,
-                batch_size=batch_size,
-                limit=limit,
-                progress=_progress(bar, number * len(stream), f"length {length} stride {stride}"),
-            )
-            record = {
-                **facts,
+    with contextlib.ExitStack() as held:
+        with first_host_first():
+            held.enter_context(only_run(folder, "out", "evaluation"))
+            results = Results(folder, facts, pairs, config.far_stride)
+        missing = json.loads(from_first_host(json.dumps(results.missing(pairs))))
+        limits = Limits(*json.loads(from_first_host(json.dumps(memory_limits(config.memory_limit_gib)))))
+        bar = held.enter_context(Bar(f"evaluate {facts['run']}", len(pairs) * len(stream)))
+        for length, stride in missing:
+            options = {
                 "length": length,
                 "stride": stride,
-                "status": status,
-                "detail": detail,
-                "seconds": seconds,
+                "first_input": first_input,
+                "batch_size": batch_rows(config.batch_tokens, length, stride, len(stream)),
+                "progress": _progress(bar, pairs.index((length, stride)) * len(stream), length, stride),
             }
-            if scores is not None:
-                record["nats_file"] = f"nats/{length}-{stride}.npy"
-                record |= _statistics(scores, num_bytes)
-            done.append(record | provenance())
-            if is_first():
-                _keep(folder, done, scores, config.far_stride)
-    return done
+            scored = _score(model, params, stream, limits, **options)
+            results.add({**facts, **_record(length, stride, scored, num_bytes), **provenance()}, scored.nats)
+    return results.records
 
 
-def _keep(folder: Location, done: list[dict[str, Any]], scores: np.ndarray | None, far_stride: str) -> None:
-    """Writes the last record's array, and all records with what the arrays now say of gains."""
-    if scores is not None:
-        save_array(folder / done[-1]["nats_file"], scores)
-    _add_gains(folder, done, far_stride)
-    write_atomically(folder / "sweep.jsonl", "".join(json.dumps(record) + "\n" for record in done))
+def _record(length: int, stride: int, scored: _Scored, num_bytes: int) -> Record:
+    """What a record says of one (length, stride)."""
+    record = {"length": length, "stride": stride, "status": scored.status, "detail": scored.detail}
+    record["seconds"] = scored.seconds
+    if scored.nats is None:
+        logger.info("length %d, stride %d: %s: %s", length, stride, scored.status, scored.detail)
+        return record
+    return record | {"nats_file": nats_file(length, stride), **_statistics(scored.nats, num_bytes)}
 
 
-def _progress(bar: Bar, before: int, text: str) -> Any:
-    return lambda scored: bar.update(before + scored, text)
+def _progress(bar: Bar, before: int, length: int, stride: int) -> Callable[[int], None]:
+    return lambda scored: bar.update(before + scored, f"length {length} stride {stride}")
