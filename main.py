@@ -12,6 +12,13 @@ bucket (gs://BUCKET/FOLDER). Any field of the config is an option, such as --mod
 `python main.py COMMAND --help` lists them with their meaning.
 """
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # The imports below take seconds, and some swallow exceptions: until they are done Ctrl-C ends the process.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import dataclasses
 import shlex
 import sys
@@ -28,6 +35,7 @@ from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.tables import summary_table
 from alibi_jax.hosts import Hosts, connect
 from alibi_jax.plan.run import plan_run
+from alibi_jax.signals import interruptible
 from alibi_jax.storage import locate
 from alibi_jax.supervise import supervise
 from alibi_jax.train import train
@@ -192,4 +200,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(interruptible(lambda: main(sys.argv[1:])))

@@ -17,7 +17,7 @@ ALLOWED = {
     "storage": {"checks"},
     "config": {"checks", "sections", "storage"},
     "status": set(),
-    "signals": set(),
+    "signals": {"status"},
     "guard": set(),
     "display": set(),
     "progress": {"display"},

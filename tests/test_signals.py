@@ -1,0 +1,108 @@
+"""Ctrl-C ends a command whenever it comes, and nothing else is to be seen of it."""
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import weakref
+
+import pytest
+
+import main
+from alibi_jax import status
+from alibi_jax.signals import interruptible
+from children import LIMIT
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_as_in_a_terminal():
+    """Whoever runs the tests in the background has it ignored, and children would have, too."""
+    numbers = signal.SIGINT, signal.SIGALRM
+    before = [signal.getsignal(number) for number in numbers]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def begun(*options: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *options, main.__file__, "report", "nothing"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("module", ["numpy", "jax._src.lib", "orbax.checkpoint"])
+def test_ends_at_once_while_modules_are_imported(module):
+    with begun("-X", "importtime") as process:
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip() == module:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=LIMIT)[1]
+    assert process.returncode == status.KILLED
+    assert "Traceback" not in rest and "ignored" not in rest
+
+
+@pytest.mark.slow
+def test_ends_at_any_moment_of_a_command(tries=60):
+    """From 0.2 seconds on, when Python itself has begun; the command takes some three, and refuses what it is given."""
+    ended = []
+    for _ in range(tries):
+        with begun() as process:
+            time.sleep(random.uniform(0.2, 3))
+            process.send_signal(signal.SIGINT)
+            said, errors = process.communicate(timeout=LIMIT)
+        ended.append(process.returncode)
+        assert "Traceback" not in errors and "ignored" not in errors and said == "", errors
+    print({status: ended.count(status) for status in set(ended)})
+    assert set(ended) <= {status.KILLED, status.REFUSED}  # refused: before the signal came
+
+
+def test_a_command_that_is_interrupted_says_so_and_cleans_up(capsys):
+    cleaned = []
+
+    def command() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(LIMIT)
+        finally:
+            cleaned.append(True)
+
+    assert interruptible(command) == status.KILLED and cleaned == [True]
+    assert interruptible(lambda: 7) == 7
+
+
+def test_a_callback_of_a_library_does_not_swallow_it(capsys):
+    """Where Python says "Exception ignored in" and goes on."""
+
+    class Thing:
+        pass
+
+    def command() -> int:
+        thing = Thing()
+        watched = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+        gc.collect()
+        assert watched() is None
+        time.sleep(LIMIT)
+
+    began = time.monotonic()
+    assert interruptible(command) == status.KILLED
+    assert time.monotonic() - began < LIMIT / 2 and capsys.readouterr().err == ""
+
+
+def test_a_command_in_the_background_of_a_script_is_left_alone():
+    """A shell has Ctrl-C ignored there: it is meant for the script."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def command() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    assert interruptible(command) == 0
