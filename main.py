@@ -27,6 +27,7 @@ from typing import Annotated
 
 import tyro
 
+from alibi_jax.checks import check_values
 from alibi_jax.cli import FAILED, REFUSED, run_command
 from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import prepare
@@ -82,6 +83,9 @@ class Supervise:
         0.0  # without a step, after which it is killed and started again (0: never); let it compile and save
     )
 
+    def __post_init__(self) -> None:
+        check_values(self, "supervise")
+
     def __call__(self) -> str:
         command = [sys.executable, __file__, *self.command]
         status = supervise(
@@ -104,6 +108,9 @@ class Plan:
     batches: tuple[int, ...] = ()  # searched batch sizes, sequences; empty: the config's
     tries: int = 8  # candidates a search compiles
     json: Path | None = None  # file for all of it
+
+    def __post_init__(self) -> None:
+        check_values(self, "plan")
 
     def __call__(self) -> str:
         said, fits = plan_run(

@@ -3,7 +3,13 @@
 import dataclasses
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from alibi_jax.limits import BELONGS, RANGES
+
+GIB = 2**30
+LONGEST_TEXT = 200  # characters of a value in a message
+LARGEST = 2**54  # bytes: 16 million GiB, more than any computer can address
 
 
 class ConfigError(ValueError):
@@ -31,27 +37,88 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def shown(value: Any) -> str:
+    """The value as text that can be read: Python refuses to write an integer of more than 4,300 digits."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(shown, value[:3]))}{', ...' if len(value) > 3 else ',' if len(value) == 1 else ''})"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length():,} bits"
+    text = repr(value)
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}... ({len(text):,} characters)"
+
+
+def _numbers(value: Any) -> list[float]:
+    """The numbers of a field: one, several, or none."""
+    items = value if isinstance(value, tuple) else (value,)
+    return [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
+
+
+def gib(number: int) -> str:
+    """Bytes in GiB, three digits."""
+    whole = number // GIB
+    return (
+        f"{number / GIB:,.3g} GiB"
+        if whole < 10**15
+        else f"{whole:.3e} GiB"
+        if whole < 10**300
+        else "10^300 GiB or more"
+    )
+
+
+def check_values(section: Any, name: str) -> None:
+    """ConfigError where a number of a dataclass is out of its range, or a field is set that does nothing: see limits.py.
+
+    Sizes too large come last, with the memory that the section would take (`memory()`, where it has one).
+    """
+    fields = [field for field in dataclasses.fields(section) if _numbers(getattr(section, field.name))]
+    for is_size in (False, True):
+        for field in fields:
+            for value in _numbers(getattr(section, field.name)):
+                bounds = RANGES[f"{name}.{field.name}"]
+                if value > bounds.high and bounds.is_size:
+                    if is_size:
+                        raise _too_large(section, f"{name}.{field.name}", value)
+                elif not bounds.low <= value <= bounds.high:
+                    do = "Raise it." if value < bounds.low else "Lower it." if value > bounds.high else "Pass a number."
+                    raise ConfigError(f"{name}.{field.name}: got {shown(value)}, expected {bounds}. {do}")
+    _check_used(section, name)
+
+
+def _too_large(section: Any, path: str, value: int) -> ConfigError:
+    taken = f", which would take {gib(section.memory())}" if hasattr(section, "memory") else ""
+    return ConfigError(f"{path}: got {shown(value)}{taken}, expected {RANGES[path]}. Lower it.")
+
+
+def _check_used(section: Any, name: str) -> None:
+    """Every field that differs from its default acts, given the values of the others."""
+    for field in dataclasses.fields(section):
+        belongs, value = BELONGS.get(f"{name}.{field.name}"), getattr(section, field.name)
+        if belongs is None or value == field.default or belongs.holds(getattr(section, belongs.other)):
+            continue
+        other, held = f"{name}.{belongs.other}", getattr(section, belongs.other)
+        wanted = " or ".join(map(repr, belongs.values)) or "one that is not empty, 0 or False"
+        raise ConfigError(
+            f"{name}.{field.name}: got {shown(value)} with {other} {held!r}, expected {other} {wanted}: "
+            f"with any other it does nothing. Set {other}, or leave {name}.{field.name} at {field.default!r}."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Checks every field's type; subclasses add the checks between fields."""
+    """Checks every field's type, range and use; subclasses add the checks between fields."""
+
+    section: ClassVar[str] = ""  # its name in the config, before the field's
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            kind, value = hints[field.name], getattr(self, field.name)
             expected = " | ".join(map(repr, typing.get_args(kind))) if typing.get_origin(kind) is Literal else None
             expected = expected or getattr(kind, "__name__", str(kind))
-            require(_fits(value, kind), name, repr(value), expected, f"Set {name} to a value of that kind.")
+            path = f"{self.section}.{field.name}".lstrip(".")
+            require(_fits(value, kind), path, shown(value), expected, f"Set {path} to a value of that kind.")
+        check_values(self, self.section)
         self.check()
 
     def check(self) -> None:
         """Overridden with the section's own checks."""
-
-    def require_positive(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            require(value > 0, name, value, "more than 0", f"Raise {name}.")
-
-    def require_share(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            require(0 <= value < 1, name, value, "at least 0 and below 1", f"Set {name} to a share such as 0.1.")

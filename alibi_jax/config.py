@@ -24,7 +24,6 @@ from alibi_jax.sections import (
     OptimizerConfig,
     PositionName,
     TrainConfig,
-    check_lengths,
     parse_stride,
 )
 from alibi_jax.storage import Location, locate
@@ -41,7 +40,6 @@ __all__ = [
     "OptimizerConfig",
     "PositionName",
     "TrainConfig",
-    "check_lengths",
     "differing_fields",
     "from_json",
     "load_config",

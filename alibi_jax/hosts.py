@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax._src import distributed
@@ -34,6 +34,8 @@ class HostsError(RuntimeError):
 class Hosts(Section):
     """One process of a run on several hosts: by options, or by the environment (JAX_COORDINATOR_ADDRESS, ...)."""
 
+    section: ClassVar[str] = "hosts"
+
     coordinator: str = ""  # address:port of the first host; empty: JAX_COORDINATOR_ADDRESS, or a run on one host
     count: int = 0  # processes of the run, one a host; 0: JAX_NUM_PROCESSES
     index: int = -1  # of this process, 0 to count - 1; -1: JAX_PROCESS_ID
@@ -42,7 +44,6 @@ class Hosts(Section):
     heartbeat_seconds: int = 60  # a host that is silent for so long is lost
 
     def check(self) -> None:
-        self.require_positive("timeout_seconds", "heartbeat_seconds")
         named = bool(self.coordinator), self.count > 0, self.index >= 0
         require(
             not (self.discover and any(named)),

@@ -2,10 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+import re
+from typing import ClassVar, Literal, NamedTuple
 
-from alibi_jax.checks import Section, require
+from alibi_jax.checks import LARGEST, Section, gib, require
+from alibi_jax.sizes import STATE, parameter_count
+
+INPUT_AND_TARGET = 2 * 4  # bytes of a token that is both, int32
 
 Attention = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
 PositionName = Literal["alibi", "sinusoidal", "rotary", "t5", "learned", "none"]
@@ -21,6 +24,8 @@ class Band(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
+    section: ClassVar[str] = "model"
+
     position: PositionName = "alibi"  # position method
     num_layers: int = 4  # transformer layers
     width: int = 128  # channels of the residual stream
@@ -65,45 +70,45 @@ class ModelConfig(Section):
         edges = itertools.pairwise((0, *self.adaptive_cutoffs, self.vocab_size))
         return [Band(first, end, self.width // self.adaptive_factor**b) for b, (first, end) in enumerate(edges)]
 
+    def memory(self) -> int:
+        """Bytes of the parameters, their gradients and moments, over all devices."""
+        return STATE * parameter_count(self)
+
     def check(self) -> None:
-        self.require_positive("num_layers", "width", "num_heads", "mlp_width", "bias_max", "learned_length")
-        self.require_positive("slope_divisor", "adaptive_factor", "logits_mib")
-        self.require_share("embedding_dropout", "residual_dropout", "attention_dropout", "activation_dropout")
-        self.require_share("adaptive_dropout")
         self._check_bands()
         require(
-            self.remat or self.remat_saves == "inputs",
-            "model.remat_saves",
-            f"{self.remat_saves!r} without remat",
-            "model.remat, or 'inputs': without it all is kept",
-            "Set model.remat.",
+            self.memory() <= LARGEST,
+            "model",
+            f"{parameter_count(self):,} parameters, which would take {gib(self.memory())} in training",
+            f"at most {gib(LARGEST)}",
+            "Lower model.width, mlp_width, num_layers, vocab_size or learned_length.",
         )
         require(
             self.width % self.num_heads == 0,
-            "num_heads",
+            "model.num_heads",
             f"{self.num_heads} heads for width {self.width}",
             "a number of heads that divides the width",
             f"Use width {self.num_heads * max(1, round(self.width / self.num_heads))} or another num_heads.",
         )
         require(
             self.position != "rotary" or self.head_width % 2 == 0,
-            "width / num_heads",
+            "model.width / num_heads",
             self.head_width,
             "an even head width for rotary, which turns channels in pairs",
             "Change width or num_heads.",
         )
         require(
             self.position != "sinusoidal" or self.width % 2 == 0,
-            "width",
+            "model.width",
             self.width,
             "an even width for sinusoidal, which is sines beside cosines",
             "Change width.",
         )
         require(
-            self.t5_buckets >= 2 and self.t5_max_distance > self.t5_buckets // 2,
-            "t5_max_distance",
+            self.t5_max_distance > self.t5_buckets // 2,
+            "model.t5_max_distance",
             f"{self.t5_max_distance} with t5_buckets {self.t5_buckets}",
-            "at least 2 buckets and a distance beyond the first half of them",
+            "a distance beyond the first half of the buckets",
             "Raise t5_max_distance or lower t5_buckets.",
         )
 
@@ -124,17 +129,12 @@ class ModelConfig(Section):
             f"vectors of the last band at least 1 wide, not width / factor^{len(cutoffs)} below 1",
             "Lower adaptive_factor or name fewer cutoffs.",
         )
-        require(
-            bool(cutoffs) or (self.adaptive_dropout == 0 and self.tied_projections),
-            "model.adaptive_cutoffs",
-            f"none with adaptive_dropout {self.adaptive_dropout}, tied_projections {self.tied_projections}",
-            "cutoffs, or these two as they are by default: without cutoffs they would do nothing",
-            "Set model.adaptive_cutoffs.",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
+    section: ClassVar[str] = "data"
+
     source: Literal["stdlib", "files", "tfds"] = "stdlib"  # where text comes from
     train_path: str = ""  # files: a file, folder or glob of UTF-8 text, .gz too
     valid_path: str = ""  # files: the same for validation; empty: cut from the training text
@@ -148,8 +148,11 @@ class DataConfig(Section):
     bpe_vocab_size: int = 1024  # bpe: tokens in the vocabulary, special ones included
     directory: str = "corpora"  # folder of prepared corpora
 
+    def memory(self) -> int:
+        """Bytes of the vocabulary in both directions, about 64 for a token."""
+        return 64 * self.bpe_vocab_size
+
     def check(self) -> None:
-        self.require_positive("bpe_vocab_size")
         require(
             self.source != "files" or self.train_path != "",
             "data.train_path",
@@ -182,6 +185,8 @@ class DataConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
+    section: ClassVar[str] = "optimizer"
+
     name: Literal["adamw", "nag"] = "adamw"  # nag: Nesterov's accelerated gradient, as fairseq has it
     peak_learning_rate: float = 1e-3  # after warm-up
     initial_learning_rate: float = 0.0  # where warm-up starts
@@ -193,38 +198,29 @@ class OptimizerConfig(Section):
     beta2: float = 0.98  # adamw: decay of the second moment
     epsilon: float = 1e-8  # adamw: added to the root of the second moment
     weight_decay: float = 0.1  # decoupled, on matrices only
-    clip_norm: float = 1.0  # largest global gradient norm
+    clip_norm: float = 1.0  # largest global gradient norm; 1e9 clips nothing
 
     def check(self) -> None:
-        self.require_positive("peak_learning_rate", "epsilon", "clip_norm")
-        self.require_share("beta1", "beta2", "momentum")
-        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more", "Raise warmup_steps.")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more", "Raise weight_decay.")
         require(
-            0 <= self.final_learning_rate <= self.peak_learning_rate,
-            "final_learning_rate",
+            self.final_learning_rate <= self.peak_learning_rate or self.schedule == "constant",
+            "optimizer.final_learning_rate",
             self.final_learning_rate,
             f"between 0 and the peak, {self.peak_learning_rate}",
-            "Lower final_learning_rate.",
+            "Lower it.",
         )
         require(
-            0 <= self.initial_learning_rate <= self.peak_learning_rate,
-            "initial_learning_rate",
+            self.initial_learning_rate <= self.peak_learning_rate,
+            "optimizer.initial_learning_rate",
             self.initial_learning_rate,
             f"between 0 and the peak, {self.peak_learning_rate}",
-            "Lower initial_learning_rate.",
-        )
-        require(
-            self.warmup_steps > 0 or self.initial_learning_rate == 0,
-            "initial_learning_rate",
-            f"{self.initial_learning_rate} without warm-up",
-            "0 where there is no warm-up to start from it",
-            "Set warmup_steps.",
+            "Lower it.",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Section):
+    section: ClassVar[str] = "train"
+
     train_length: int = 128  # tokens of one training sequence
     batch_size: int = 32  # sequences of one update, over all devices
     gradient_accumulation: int = 1  # parts an update's batch is computed in; must divide batch_size
@@ -237,38 +233,45 @@ class TrainConfig(Section):
     checkpoint_every: int = 250  # steps between checkpoints
     max_to_keep: int = 2  # latest checkpoints kept, beside the best by validation
 
+    def memory(self) -> int:
+        """Bytes of one batch's inputs and targets, or of one validation window if that is more."""
+        return INPUT_AND_TARGET * max(self.batch_size * self.train_length, *self.validate_lengths, 0)
+
     def check(self) -> None:
-        self.require_positive("train_length", "batch_size", "gradient_accumulation", "steps", "log_every")
-        self.require_positive("validate_tokens", "checkpoint_every", "max_to_keep")
-        require(self.validate_every >= 0, "validate_every", self.validate_every, "0 or more", "Raise validate_every.")
-        check_lengths("train.validate_lengths", self.validate_lengths)
+        require(
+            self.memory() <= LARGEST,
+            "train.batch_size",
+            f"{self.batch_size:,} sequences of {self.train_length:,} tokens, which would take {gib(self.memory())}",
+            f"at most {gib(LARGEST)}",
+            "Lower it, or train.train_length.",
+        )
         require(
             self.batch_size % self.gradient_accumulation == 0,
-            "gradient_accumulation",
+            "train.gradient_accumulation",
             f"{self.gradient_accumulation} parts of a batch of {self.batch_size}",
             "a number that divides the batch",
             "Change train.gradient_accumulation or train.batch_size.",
         )
 
 
-def check_lengths(name: str, lengths: Sequence[int]) -> None:
-    """Every evaluation length is at least one token."""
-    for length in lengths:
-        require(length >= 1, name, length, "lengths of 1 token or more", "Remove it.")
-
-
 def parse_stride(stride: str, length: int) -> int:
     """Stride in tokens at `length`: "L" (non-overlapping), "L/k" (rounded down) or a number of tokens."""
-    text = stride.strip().upper()
-    divisor = text.removeprefix("L/")
-    if text == "L":
+    text = stride.strip()
+    form = re.fullmatch(r"[Ll]|([Ll]/)?([0-9]{1,18})", text)  # no other digits than these: int() takes many more
+    require(
+        form is not None and (form[2] is None or int(form[2]) > 0 or not form[1]),
+        "evaluate.strides",
+        repr(stride),
+        "'L', 'L/4' or a number of tokens",
+        "Write one of these.",
+    )
+    if form[2] is None:
         return length
-    if text.startswith("L/") and divisor.isdigit() and int(divisor) > 0:
-        return max(1, length // int(divisor))
-    require(text.isdigit(), "stride", repr(stride), "'L', 'L/4' or a number of tokens", "Write one of these.")
+    if form[1]:
+        return max(1, length // int(form[2]))
     require(
         1 <= int(text) <= length,
-        "stride",
+        "evaluate.strides",
         f"{text} tokens at length {length}",
         "1 to the length (a longer stride would leave tokens unscored)",
         "Lower the stride or raise the length.",
@@ -278,6 +281,8 @@ def parse_stride(stride: str, length: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Section):
+    section: ClassVar[str] = "evaluate"
+
     lengths: tuple[int, ...] = ()  # input lengths, tokens; empty: 1, 2, 4, 8 and 16 times the training length
     strides: tuple[str, ...] = ("L", "L/4")  # tokens between windows: L is non-overlapping, L/4 or 64 sliding
     far_stride: str = "L/16"  # stride at the training length against which far context is measured; 1 is exact
@@ -288,13 +293,18 @@ class EvaluateConfig(Section):
     checkpoint: Literal["best", "last"] = "best"  # which checkpoint
     attention: Attention = "auto"  # implementation of attention, whatever the model was trained with
 
+    def memory(self) -> int:
+        """Bytes of the inputs and targets of one batch of windows, which holds at least one."""
+        return INPUT_AND_TARGET * max(self.batch_tokens, *self.lengths, 0)
+
     def check(self) -> None:
-        self.require_positive("batch_tokens")
-        require(self.max_tokens >= 0, "evaluate.max_tokens", self.max_tokens, "0 or more", "Raise it.")
         require(
-            self.memory_limit_gib >= 0, "evaluate.memory_limit_gib", self.memory_limit_gib, "0 or more", "Raise it."
+            self.memory_limit_gib == 0 or self.memory_limit_gib >= 1e-6,
+            "evaluate.memory_limit_gib",
+            self.memory_limit_gib,
+            "0, which stands for what is free, or at least a millionth",
+            "Raise it.",
         )
-        check_lengths("evaluate.lengths", self.lengths)
         for stride in (*self.strides, self.far_stride):
             parse_stride(stride, 2**30)
 
@@ -308,6 +318,8 @@ class EvaluateConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
+    section: ClassVar[str] = "mesh"
+
     data: int = -1  # devices that share nothing but gradients; -1: the rest
     fsdp: int = 1  # devices over which parameters and moments are split
     tensor: int = 1  # devices over which heads, MLP channels and vocabulary are split

@@ -229,7 +229,10 @@ def test_a_mesh_that_does_not_divide_a_band_is_refused(mesh, message):
             {"adaptive_factor": 8},
             r"adaptive_factor: got 8 for 3 bands of a model of width 32, expected .* at least 1 wide",
         ),
-        ({"adaptive_cutoffs": (), "adaptive_dropout": 0.1}, r"adaptive_cutoffs: got none with adaptive_dropout 0\.1"),
+        (
+            {"adaptive_cutoffs": (), "adaptive_dropout": 0.1},
+            r"adaptive_dropout: got 0\.1 with model\.adaptive_cutoffs \(\)",
+        ),
     ],
 )
 def test_bands_that_cannot_be_are_refused(changes, message):

@@ -26,7 +26,7 @@ def data(tmp_path):
 
 
 def with_tokenizer(data, name):
-    return replace(data, tokenizer=name, bpe_vocab_size=270)
+    return replace(data, tokenizer=name, **({"bpe_vocab_size": 270} if name == "bpe" else {}))
 
 
 def entries(data):
@@ -79,7 +79,7 @@ def test_opening_prepares_once_and_progress_goes_to_standard_error(data, capsys)
 def test_every_field_but_the_directory_makes_another_folder(data):
     elsewhere = replace(data, directory="elsewhere")
     assert corpus_folder(elsewhere).name == corpus_folder(data).name
-    for change in ({"bpe_vocab_size": 500}, {"test_path": "x"}, {"tokenizer": "words"}):
+    for change in ({"tokenizer": "bpe", "bpe_vocab_size": 500}, {"test_path": "x"}, {"tokenizer": "words"}):
         assert corpus_folder(replace(data, **change)).name != corpus_folder(data).name
 
 

@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[1]
 # room -> rooms it may import from
 ALLOWED = {
     "positions": set(),
-    "checks": set(),
-    "sections": {"checks"},
+    "limits": set(),
+    "checks": {"limits"},
+    "sizes": {"sections"},  # for a name of a type alone
+    "sections": {"checks", "sizes"},
     "storage": {"checks"},
     "config": {"checks", "sections", "storage"},
     "status": set(),

@@ -19,7 +19,8 @@ TEXTS = ["the cat sat on the mat\n" * 40, "café — naïve <|endoftext|>\n\n  t
 
 def make(name, texts=TEXTS):
     documents = [text_document("text", text) for text in texts]
-    return make_tokenizer(DataConfig(tokenizer=name, bpe_vocab_size=280), documents)
+    size = {"bpe_vocab_size": 280} if name == "bpe" else {}
+    return make_tokenizer(DataConfig(tokenizer=name, **size), documents)
 
 
 BPE = make("bpe")

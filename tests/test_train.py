@@ -18,6 +18,7 @@ from alibi_jax import loop
 from alibi_jax.checkpoint import Checkpoints
 from alibi_jax.config import Config, ConfigError, DataConfig, MeshConfig, replace
 from alibi_jax.data.sources import DataError
+from alibi_jax.limits import RANGES, Range
 from alibi_jax.loop import Diverged, Interrupted, stop_requested
 from alibi_jax.metrics import MetricsError, MetricsLog
 from alibi_jax.model import TransformerLM
@@ -263,7 +264,8 @@ def test_run_stops_when_asked_and_a_whole_run_is_left_alone(tiny_data, tmp_path,
     assert (tmp_path / "run/metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path):
+def test_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(RANGES, "optimizer.peak_learning_rate", Range(0, 1e30))  # a lower one needs more steps
     config = tiny_config(tiny_data, steps=20, checkpoint_every=1)
     config = replace(config, "optimizer", peak_learning_rate=1e30)
     with pytest.raises(Diverged, match=r"got parameter_norm inf at step 2, .*The checkpoint of step 1 is kept in"):
@@ -286,7 +288,6 @@ def test_bad_input_is_refused_before_any_work(tiny_data, tmp_path):
     for change, error, message in [
         ({"batch_size": 12}, ConfigError, "multiple of 8"),
         ({"train_length": 10**6}, DataError, r"train_length: got 1000000 with a training stream of \d+ tokens"),
-        ({"seed": -1}, ConfigError, "seed: got -1"),
     ]:
         with pytest.raises(error, match=message):
             train(tiny_config(tiny_data, **change), tmp_path / "run")

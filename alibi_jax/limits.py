@@ -1,0 +1,133 @@
+"""Which values each field may have: its range where it is a number, and the choice of another field that it belongs to.
+
+Both tables know fields as "section.field", the command's own as "command.field". A number without a range is refused when its
+class is first made, so that none is forgotten.
+"""
+
+from typing import Any, NamedTuple
+
+COUNT = 2**31 - 1  # steps, tokens and rows are counted in int32
+MONTH = 30 * 86_400  # seconds
+DEVICES = 2**20  # more than any pod has
+
+
+class Range(NamedTuple):
+    """From `low` to `high`, both included; NaN is in no range."""
+
+    low: float
+    high: float
+    is_size: bool = False  # memory grows with it, so that a refusal says how much it would take
+
+    def __str__(self) -> str:
+        return " to ".join(f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in self[:2])
+
+
+RANGES = {
+    "model.num_layers": Range(1, 10_000, is_size=True),
+    "model.width": Range(1, 2**20, is_size=True),
+    "model.num_heads": Range(1, 2**20),
+    "model.mlp_width": Range(1, 2**24, is_size=True),
+    "model.vocab_size": Range(1, COUNT, is_size=True),
+    "model.norm_epsilon": Range(1e-20, 1.0),  # 0 would divide by the deviation of a constant vector
+    "model.adaptive_cutoffs": Range(1, COUNT),
+    "model.adaptive_factor": Range(1, 2**20),
+    "model.adaptive_dropout": Range(0.0, 0.9999),
+    "model.logits_mib": Range(1, 2**20),
+    "model.embedding_dropout": Range(0.0, 0.9999),
+    "model.residual_dropout": Range(0.0, 0.9999),
+    "model.attention_dropout": Range(0.0, 0.9999),
+    "model.activation_dropout": Range(0.0, 0.9999),
+    "model.bias_max": Range(1e-6, 100.0),  # 2^-126 is the least normal float32
+    "model.slope_divisor": Range(1e-6, 1e6),
+    "model.rotary_base": Range(1.0, 1e12),
+    "model.t5_buckets": Range(2, 2**16),
+    "model.t5_max_distance": Range(1, COUNT),
+    "model.learned_length": Range(1, COUNT, is_size=True),
+    "data.bpe_vocab_size": Range(1, 2**22, is_size=True),
+    "optimizer.peak_learning_rate": Range(1e-12, 1e6),
+    "optimizer.initial_learning_rate": Range(0.0, 1e6),
+    "optimizer.final_learning_rate": Range(0.0, 1e6),
+    "optimizer.warmup_steps": Range(0, COUNT),
+    "optimizer.momentum": Range(0.0, 0.999999),  # float32 rounds what is nearer to 1, and then 1 - beta is 0
+    "optimizer.beta1": Range(0.0, 0.999999),
+    "optimizer.beta2": Range(0.0, 0.999999),
+    "optimizer.epsilon": Range(1e-30, 1.0),
+    "optimizer.weight_decay": Range(0.0, 1e3),
+    "optimizer.clip_norm": Range(1e-12, 1e9),  # the largest clips nothing that is finite and sound
+    "train.train_length": Range(1, COUNT, is_size=True),
+    "train.batch_size": Range(1, COUNT, is_size=True),
+    "train.gradient_accumulation": Range(1, COUNT),
+    "train.steps": Range(1, COUNT),
+    "train.seed": Range(0, 2**32 - 1),
+    "train.log_every": Range(1, COUNT),
+    "train.validate_every": Range(0, COUNT),
+    "train.validate_tokens": Range(1, COUNT),
+    "train.validate_lengths": Range(1, COUNT, is_size=True),
+    "train.checkpoint_every": Range(1, COUNT),
+    "train.max_to_keep": Range(1, COUNT),
+    "evaluate.lengths": Range(1, COUNT, is_size=True),
+    "evaluate.max_tokens": Range(0, COUNT),
+    "evaluate.batch_tokens": Range(1, COUNT, is_size=True),
+    "evaluate.memory_limit_gib": Range(0.0, 2.0**24),
+    "mesh.data": Range(-1, DEVICES),
+    "mesh.fsdp": Range(-1, DEVICES),
+    "mesh.tensor": Range(-1, DEVICES),
+    "mesh.sequence": Range(-1, DEVICES),
+    "hosts.count": Range(0, DEVICES),
+    "hosts.index": Range(-1, DEVICES),
+    "hosts.timeout_seconds": Range(1, MONTH),
+    "hosts.heartbeat_seconds": Range(1, MONTH),
+    "supervise.last_step": Range(1, COUNT),
+    "supervise.patience": Range(0, COUNT),
+    "supervise.stop_seconds": Range(0.0, MONTH),
+    "supervise.stall_seconds": Range(0.0, MONTH),
+    "plan.slices": Range(1, DEVICES),
+    "plan.lengths": Range(1, COUNT, is_size=True),
+    "plan.batches": Range(1, COUNT, is_size=True),
+    "plan.tries": Range(1, 10_000),
+}
+
+
+class Belongs(NamedTuple):
+    """A field acts only where another field of its section has one of these values; none listed: any but empty, 0 or False."""
+
+    other: str
+    values: tuple[Any, ...] = ()
+
+    def holds(self, value: Any) -> bool:
+        return value in self.values if self.values else bool(value)
+
+
+ALIBI, T5, TFDS = Belongs("position", ("alibi",)), Belongs("position", ("t5",)), Belongs("source", ("tfds",))
+FILES, ADAMW, BANDS = Belongs("source", ("files",)), Belongs("name", ("adamw",)), Belongs("adaptive_cutoffs")
+
+BELONGS = {
+    "model.bias_max": ALIBI,
+    "model.slopes": ALIBI,
+    "model.slope_divisor": ALIBI,
+    "model.rotary_base": Belongs("position", ("rotary",)),
+    "model.t5_buckets": T5,
+    "model.t5_max_distance": T5,
+    "model.learned_length": Belongs("position", ("learned",)),
+    "model.adaptive_factor": BANDS,
+    "model.adaptive_dropout": BANDS,
+    "model.tied_projections": BANDS,
+    "model.remat_saves": Belongs("remat"),
+    "data.train_path": FILES,
+    "data.valid_path": FILES,
+    "data.test_path": FILES,
+    "data.tfds_name": TFDS,
+    "data.tfds_dir": TFDS,
+    "data.tfds_manual_dir": TFDS,
+    "data.tfds_text": TFDS,
+    "data.tfds_splits": TFDS,
+    "data.bpe_vocab_size": Belongs("tokenizer", ("bpe",)),
+    "optimizer.initial_learning_rate": Belongs("warmup_steps"),
+    "optimizer.final_learning_rate": Belongs("schedule", ("cosine", "linear")),
+    "optimizer.momentum": Belongs("name", ("nag",)),
+    "optimizer.beta1": ADAMW,
+    "optimizer.beta2": ADAMW,
+    "optimizer.epsilon": ADAMW,
+    "plan.batches": Belongs("search"),
+    "plan.tries": Belongs("search"),
+}

@@ -1,0 +1,35 @@
+"""How large a model is, counted from its config: parameters, and the least memory that training takes."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alibi_jax.sections import ModelConfig
+
+STATE = 16  # bytes of a parameter in training: itself, its gradient and two moments, float32
+
+
+def parameter_count(model: "ModelConfig") -> int:
+    """Parameters of a model; without those of its words where the vocabulary is not known."""
+    width, biases = model.width, model.use_biases
+    attention = 4 * width**2 + biases * 4 * width
+    mlp = 2 * width * model.mlp_width + biases * (model.mlp_width + width)
+    layers = model.num_layers * (attention + mlp + 2 * 2 * width)  # two norms of scale and bias
+    return layers + 2 * width * model.final_norm + _position(model) + (_words(model) if model.vocab_size else 0)
+
+
+def _position(model: "ModelConfig") -> int:
+    if model.position == "learned":
+        return model.learned_length * model.width
+    if model.position == "t5":
+        return model.t5_buckets * model.num_heads
+    return model.num_heads if model.position == "alibi" and model.slopes == "learned" else 0
+
+
+def _words(model: "ModelConfig") -> int:
+    """Of the embedding and the softmax, all their bands."""
+    tables = sum((band.end - band.first) * band.width for band in model.bands)
+    if not model.adaptive_cutoffs:
+        return tables if model.tied_embedding else 2 * tables
+    head, *tails = (band.width * model.width for band in model.bands)
+    projections = head + sum(tails) + (0 if model.tied_projections else sum(tails))
+    return (tables if model.tied_embedding else 2 * tables) + projections + len(tails) * model.width
