@@ -19,7 +19,7 @@ class Range(NamedTuple):
     is_size: bool = False  # memory grows with it, so that a refusal says how much it would take
 
     def __str__(self) -> str:
-        return " to ".join(f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in self[:2])
+        return " to ".join(str(end) if isinstance(end, int) else f"{end:g}" for end in self[:2])
 
 
 RANGES = {
