@@ -124,7 +124,7 @@ def _read(path: Location) -> Config:
         require("get_config" in recipe, str(path), "no get_config", "a function get_config() -> Config", "Define it.")
         return recipe["get_config"]()
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8-sig"))  # editors of Windows begin a file with a byte-order mark
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -60,7 +60,12 @@ def test_tokens_are_a_read_only_map_of_a_little_endian_file(data):
 
 def test_a_vocabulary_above_65536_is_kept_in_32_bits(data):
     (Path(data.train_path) / "0.txt").write_text(" ".join(f"w{i}" for i in range(70_000)))
-    data = replace(data, tokenizer="words", valid_path=data.train_path, test_path=data.train_path)
+    data = replace(
+        data,
+        tokenizer="words",
+        valid_path=str(Path(data.train_path) / "1.txt"),
+        test_path=str(Path(data.train_path) / "2.txt"),
+    )
     made = prepare(data, quiet=True)
     assert made.tokens("train").dtype == "<u4" and made.tokens("train").max() > 70_000
     assert "w69999" in made.tokenizer.decode(made.tokens("train"))

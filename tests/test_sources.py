@@ -2,8 +2,8 @@ import ast
 import gzip
 import hashlib
 import json.decoder
+import os
 import pydoc_data.topics
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data.sources import SPLITS, DataError, documents, split_names
+from alibi_jax.data import document as document_module
+from alibi_jax.data.sources import SPLITS, DataError, documents, split_names, tell_sizes
 
 
 def files(path, **more):
@@ -32,6 +33,12 @@ def write(folder, texts):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode() if isinstance(text, str) else text)
     return folder
+
+
+def held_out(tmp_path):
+    """A file of its own for validation and one for testing."""
+    write(tmp_path / "own", {"valid.txt": "valid\n", "test.txt": "test\n"})
+    return {f"{split}_path": str(tmp_path / f"own/{split}.txt") for split in ("valid", "test")}
 
 
 @pytest.fixture(scope="module")
@@ -88,29 +95,30 @@ def test_split_names_ranks_by_sha256_and_leaves_no_split_empty(names):
 
 
 def test_files_takes_a_file_a_folder_or_a_glob_in_the_order_of_the_names(tmp_path):
-    write(tmp_path, {"b.txt": "b\n", "a/c.md": "c\n", "a/d.txt": "d\n", ".hidden/e.txt": "e\n", "a/.f": "f\n"})
-    own = {"valid_path": str(tmp_path / "b.txt"), "test_path": str(tmp_path / "b.txt")}
+    texts = {"b.txt": "b\n", "a/c.md": "c\n", "a/d.txt": "d\n", ".hidden/e.txt": "e\n", "a/.f": "f\n"}
+    text = write(tmp_path / "text", texts)
+    own = held_out(tmp_path)
     for path, expected in [
-        (tmp_path / "b.txt", ["b\n"]),
-        (tmp_path, ["c\n", "d\n", "b\n"]),
-        (tmp_path / "**" / "*.txt", ["d\n", "b\n"]),
-        (tmp_path / "*" / "d.*", ["d\n"]),
+        (text / "b.txt", ["b\n"]),
+        (text, ["c\n", "d\n", "b\n"]),
+        (text / "**" / "*.txt", ["d\n", "b\n"]),
+        (text / "*" / "d.*", ["d\n"]),
     ]:
         assert read_split(files(path, **own), "train") == expected
-        assert read_split(files(path, **own), "test") == ["b\n"]
+        assert read_split(files(path, **own), "test") == ["test\n"]
 
 
 def test_a_glob_relative_to_the_working_folder(tmp_path, monkeypatch):
     write(tmp_path, {"a.txt": "a\n"})
     monkeypatch.chdir(tmp_path)
-    assert read_split(files("*.txt", valid_path="a.txt", test_path="a.txt"), "train") == ["a\n"]
+    assert read_split(files("*.txt", **held_out(tmp_path)), "train") == ["a\n"]
 
 
 def test_gzip_is_decompressed_and_line_ends_are_kept(tmp_path):
     text = "é\r\nsecond\n\n"
     write(tmp_path, {"a.txt.gz": gzip.compress(text.encode())})
     own = str(tmp_path / "a.txt.gz")
-    assert read_split(files(own, valid_path=own, test_path=own), "train") == [text]
+    assert read_split(files(own, **held_out(tmp_path)), "train") == [text]
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -192,60 +200,112 @@ def test_a_path_that_matches_nothing_is_refused(tmp_path, path):
         read_split(files(tmp_path / "a.txt", test_path=str(tmp_path / path)), "test")
 
 
-@pytest.fixture(scope="module")
-def tfds_folder(tmp_path_factory):
-    """A data set of five texts, prepared as array_record; its builder is not registered, as on a user's machine."""
-    import numpy as np
-    import tensorflow_datasets as tfds
-
-    folder = tmp_path_factory.mktemp("tfds")
-    with tfds.core.registered.skip_registration():
-
-        class TinyTexts(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                text, number = tfds.features.Text(), tfds.features.Scalar(dtype=np.int64)
-                features = tfds.features.FeaturesDict({"text": text, "number": number})
-                return tfds.core.DatasetInfo(builder=self, features=features)
-
-            def _split_generators(self, download_manager):
-                return {"train": self._generate_examples(5), "validation": self._generate_examples(2)}
-
-            def _generate_examples(self, count):
-                for i in range(count):
-                    yield i, {"text": f"é {count} {i}", "number": i}
-
-    TinyTexts(data_dir=folder, file_format="array_record").download_and_prepare()
-    return folder
+@pytest.mark.parametrize("name", ["d.txt", "link.txt", "hard.txt", "folder/../d.txt", "d*.txt"])
+@pytest.mark.parametrize("count", [3, 40])
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_file_that_is_held_out_is_not_trained_on_whatever_its_name(tmp_path, caplog, name, count, split):
+    text = write(tmp_path / "text", {f"{i}.txt": f"line {i}\n" * 40 for i in range(count)} | {"d.txt": "digits\n" * 40})
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text" / "folder").mkdir()
+    if name in ("link.txt", "hard.txt"):
+        (text.parent / name).symlink_to(text / "d.txt") if name == "link.txt" else (text.parent / name).hardlink_to(
+            text / "d.txt"
+        )
+        path = text.parent / name
+    else:
+        path = text / name
+    got = read(files(text, **{f"{split}_path": str(path)}))
+    assert got[split] == ["digits\n" * 40]
+    assert not any("digits" in document for other in SPLITS if other != split for document in got[other])
+    assert sum(document.count("\n") for texts in got.values() for document in texts) == 40 * (count + 1)
+    assert [record.message for record in caplog.records] == [
+        f"data.train_path: 1 of {count + 1} files in {text} are held out by data.valid_path or data.test_path and not "
+        "trained on, such as d.txt"
+    ]
 
 
-def tiny(folder, **more):
-    splits = ("train[:60%]", "validation", "train[60%:]")
-    values = {"tfds_name": "tiny_texts", "tfds_dir": str(folder), "tfds_splits": splits} | more
-    return DataConfig(source="tfds", **values)
+def test_a_held_out_folder_within_the_training_folder_is_not_trained_on(tmp_path):
+    text = write(tmp_path, {f"{name}/{i}.txt": f"{name} {i}\n" for name in ("train", "held") for i in range(3)})
+    got = read(files(text, valid_path=str(text / "held"), test_path=str(text / "held/0.txt")))
+    assert got["train"] == [f"train {i}\n" for i in range(3)]
+    assert got["valid"] == [f"held {i}\n" for i in range(3)]
 
 
-def test_tfds_reads_splits_and_slices_without_tensorflow(tfds_folder):
-    got = read(tiny(tfds_folder))
-    assert sorted(got["train"] + got["test"]) == [f"é 5 {i}" for i in range(5)]
-    assert len(got["train"]) == 3 and sorted(got["valid"]) == ["é 2 0", "é 2 1"]
-    assert "tensorflow" not in sys.modules
+def test_a_text_that_is_all_held_out_is_refused(tmp_path):
+    text = write(tmp_path, {"a.txt": "a\n", "b.txt": "b\n"})
+    with pytest.raises(DataError, match=r"data\.train_path: got '.*', whose files are all in data\.valid_path or"):
+        read_split(files(text, valid_path=str(text)), "train")
+
+
+def test_the_same_text_for_validation_and_testing_is_said_once(tmp_path, caplog):
+    own = held_out(tmp_path)
+    text = write(tmp_path / "text", {"a.txt": "a\n"})
+    read(files(text, **own | {"test_path": own["valid_path"]}))
+    assert [record.message.partition(" (")[0] for record in caplog.records] == [
+        "data.test_path: 1 files are those of data.valid_path, too"
+    ]
+
+
+CHARACTERS = {
+    "words": "word " * 20_000,
+    "no spaces": "字" * 50_000,
+    "a line near": "字" * 44_000 + "\n" + "字" * 6_000,
+    "a line far": "字" * 20_000 + "\n" + "字" * 29_999,
+}
+
+
+@pytest.mark.parametrize("kind", CHARACTERS)
+@pytest.mark.parametrize("piece", [65_536, 999])
+def test_a_text_of_long_lines_is_cut_near_the_twentieths(tmp_path, monkeypatch, kind, piece):
+    monkeypatch.setattr(document_module, "PIECE_CHARACTERS", piece)
+    text = CHARACTERS[kind]
+    got = {split: "".join(texts) for split, texts in read(files(write(tmp_path, {"a.txt": text}) / "a.txt")).items()}
+    assert "".join(got.values()) == text
+    lengths = {split: len(part) for split, part in got.items()}
+    if kind == "a line near":
+        assert lengths == {"train": 44_001, "valid": 3_500, "test": 2_500}
+    else:
+        assert lengths == {
+            split: round(len(text) * part) for split, part in zip(SPLITS, (0.9, 0.05, 0.05), strict=True)
+        }
+    assert kind != "words" or got["train"].endswith("word ")
+
+
+def test_a_file_of_one_line_beside_another_is_cut_like_it(tmp_path):
+    write(tmp_path, {"a.txt": "line\n" * 1_200, "b.txt": "word " * 80_000})
+    got = {split: sum(map(len, texts)) for split, texts in read(files(tmp_path)).items()}
+    assert got == {"train": 5_400 + 360_000, "valid": 300 + 20_000, "test": 300 + 20_000}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("sizes", "more", "level"),
     [
-        ({"tfds_text": "txt"}, r"data\.tfds_text: got 'txt', expected one of number, text\. Pass --data"),
-        ({"tfds_text": "number"}, r"tiny_texts, split .*, feature number: got int.*, expected text"),
-        (
-            {"tfds_name": "nothing_here"},
-            r"got 'nothing_here', .* not found.* tfds build nothing_here --file_format=array_r",
-        ),
-        ({"tfds_name": "lm1b"}, r"got 'lm1b', .* expected a data set prepared .* tfds build lm1b .*--data\.tfds_dir"),
-        ({"tfds_splits": ("nope", "validation", "test")}, r"split 'nope' .*Unknown split 'nope'"),
+        ((90, 5, 5), {}, "INFO"),
+        ((80, 18, 2), {}, "INFO"),
+        ((90, 1, 9), {}, "WARNING"),
+        ((50, 5, 45), {}, "WARNING"),
+        ((90, 5, 45), {"test_path": "own"}, "INFO"),
+        ((90, 1, 45), {"test_path": "own"}, "WARNING"),
     ],
+    ids=["as asked", "within 4 times", "small", "large", "of its own", "small beside one of its own"],
 )
-def test_tfds_errors_say_what_to_do(tfds_folder, change, message):
-    with pytest.raises(DataError, match=message):
-        next(documents(tiny(tfds_folder, **change), "train"))
+def test_sizes_of_splits_are_told_and_warned_of_when_far_from_what_was_asked(caplog, sizes, more, level):
+    caplog.set_level("INFO", "alibi_jax")
+    tell_sizes(files("text", **more), dict(zip(SPLITS, sizes, strict=True)))
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert record.message.startswith(f"text: train {sizes[0]}, valid {sizes[1]}, test {sizes[2]} bytes")
+
+
+def test_a_folder_of_the_standard_library_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    write(tmp_path, {f"module_{i}.py": "pass\n" for i in range(20)})
+    (tmp_path / "broken.py").symlink_to("nowhere")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert len(read_split(DataConfig(), "train")) == 18
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"got Permission denied, expected a folder that can be read"):
+        read_split(DataConfig(), "train")

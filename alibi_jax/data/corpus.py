@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.document import Document
-from alibi_jax.data.sources import SPLITS, DataError, Split, describe, documents
+from alibi_jax.data.sources import SPLITS, DataError, Split, describe, documents, tell_sizes
 from alibi_jax.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 
 FORMAT = 1  # of corpus.json and the token files; raise it when they change
@@ -136,6 +136,7 @@ def _write(data: DataConfig, folder: Path, quiet: bool) -> None:
             texts = progress.track(documents(data, split), description=f"writing {split}")
             splits[split] = _write_split(folder / f"{split}.bin", texts, tokenizer)
             _require_text(data, split, splits[split]["tokens"])
+    tell_sizes(data, {split: facts["bytes"] for split, facts in splits.items()})
     digests = [hashlib.sha256((folder / tokenizer.file).read_bytes()).hexdigest()]
     digests += [facts["sha256"] for facts in splits.values()]
     facts = {

@@ -133,9 +133,10 @@ def _check_head(path: Path, head: bytes) -> None:
             "Convert the file (iconv -f UTF-16LE -t UTF-8) or leave it out."
         )
     if share >= MANY_NULS:
-        _warn_once(f"{path}: {share:.0%} of its first {len(head):,} characters are NUL. Is it text?")
+        warn_once(f"{path}: {share:.0%} of its first {len(head):,} characters are NUL. Is it text?")
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Logs a warning the first time it is given in a process."""
     logger.warning(message)

@@ -5,27 +5,32 @@ set prepared by tensorflow-datasets (TensorFlow itself is never imported); WikiT
 """
 
 import functools
-import glob
 import hashlib
+import logging
 import os
 import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data.document import DataError, Document, file_document, text_document
+from alibi_jax.data.datasets import dataset_documents
+from alibi_jax.data.document import DataError, Document, file_document, text_document, warn_once
+from alibi_jax.data.paths import identity, text_files
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 HELD_OUT_EVERY = 20  # one document (or line) in so many is held out for valid, and one for test
+FAR = 4  # a held-out split of so many times its twentieth of the bytes, or so small a part of it, is warned of
 NEAR_CHARACTERS = 500  # a document is cut at a line's end that is so near, or nearer than a held-out split is long
 STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 # What differs from install to install: generated files, and packages that Linux distributions ship separately.
 STDLIB_OPTIONAL = {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo", "turtle.py"}
 STDLIB_VARIES = ("_sysconfigdata", "config-", "sitecustomize.", "usercustomize.")
+
+logger = logging.getLogger("alibi_jax")
 
 
 def documents(data: DataConfig, split: Split) -> Iterator[Document]:
@@ -62,11 +67,17 @@ def split_names(names: Sequence[str]) -> dict[str, Split]:
 def _stdlib_files(root: Path) -> list[str]:
     """Relative posix paths of the sources, sorted; empty files and whatever differs by install are left out."""
     found = []
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = filter(_kept, subfolders)  # does not even look into site-packages
         paths = [Path(folder, name) for name in names if name.endswith(".py") and _kept(name)]
-        found += [path.relative_to(root).as_posix() for path in paths if path.stat().st_size > 0]
+        found += [path.relative_to(root).as_posix() for path in paths if path.is_file() and path.stat().st_size > 0]
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: got {error.strerror}, expected a folder that can be read. Check its permissions."
+    )
 
 
 def _kept(name: str) -> bool:
@@ -92,23 +103,21 @@ def _stdlib(data: DataConfig, split: Split) -> Iterator[Document]:
             yield text_document(str(root / name), text)
 
 
-def _matches(path: str) -> list[tuple[str, Path]]:
-    """(relative posix name, path) of every file that `path` (a file, folder or glob) stands for, sorted by name."""
-    root = Path(path)
-    if root.is_file():
-        return [(root.name, root)]
-    if not root.is_dir():
-        plain = next((i for i, part in enumerate(root.parts) if glob.has_magic(part)), len(root.parts))
-        root = Path(*root.parts[:plain])
-        found = [Path(match) for match in glob.glob(path, recursive=True)]
+def tell_sizes(data: DataConfig, num_bytes: dict[Split, int]) -> None:
+    """Logs the bytes of each split; a warning where one that is cut from the training text is far from a twentieth."""
+    sizes = ", ".join(f"{split} {size:,}" for split, size in num_bytes.items())
+    own = {"valid": data.valid_path, "test": data.test_path}
+    cut = [split for split, path in own.items() if data.source == "files" and not path]
+    share = {split: num_bytes[split] / (num_bytes["train"] + sum(num_bytes[other] for other in cut)) for split in cut}
+    far = [split for split in cut if not 1 / FAR <= share[split] * HELD_OUT_EVERY <= FAR]
+    if far:
+        logger.warning(
+            f"text: {sizes} bytes. {' and '.join(f'{share[split]:.1%} for {split}' for split in far)} is far from the "
+            f"{1 / HELD_OUT_EVERY:.0%} that are cut from data.train_path: its files differ much in size, or have few lines. "
+            "Set data.valid_path and data.test_path to choose."
+        )
     else:
-        found = list(root.rglob("*"))
-    names = {file.relative_to(root).as_posix(): file for file in found if file.is_file()}
-    return sorted((name, file) for name, file in names.items() if not _hidden(name))
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+        logger.info(f"text: {sizes} bytes")
 
 
 def _cut(document: Document, goal: int, near: int) -> int:
@@ -149,38 +158,68 @@ def _cut_file(file: Path, split: Split, held_out: Sequence[str]) -> Document | N
     return file_document(file).between(start, stop) if start < stop else None
 
 
+def files_of_splits(data: DataConfig) -> dict[Split, list[tuple[str, Path]]]:
+    """(name, path) of the files of each split that has a path of its own; files that are held out are no training text.
+
+    DataError where a path matches nothing, or nothing is left to train on.
+    """
+    paths = {"train": data.train_path, "valid": data.valid_path, "test": data.test_path}
+    files = {split: text_files(path) for split, path in paths.items() if path}
+    for split, matches in files.items():
+        if not matches:
+            raise DataError(
+                f"data.{split}_path: got {paths[split]!r}, which matches no file, expected a file, "
+                "a folder or a glob of UTF-8 text. Check the path."
+            )
+    held_out = {split: {identity(file.stat()) for _, file in files.get(split, ())} for split in ("valid", "test")}
+    if shared := len(held_out["valid"] & held_out["test"]):
+        warn_once(
+            f"data.test_path: {shared} files are those of data.valid_path, too ({data.test_path}, {data.valid_path})"
+        )
+    files["train"] = _without(data, files["train"], held_out["valid"] | held_out["test"])
+    return files
+
+
+def _without(data: DataConfig, files: list[tuple[str, Path]], held_out: set[tuple[int, int]]) -> list[tuple[str, Path]]:
+    kept = [(name, file) for name, file in files if identity(file.stat()) not in held_out]
+    if not kept:
+        raise DataError(
+            f"data.train_path: got {data.train_path!r}, whose files are all in data.valid_path or data.test_path, too, "
+            "expected other text to train on. Choose other files."
+        )
+    if len(kept) < len(files):
+        name = next(name for name, file in files if identity(file.stat()) in held_out)
+        warn_once(
+            f"data.train_path: {len(files) - len(kept)} of {len(files)} files in {data.train_path} are held out by "
+            f"data.valid_path or data.test_path and not trained on, such as {name}"
+        )
+    return kept
+
+
 def _files(data: DataConfig, split: Split) -> Iterator[Document]:
     """One document a file; hidden files and folders are passed over.
 
     A held-out split without a path of its own is taken from the training text: a twentieth of the documents
     (`split_names`), or of every document's lines where there are fewer than 20. One with a path takes nothing from it.
     """
-    paths = {"train": data.train_path, "valid": data.valid_path, "test": data.test_path}
-    path = paths[split] or data.train_path
-    found = _matches(path)
-    if not found:
-        raise DataError(
-            f"data.{split if paths[split] else 'train'}_path: got {path!r}, which matches no file, expected a file, "
-            "a folder or a glob of UTF-8 text. Check the path."
-        )
-    if split != "train" and paths[split]:
-        yield from (file_document(file) for _, file in found)
-    elif len(found) < HELD_OUT_EVERY:
-        held_out = [name for name in ("valid", "test") if not paths[name]]
-        yield from filter(None, (_cut_file(file, split, held_out) for _, file in found))
+    files = files_of_splits(data)
+    train = files["train"]
+    if split != "train" and split in files:
+        yield from (file_document(file) for _, file in files[split])
+    elif len(train) < HELD_OUT_EVERY:
+        held_out = [name for name in ("valid", "test") if name not in files]
+        yield from filter(None, (_cut_file(file, split, held_out) for _, file in train))
     else:
-        splits = split_names([name for name, _ in found])
-        for name, file in found:
-            belongs = splits[name] if not paths[splits[name]] else "train"
+        splits = split_names([name for name, _ in train])
+        for name, file in train:
+            belongs = splits[name] if splits[name] not in files else "train"
             if belongs == split:
                 yield file_document(file)
 
 
 def _tfds(data: DataConfig, split: Split) -> Iterator[Document]:
-    import tensorflow_datasets as tfds  # half a second, and only this source needs it
-
     if data.tfds_name.partition("/")[0] == "wikitext":
-        from alibi_jax.data import wikitext  # imports tensorflow_datasets too
+        from alibi_jax.data import wikitext  # half a second: it imports tensorflow_datasets
 
         wikitext.prepare(data)
     elif data.tfds_manual_dir:
@@ -188,37 +227,7 @@ def _tfds(data: DataConfig, split: Split) -> Iterator[Document]:
             f"data.tfds_manual_dir: got {data.tfds_manual_dir!r} with data.tfds_name {data.tfds_name!r}, expected "
             "wikitext/wikitext-103 or wikitext/wikitext-2: others are prepared beforehand. Leave it out."
         )
-    part = data.tfds_splits[SPLITS.index(split)]
-    folder = data.tfds_dir or "the library's own folder"
-    try:
-        examples = tfds.data_source(data.tfds_name, split=part, data_dir=data.tfds_dir or None, download=False)
-    except (ValueError, AssertionError, NotImplementedError, OSError) as error:
-        reason = str(error).partition("\n")[0][:300]
-        raise DataError(
-            f"data.tfds_name: got {data.tfds_name!r}, split {part!r} in {folder} ({reason}), expected a data set "
-            "prepared for random access. Prepare it once, on a machine with TensorFlow if its builder needs it: "
-            f"tfds build {data.tfds_name} --file_format=array_record --data_dir=D. Then pass --data.tfds_dir D."
-        ) from error
-    features = sorted(examples.dataset_info.features)
-    if data.tfds_text not in features:
-        raise DataError(
-            f"data.tfds_text: got {data.tfds_text!r}, expected one of {', '.join(features)}. "
-            "Pass --data.tfds_text NAME."
-        )
-    for number, example in enumerate(examples):
-        where = f"{data.tfds_name}, split {part}, example {number}, feature {data.tfds_text}"
-        yield text_document(where, _decode_example(example[data.tfds_text], where))
-
-
-def _decode_example(value: Any, where: str) -> str:
-    if not isinstance(value, bytes):
-        raise DataError(f"{where}: got {type(value).__name__}, expected text. Choose another --data.tfds_text.")
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: got bytes that are not UTF-8 at offset {error.start}, expected UTF-8 text. Prepare it again."
-        ) from error
+    yield from dataset_documents(data, SPLITS.index(split))
 
 
 SOURCES = {"stdlib": _stdlib, "files": _files, "tfds": _tfds}

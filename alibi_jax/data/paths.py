@@ -1,0 +1,132 @@
+"""Which files of text a path stands for: one rule for a file, a folder and a glob."""
+
+import glob
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from alibi_jax.data.document import DataError, warn_once
+
+Pattern = tuple[str, ...]  # one a folder level; "**" stands for any number of levels
+EVERYTHING = frozenset({("**",)})
+
+
+class _Entry(NamedTuple):
+    """Something below the root, with what is left of the patterns for what is below it."""
+
+    name: str  # posix, relative to the root
+    path: Path
+    status: os.stat_result  # of what a link leads to
+    is_text: bool  # whether a file of this name is asked for
+    below: frozenset[Pattern]
+
+
+def identity(status: os.stat_result) -> tuple[int, int]:
+    """The same for every name of one file or folder: links of either kind, relative and absolute paths."""
+    return status.st_dev, status.st_ino
+
+
+def text_files(path: str) -> list[tuple[str, Path]]:
+    """(posix name below the folder, path) of every file that `path` (a file, folder or glob) stands for, by name.
+
+    Symbolic links are followed. What is reached by several names is taken once, by a name without a link where it has
+    one. Names that begin with a dot are passed over; so are FIFOs, sockets and devices, with a warning. DataError names a
+    folder that cannot be read and a link that leads nowhere. Empty where nothing matches.
+    """
+    root, pattern = _split_pattern(path)
+    status = _status(root)
+    if status is None:
+        return []
+    if not stat.S_ISDIR(status.st_mode):
+        return [(root.name, root)] if not pattern and _is_file(root, status) else []
+    files = {}
+    for entry in _walk(_Entry("", root, status, False, frozenset({pattern} if pattern else EVERYTHING))):
+        if entry.is_text and _is_file(entry.path, entry.status):
+            name, _ = files.setdefault(identity(entry.status), (entry.name, entry.path))
+            if name != entry.name:
+                warn_once(f"{entry.path}: the same file as {root / name}, which is read once")
+    return sorted(files.values())
+
+
+def _split_pattern(path: str) -> tuple[Path, Pattern]:
+    """The folder that a glob begins in, and the rest; brackets and the like in the name of what exists are no pattern."""
+    root = Path(path) if os.path.lexists(path) else Path(os.path.expanduser(path))
+    parts, plain = root.parts, 0
+    while plain < len(parts) and (not glob.has_magic(parts[plain]) or os.path.lexists(Path(*parts[: plain + 1]))):
+        plain += 1
+    return Path(*parts[:plain]), parts[plain:]
+
+
+def _status(root: Path) -> os.stat_result | None:
+    try:
+        return root.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        raise _unreadable(root, error) from error
+
+
+def _is_file(path: Path, status: os.stat_result) -> bool:
+    if stat.S_ISREG(status.st_mode):
+        return True
+    if not stat.S_ISDIR(status.st_mode):
+        warn_once(f"{path}: a FIFO, socket or device, which is passed over: text is read several times, from files")
+    return False
+
+
+def _walk(root: _Entry) -> Iterator[_Entry]:
+    """Everything below a folder, what is reached without a link first, and a folder once for the same patterns."""
+    folders, links, seen = [root], deque(), set()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        if not stat.S_ISDIR(folder.status.st_mode):
+            yield folder
+        elif folder.below and (identity(folder.status), folder.below) not in seen:
+            seen.add((identity(folder.status), folder.below))
+            for entry, is_link in _entries(folder):
+                (links if is_link else folders).append(entry)
+
+
+def _entries(folder: _Entry) -> list[tuple[_Entry, bool]]:
+    """What a folder holds and the patterns ask for, hidden names left out, and whether each is a symbolic link."""
+    try:
+        with os.scandir(folder.path) as entries:
+            found = [(entry.name, entry.is_symlink()) for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise _unreadable(folder.path, error) from error
+    kept = []
+    for name, is_link in sorted(found, reverse=True):
+        left = _below(folder.below, name)
+        if left:
+            path = folder.path / name
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            is_text = () in left or ("**",) in folder.below
+            whole = f"{folder.name}/{name}" if folder.name else name
+            kept.append((_Entry(whole, path, status, is_text, left - {()}), is_link))
+    return kept
+
+
+def _below(patterns: frozenset[Pattern], name: str) -> frozenset[Pattern]:
+    """What is left of the patterns for what lies below an entry of this name; () where one ends with it."""
+    left = set()
+    for pattern in patterns:
+        if pattern[0] == "**":
+            left |= {pattern} | (_below(frozenset({pattern[1:]}), name) if pattern[1:] else set())
+        elif fnmatchcase(name, pattern[0]):
+            left.add(pattern[1:])
+    return frozenset(left)
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> DataError:
+    nowhere = os.path.islink(path) and not os.path.exists(path)  # pathlib's raise for names that are too long
+    got = "a link that leads nowhere" if nowhere else getattr(error, "strerror", error)
+    return DataError(
+        f"{path}: got {got}, expected files and folders that can be read. Check its permissions, repair it or remove it."
+    )
