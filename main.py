@@ -30,7 +30,7 @@ import tyro
 from alibi_jax.checks import check_values
 from alibi_jax.cli import FAILED, REFUSED, run_command
 from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config
-from alibi_jax.data.corpus import prepare
+from alibi_jax.data.corpus import prepare, summary, verify
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.tables import summary_table
@@ -48,11 +48,14 @@ class Prepare:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     force: bool = False  # prepare again where there is a corpus already
+    verify: bool = False  # prepare nothing: compare every byte of the corpora there are with their checksums
 
     def __call__(self) -> str:
-        corpus = prepare(self.config.data, force=self.force)
-        splits = ", ".join(f"{name} {facts['tokens']:,} tokens" for name, facts in corpus.facts["splits"].items())
-        return f"{corpus.folder}: {splits}; vocabulary {corpus.tokenizer.vocab_size:,}; {corpus.fingerprint[:12]}"
+        if self.force and self.verify:
+            raise ConfigError("prepare: got --force and --verify, expected one of them. Leave one out.")
+        if self.verify:
+            return "\n".join(f"whole: {summary(corpus)}" for corpus in verify(self.config.data))
+        return summary(prepare(self.config.data, force=self.force))
 
 
 @dataclasses.dataclass(frozen=True)

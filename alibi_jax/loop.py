@@ -164,7 +164,7 @@ class Loop:
             losses.append(float(scores.mean(dtype="float64")))
             tell_supervisor()
             self._check_finite(step, {f"validation loss at {length}": losses[-1]})
-            bits = bits_per_byte(scores, self.corpus.num_bytes(stream))
+            bits = bits_per_byte(scores, self.corpus.num_bytes("valid", len(stream)))
             self.log.write(step, {f"valid_loss_{length}": losses[-1], f"valid_bits_per_byte_{length}": bits})
         return losses[0]
 

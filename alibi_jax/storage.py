@@ -15,6 +15,7 @@ from etils import epath
 from alibi_jax.checks import require
 
 Location = Path | epath.Path  # of a file or a folder; an epath.Path is in a bucket
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what a file system without locks answers
 REWRITE_EVERY = 60.0  # seconds between two writes of a growing object; Cloud Storage takes one a second at most
 
 

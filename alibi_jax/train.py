@@ -17,14 +17,14 @@ from alibi_jax.checkpoint import Checkpoints
 from alibi_jax.config import Config, ConfigError, differing_fields, from_json, replace, to_json
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
-from alibi_jax.hosts import HostsError, first_host_first, from_first_host
+from alibi_jax.hosts import HostsError, first_host_first, from_first_host, is_first
 from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import learning_rate, make_optimizer
 from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings
 from alibi_jax.storage import locate
 from alibi_jax.watch import parse_steps, watched
-from alibi_jax.workdir import only_run, open_workdir
+from alibi_jax.workdir import only_run, open_workdir, trained_on
 
 
 class State(NamedTuple):
@@ -110,8 +110,7 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
     workdir, traced = locate(workdir), parse_steps(profile)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)  # before a corpus is prepared, which may take long
-    with first_host_first():
-        corpus = open_corpus(config.data)
+    corpus = open_same_corpus(config, trained_on(workdir))
     config = resolve(config, corpus)
     check_mesh(config, mesh)  # with the vocabulary
     share = host_share((config.train.batch_size, config.train.train_length), mesh)
@@ -129,6 +128,18 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
         if checkpoints.latest() != config.train.steps:
             _train(Run(config, corpus, mesh, checkpoints, workdir, label, traced), stop)
     return config
+
+
+def open_same_corpus(config: Config, fingerprint: str) -> Corpus:
+    """The corpus of a run, or of a new one where `fingerprint` is empty. The first host's is that of all hosts: where
+    their paths differ, or the text is on the first one alone, the others know it by its fingerprint."""
+    corpus = None
+    with first_host_first():
+        if is_first():
+            corpus = open_corpus(config.data, fingerprint)
+    fingerprint = from_first_host(corpus.fingerprint if corpus else "")
+    with first_host_first():
+        return corpus or open_corpus(config.data, fingerprint)
 
 
 def check_same_config(config: Config, told: str) -> None:

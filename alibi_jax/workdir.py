@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import logging
 import os
@@ -15,11 +14,10 @@ import fsspec
 import jax
 
 from alibi_jax.config import Config, ConfigError, differing_fields, load_config, to_json
-from alibi_jax.storage import Location, in_bucket, write_atomically
+from alibi_jax.storage import NO_LOCKS, Location, in_bucket, write_atomically
 
 MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
 COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what a file system without locks answers
 
 
 class HeldError(RuntimeError):
@@ -114,10 +112,15 @@ def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
     check_corpus(workdir, fingerprint)
 
 
+def trained_on(workdir: Location) -> str:
+    """The fingerprint of the corpus that the run in a folder was begun with; empty where there is no run."""
+    path = workdir / "corpus.txt"
+    return path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+
+
 def check_corpus(workdir: Location, fingerprint: str) -> None:
     """ConfigError unless the corpus is, to the byte, the one that the run in `workdir` was begun with."""
-    path = workdir / "corpus.txt"
-    trained = path.read_text() if path.exists() else "none"
+    trained = trained_on(workdir) or "none"
     if trained != fingerprint:
         raise ConfigError(
             f"corpus: got text and tokenizer of fingerprint {fingerprint[:12]}, expected {trained[:12]}, which {workdir} was "

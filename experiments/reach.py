@@ -29,6 +29,7 @@ from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
 from alibi_jax.sharding import make_mesh
 from alibi_jax.storage import write_atomically
+from alibi_jax.workdir import trained_on
 
 BLOCK = 128  # queries and keys of a block
 
@@ -131,7 +132,7 @@ def trained_inputs(workdir: Path, length: int) -> list[dict[str, np.ndarray]]:
     config = load_config(workdir)
     if config.model.position != "alibi":
         raise ConfigError(f"{workdir}: got a model with {config.model.position}, expected alibi. Name an ALiBi run.")
-    corpus = open_corpus(config.data)
+    corpus = open_corpus(config.data, trained_on(workdir))
     tokens = jnp.asarray(np.asarray(corpus.tokens("test")[:length]), jnp.int32)[None]
     if tokens.shape[1] < length:
         raise ConfigError(f"{workdir}: got {tokens.shape[1]} test tokens, expected {length}. Ask for a shorter length.")

@@ -31,6 +31,7 @@ from alibi_jax.evaluate.tables import digits, markdown, markdown_table
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
 from alibi_jax.sharding import make_mesh
+from alibi_jax.workdir import trained_on
 from extrapolation import ratios
 from grid import recipe, train_and_evaluate, write_results
 
@@ -85,7 +86,7 @@ class Slopes:
 def divided_table(run: Path, records: list[Record]) -> str:
     """Perplexity at each length with the slopes as trained, and divided by length / training length."""
     config = load_config(run)
-    trained, corpus = config.train.train_length, open_corpus(config.data)
+    trained, corpus = config.train.train_length, open_corpus(config.data, trained_on(run))
     stream = np.asarray(corpus.tokens(config.evaluate.split)[: config.evaluate.max_tokens or None])
     plain = {
         record["length"]: record["perplexity"]

@@ -28,7 +28,7 @@ ALLOWED = {
     "loss": {"sharding"},
     "chips": set(),
     "model": {"attention", "chips", "config", "loss", "positions", "sharding"},
-    "data": {"config"},
+    "data": {"config", "storage"},
     "optimizer": {"config"},
     "workdir": {"config", "storage"},
     "checkpoint": {"storage", "workdir"},

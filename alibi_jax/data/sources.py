@@ -64,7 +64,7 @@ def split_names(names: Sequence[str]) -> dict[str, Split]:
     }
 
 
-def _stdlib_files(root: Path) -> list[str]:
+def stdlib_files(root: Path) -> list[str]:
     """Relative posix paths of the sources, sorted; empty files and whatever differs by install are left out."""
     found = []
     for folder, subfolders, names in os.walk(root, onerror=_refuse):
@@ -86,7 +86,7 @@ def _kept(name: str) -> bool:
 
 def _stdlib(data: DataConfig, split: Split) -> Iterator[Document]:
     root = Path(sysconfig.get_path("stdlib"))
-    names = _stdlib_files(root)
+    names = stdlib_files(root)
     if len(names) < HELD_OUT_EVERY:
         raise DataError(
             f"data.source: got 'stdlib' with {len(names)} source files in {root}, expected hundreds. "

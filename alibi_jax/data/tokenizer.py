@@ -35,6 +35,7 @@ class Tokenizer(Protocol):
     file: ClassVar[str]  # what `save` writes into the folder
     vocab_size: int
     first_input: int
+    unknown: int | None = None  # stands for every word outside the vocabulary; None: nothing is outside it
     token_bytes: Int32[np.ndarray, " V"]  # UTF-8 bytes of text each token stands for
 
     def encode_pieces(self, document: Iterable[str]) -> Iterator[Int32[np.ndarray, "_"]]:
@@ -45,6 +46,10 @@ class Tokenizer(Protocol):
         """The tokens of one document whose text is in memory."""
         tokens = list(self.encode_pieces(text_document("text", text)))
         return np.concatenate(tokens) if tokens else np.empty(0, np.int32)
+
+    def unknown_bytes(self, document: Iterable[str]) -> Iterator[int]:
+        """For every `unknown` in a document's tokens the bytes its word was written with; 0 for a written `<unk>`."""
+        return iter(())
 
     def decode(self, tokens: Iterable[SupportsInt]) -> str: ...
 
@@ -120,7 +125,7 @@ class WordTokenizer(Tokenizer):
         self.types = list(types)
         self.ids = {word: i for i, word in enumerate(self.types)}
         self.vocab_size = len(self.types)
-        self.first_input = self.ids[END_OF_LINE]
+        self.first_input, self.unknown = self.ids[END_OF_LINE], self.ids[UNKNOWN]
         self.token_bytes = np.array([len(self._written(word).encode("utf-8")) for word in self.types], np.int32)
 
     @classmethod
@@ -146,9 +151,13 @@ class WordTokenizer(Tokenizer):
         return " \n" if word == END_OF_LINE else f" {word}"
 
     def encode_pieces(self, document: Iterable[str]) -> Iterator[Int32[np.ndarray, "_"]]:
-        unknown = self.ids[UNKNOWN]
         for words in line_words(document):
-            yield np.fromiter((self.ids.get(word, unknown) for word in words), np.int32, len(words))
+            yield np.fromiter((self.ids.get(word, self.unknown) for word in words), np.int32, len(words))
+
+    def unknown_bytes(self, document: Iterable[str]) -> Iterator[int]:
+        for word in chain.from_iterable(line_words(document)):
+            if self.ids.get(word, self.unknown) == self.unknown:
+                yield 0 if word == UNKNOWN else len(self._written(word).encode("utf-8"))
 
     def decode(self, tokens: Iterable[SupportsInt]) -> str:
         return "".join(self._written(self.types[int(token)]) for token in tokens)
@@ -212,7 +221,8 @@ class BpeTokenizer(Tokenizer):
         return self.model.decode([int(token) for token in tokens])
 
     def save(self, folder: Path) -> None:
-        self.model.save(str(folder / self.file))
+        text = self.model.to_str(pretty=True)  # Python's errors of writing say which; the library's say Exception
+        (folder / self.file).write_text(text, encoding="utf-8")
 
 
 TOKENIZERS = {"bytes": ByteTokenizer, "words": WordTokenizer, "bpe": BpeTokenizer}

@@ -15,7 +15,7 @@ from alibi_jax.evaluate.sweep import sweep
 from alibi_jax.model import TransformerLM
 from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_ways, tree_shardings
 from alibi_jax.storage import Location, locate
-from alibi_jax.workdir import check_corpus
+from alibi_jax.workdir import check_corpus, trained_on
 
 
 def load_params(workdir: Location, config: Config, which: str) -> tuple[int, Any]:
@@ -49,7 +49,7 @@ def evaluate_run(
     config = load_config(workdir)
     config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
     evaluate = config.evaluate
-    corpus = open_corpus(config.data)
+    corpus = open_corpus(config.data, trained_on(workdir))
     stream = corpus.tokens(evaluate.split)
     stream = np.asarray(stream[: evaluate.max_tokens or None])
     out = locate(out) if out else workdir / "evaluation" / evaluate.split
@@ -65,6 +65,7 @@ def evaluate_run(
             "split": evaluate.split,
             "checkpoint_step": step,
             "corpus_fingerprint": corpus.fingerprint,
+            "unknown_words": corpus.num_unknown(evaluate.split, len(stream)) / max(1, len(stream)),
             "parameters": sum(x.size for x in jax.tree.leaves(params)),
             "config": dataclasses.asdict(config),
         }
@@ -74,7 +75,7 @@ def evaluate_run(
             stream,
             config=evaluate,
             first_input=corpus.tokenizer.first_input,
-            num_bytes=corpus.num_bytes(stream),
+            num_bytes=corpus.num_bytes(evaluate.split, len(stream)),
             folder=out,
             facts=facts,
         )

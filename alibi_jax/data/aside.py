@@ -1,0 +1,117 @@
+"""Folders that appear whole: written aside, synced, renamed; what killed processes left is put right by the next one."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from alibi_jax.data.document import DataError
+from alibi_jax.storage import NO_LOCKS
+
+LOCK = ".lock"
+# .<corpus>-<8 hex> is being written; .<corpus>-<8 hex>-old was there before and is being replaced
+LEFT = re.compile(r"\.((?:stdlib|files|tfds)-(?:bytes|words|bpe)-[0-9a-f]{12}(?:-[0-9a-f]{12})?)-[0-9a-f]{8}(-old)?")
+
+logger = logging.getLogger("alibi_jax")
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """DataError with the folder and the way on where it cannot be written: a full disk, permissions, a failing device."""
+    try:
+        yield
+    except OSError as error:
+        failed = directory if error.filename is None else Path(os.fsdecode(error.filename))
+        if not failed.is_relative_to(directory) and not directory.is_relative_to(failed):
+            raise  # it was not the writing that failed
+        raise DataError(
+            f"data.directory: got {str(directory)!r} ({error.strerror or error}), expected a folder that can be written, "
+            "with room for the corpus. Free the disk or pass --data.directory FOLDER."
+        ) from error
+
+
+@contextlib.contextmanager
+def preparing(directory: Path) -> Iterator[None]:
+    """Makes `directory` and marks it as one in which this process prepares; first puts right what killed ones left.
+
+    All who prepare share a lock on directory/.lock (flock, which ends with its process), so whoever gets it alone knows
+    that no folder there is being written. On a file system without locks nothing is ever removed.
+    """
+    with contextlib.ExitStack() as held:
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((directory / LOCK).open("a+"))
+            if _take(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                _put_right(directory)
+            _take(lock.fileno(), fcntl.LOCK_SH)
+        yield
+
+
+def _take(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError as error:
+        if isinstance(error, BlockingIOError) or error.errno in NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def _put_right(directory: Path) -> None:
+    """Restores corpora whose replacement was killed half-way, and removes half-written ones."""
+    for path in sorted(directory.iterdir()):
+        left = LEFT.fullmatch(path.name)
+        if not left or path.is_symlink() or not path.is_dir():
+            continue
+        name, old = left.groups()
+        if old and not (directory / name).exists():
+            path.rename(directory / name)
+            logger.info("corpus: %s is back, whose replacement was killed", directory / name)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            logger.info("corpus: removed %s, which a killed preparation left", path)
+
+
+@contextlib.contextmanager
+def written_aside(directory: Path, name: str) -> Iterator[Path]:
+    """A new hidden folder in `directory`, removed at the end unless `move` has renamed it."""
+    aside = directory / f".{name}-{secrets.token_hex(4)}"
+    try:
+        aside.mkdir()
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def move(aside: Path, folder: Path, replace: bool) -> None:
+    """Syncs `aside` and renames it to `folder`. A `folder` that is there stays, unless `replace`; it is never lost."""
+    for path in (*aside.iterdir(), aside):
+        _sync(path)
+    old = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}-old")
+    if replace:
+        with contextlib.suppress(FileNotFoundError):  # another process replaces it, too
+            folder.rename(old)
+    try:
+        aside.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,145 @@
+"""Which files a text is made of, and whether they are still what they were when it was prepared.
+
+A file is taken as unchanged where its path, size and times are the same. Where only its path or times differ its sha256
+decides, so a copied, moved or touched file is the same text, and an edited one never is.
+"""
+
+import dataclasses
+import hashlib
+import os
+import sysconfig
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alibi_jax.config import DataConfig
+from alibi_jax.data.document import DataError
+from alibi_jax.data.facts import broken, has_kinds, read_facts, write_facts
+from alibi_jax.data.sources import files_of_splits, stdlib_files
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFile:
+    """One file of a text as it was when it was looked at."""
+
+    name: str  # <split or source>/<name below its folder>; names decide splits and order
+    path: str  # absolute
+    size: int  # bytes
+    modified: int  # nanoseconds, when its content was last written
+    changed: int  # nanoseconds, when its content, name or permissions were; no program can set it back
+    sha256: str = ""  # of its bytes; empty: not computed
+
+    def same_entry(self, other: "TextFile") -> bool:
+        """Whether path, size and times are the same, which is cheap to ask."""
+        return dataclasses.replace(self, sha256=other.sha256) == other
+
+
+TEXT_KINDS = {field.name: field.type for field in dataclasses.fields(TextFile)}
+
+
+class Text(NamedTuple):
+    """The files of a text, in a fixed order, and the absolute paths that the config names."""
+
+    places: list[str]
+    files: list[TextFile]
+
+
+def places(data: DataConfig) -> list[str]:
+    """The absolute paths that a config names; none where it names the text otherwise."""
+    named = (data.train_path, data.valid_path, data.test_path, data.tfds_dir)
+    return [os.path.abspath(path) for path in named if path]
+
+
+def read_text(data: DataConfig) -> Text:
+    """The configured text's files as they are now, their content not read. DataError where they are not there."""
+    return Text(places(data), [_look(name, path) for name, path in FILES[data.source](data)])
+
+
+def keep_text(folder: Path, version: int, text: Text) -> None:
+    """Writes folder/text.json: the text's files with the sha256 of each."""
+    files = [dataclasses.asdict(file) | {"sha256": _sha256(file.path)} for file in text.files]
+    write_facts(folder / "text.json", {"format": version, "places": text.places, "files": files})
+
+
+def kept_text(folder: Path, version: int) -> Text:
+    """The text that a corpus was prepared from, as folder/text.json says. DataError where it is not as it was written."""
+    facts = read_facts(folder / "text.json", version)
+    named, files = facts.get("places"), facts.get("files")
+    lists = isinstance(named, list) and isinstance(files, list)
+    if not lists or not all(has_kinds(file, TEXT_KINDS) for file in files):
+        raise broken(folder / "text.json", "facts without the files of a text", "their paths, sizes and times")
+    return Text(named, [TextFile(**file) for file in files])
+
+
+def same_entries(then: Text, now: Text) -> bool:
+    """Whether nothing was added, removed, renamed, moved, edited or touched."""
+    return len(then.files) == len(now.files) and all(map(TextFile.same_entry, then.files, now.files))
+
+
+def difference(then: Text, now: Text) -> str:
+    """What a text's content differs in, for a message; empty where it does not. Reads files whose path or times differ."""
+    before, after = ({file.name: file for file in text.files} for text in (then, now))
+    for names, what in ((before.keys() - after.keys(), "is gone"), (after.keys() - before.keys(), "is new")):
+        if names:
+            return f"{min(names)} {what}" + (f", and {len(names) - 1} more" if len(names) > 1 else "")
+    for name, file in after.items():
+        if file.size != before[name].size:
+            return f"{file.path} has {file.size:,} bytes in place of {before[name].size:,}"
+    for name, file in after.items():
+        if not file.same_entry(before[name]) and _sha256(file.path) != before[name].sha256:
+            return f"{file.path} has other content"
+    return ""
+
+
+def _look(name: str, path: Path) -> TextFile:
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return TextFile(name, os.path.abspath(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def _sha256(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: OSError) -> DataError:
+    return DataError(f"{path}: got {error.strerror}, expected a readable file. Check its path and permissions.")
+
+
+def _stdlib(data: DataConfig) -> list[tuple[str, Path]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    return [(f"stdlib/{name}", root / name) for name in stdlib_files(root)]
+
+
+def _files(data: DataConfig) -> list[tuple[str, Path]]:
+    return [(f"{split}/{name}", path) for split, files in files_of_splits(data).items() for name, path in files]
+
+
+def _tfds(data: DataConfig) -> list[tuple[str, Path]]:
+    """The files of records; the .json beside them describe them, and tfds may write those anew."""
+    import tensorflow_datasets as tfds  # half a second, and only this source needs it
+
+    from alibi_jax.data import wikitext  # noqa: F401 (registers it)
+
+    try:
+        folder = Path(tfds.builder(data.tfds_name, data_dir=data.tfds_dir or None, try_gcs=False).data_path)
+    except (ValueError, AssertionError, NotImplementedError, OSError) as error:
+        raise _not_prepared(data, error) from error
+    files = sorted(path for path in folder.glob("*") if path.is_file() and path.suffix != ".json")
+    if not files:
+        raise _not_prepared(data, f"nothing in {folder}")
+    return [(f"{data.tfds_name}/{file.name}", file) for file in files]
+
+
+def _not_prepared(data: DataConfig, reason: Any) -> DataError:
+    return DataError(
+        f"data.tfds_name: got {data.tfds_name!r} ({str(reason).partition(chr(10))[0][:300]}), expected a prepared data set. "
+        "Pass --data.tfds-dir FOLDER."
+    )
+
+
+FILES = {"stdlib": _stdlib, "files": _files, "tfds": _tfds}
