@@ -9,7 +9,7 @@ import re
 
 LONGEST = 48  # characters of a label in a table for the terminal or in a figure
 FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")  # what begins one in a spreadsheet, wide forms too
-MARKDOWN = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore between letters is no markup
+MARKDOWN = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_")  # an underscore after a letter begins nothing
 LARGEST_IN_FULL = 1e7  # numbers from here on are written with an exponent
 
 
@@ -77,11 +77,11 @@ def html_text(text: str, keep: str = "") -> str:
     return html.escape(plain(text, keep))
 
 
-def number(value: float, digits: int, comma: str = ",") -> str:
+def number(value: float, digits: int, comma: str = ",", sign: str = "") -> str:
     """The value with `digits` decimals, or three significant digits with an exponent where it is large; "inf" and "nan"."""
     if math.isfinite(value) and abs(value) < LARGEST_IN_FULL:
-        return f"{value:z{comma}.{digits}f}"
-    return f"{value:.3g}"
+        return f"{value:{sign}z{comma}.{digits}f}"
+    return f"{value:{sign}.3g}"
 
 
 def exponential(value: float) -> float:
@@ -92,6 +92,11 @@ def exponential(value: float) -> float:
         return math.inf
 
 
+def perplexity_digits(value: float) -> int:
+    """Decimals of a perplexity that are worth reading."""
+    return 3 if value < 10 else 2 if value < 1000 else 0
+
+
 def perplexity_number(value: float, comma: str = ",") -> str:
-    """A perplexity with as many decimals as are worth reading."""
-    return number(value, 3 if value < 10 else 2 if value < 1000 else 0, comma)
+    """A perplexity with the decimals that are worth reading."""
+    return number(value, perplexity_digits(value), comma)

@@ -19,7 +19,9 @@ import tyro
 import paper
 from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, replace
-from alibi_jax.evaluate.plots import Record, non_overlapping
+from alibi_jax.display import number
+from alibi_jax.evaluate.plots import non_overlapping
+from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.report import read_records, write_report
 from extrapolation import ratios
 from grid import by_length, recipe, train_and_evaluate, write_results
@@ -70,7 +72,7 @@ class Domains:
 def bits_table(records: Sequence[Record]) -> str:
     rows: dict[str, dict[int, str]] = {}
     for record in non_overlapping(records):
-        said = f"{record['bits_per_byte']:.4f}" if record["status"] == "ok" else record["status"]
+        said = number(record["bits_per_byte"], 4, "") if record["status"] == "ok" else record["status"]
         rows.setdefault(record["run"], {})[record["length"]] = said
     return by_length("run", rows)
 

@@ -22,7 +22,8 @@ import paper
 from alibi_jax.checks import require
 from alibi_jax.cli import run_command
 from alibi_jax.config import load_config
-from alibi_jax.evaluate.plots import Record
+from alibi_jax.display import markdown_text, number
+from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.tables import markdown, perplexity_text
 from grid import by_length, evaluate_all, write_results
@@ -92,11 +93,11 @@ def protocol_table(records: Sequence[Record], sliding: bool) -> str:
 def gain_table(records: Sequence[Record]) -> str:
     rows = [
         [
-            record["run"],
+            markdown_text(record["run"]),
             f"{record['length']:,}",
-            f"{record['gain']['total']:+.4f}",
-            f"{record['gain']['far_context']:+.4f} ± {record['gain']['far_context_error']:.4f}",
-            f"{record['gain']['early_tokens']:+.4f}",
+            number(record["gain"]["total"], 4, "", sign="+"),
+            f"{number(record['gain']['far_context'], 4, '', sign='+')} ± {number(record['gain']['far_context_error'], 4, '')}",
+            number(record["gain"]["early_tokens"], 4, "", sign="+"),
         ]
         for record in records
         if record.get("gain")

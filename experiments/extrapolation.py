@@ -27,9 +27,11 @@ import tyro
 import paper
 from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, replace
-from alibi_jax.evaluate.plots import Record, line_name, non_overlapping
+from alibi_jax.display import markdown_text, number, perplexity_digits
+from alibi_jax.evaluate.plots import line_name, non_overlapping
+from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.report import read_records, write_report
-from alibi_jax.evaluate.tables import DASH, digits, markdown, markdown_table, summary_table
+from alibi_jax.evaluate.tables import DASH, markdown, markdown_table, summary_table
 from grid import at_length, by_length, recipe, train_and_evaluate, write_results
 
 PAPER_LENGTHS = (512, 1024, 1536, 2048, 3072)
@@ -120,17 +122,23 @@ def ratios(records: Sequence[Record]) -> str:
     cells = {
         (record["run"], record["length"] / record["train_length"]): record["perplexity"] / own[record["run"]]
         for record in scored
-        if record["run"] in own
+        if math.isfinite(own.get(record["run"], math.inf))
     }
     times = sorted({at for _, at in cells})
-    rows = [[run, *(f"{cells[run, at]:.3f}" if (run, at) in cells else DASH for at in times)] for run in own]
+    rows = [
+        [markdown_text(run), *(number(cells[run, at], 3, "") if (run, at) in cells else DASH for at in times)]
+        for run in own
+    ]
     return markdown(["run", *(f"{at:.3g}x" for at in times)], rows)
 
 
 def mean_and_error(values: Sequence[float]) -> str:
     """Mean over seeds and its standard error, std / sqrt(n)."""
-    error = np.std(values, ddof=1) / math.sqrt(len(values))
-    return f"{np.mean(values):.{digits(np.mean(values))}f} ± {error:.{digits(np.mean(values))}f}"
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite perplexity among them, or a sum past the largest
+        mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    if not math.isfinite(mean):
+        return number(mean, 0)
+    return " ± ".join(number(value, perplexity_digits(mean), "") for value in (mean, error))
 
 
 def seeds_section(records: Sequence[Record]) -> Mapping[str, str]:

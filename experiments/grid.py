@@ -20,6 +20,8 @@ import jax
 from alibi_jax.checks import require
 from alibi_jax.cli import INTERRUPTED, run_command
 from alibi_jax.config import Config, EvaluateConfig, load_config, replace, to_json
+from alibi_jax.display import markdown_code, markdown_text, number
+from alibi_jax.evaluate.records import explained
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import DASH, markdown
@@ -141,12 +143,14 @@ def evaluate_all(runs: Sequence[Path], evaluate: EvaluateConfig, out: Path, jobs
 def by_length(first: str, rows: Mapping[str, Mapping[int, str | float]]) -> str:
     """A Markdown table of name -> length -> cell, a dash where there is none; `first` heads the names."""
     lengths = sorted({length for row in rows.values() for length in row})
-    cells = [[name, *(_cell(row[at]) if at in row else DASH for at in lengths)] for name, row in rows.items()]
+    cells = [
+        [markdown_text(name), *(_cell(row[at]) if at in row else DASH for at in lengths)] for name, row in rows.items()
+    ]
     return markdown([first, *(f"{at:,}" for at in lengths)], cells)
 
 
 def _cell(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:.2f}"
+    return value if isinstance(value, str) else number(value, 2, "")
 
 
 def text_of(config: Config) -> str:
@@ -154,7 +158,7 @@ def text_of(config: Config) -> str:
     data = config.data
     source = data.tfds_name or data.train_path or data.source
     scored = f"the first {config.evaluate.max_tokens:,} tokens" if config.evaluate.max_tokens else "all"
-    return f"{source} as {data.tokenizer}; scored: {scored} of {config.evaluate.split}"
+    return f"{markdown_text(source)} as {data.tokenizer}; scored: {scored} of {config.evaluate.split}"
 
 
 def write_results(
@@ -165,19 +169,20 @@ def write_results(
     configs: of what was run, by name; the first is written to out/config.json. minutes: of this invocation; those of earlier
     ones that reached their end are added. text: what was read, where it is not the configs' own.
     """
-    out.mkdir(parents=True, exist_ok=True)
     spent, said = out / "minutes", provenance()
     before = [float(line) for line in spent.read_text().split()] if spent.exists() else []
     versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items())
     text = text or "; ".join(dict.fromkeys(map(text_of, configs.values())))
     facts = [
-        f"`{shlex.join(['python', *sys.argv])}`",
+        markdown_code(shlex.join(["python", *sys.argv])),
         f"{said['machine']}, {os.cpu_count()} CPU cores; {versions}; {said['date'][:10]}; {sum(before) + minutes:.1f} minutes.",
         f"Text: {text}. The first run's config is config.json; the others differ as their names say.",
     ]
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
     page = f"# {title}\n\n{body}\n\n## Where the numbers come from\n\n" + "\n\n".join(facts) + "\n"
-    write_atomically(spent, "".join(f"{part}\n" for part in [*before, minutes]))
-    write_atomically(out / "config.json", to_json(next(iter(configs.values()))) + "\n")
-    write_atomically(out / "results.md", page)
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(spent, "".join(f"{part}\n" for part in [*before, minutes]))
+        write_atomically(out / "config.json", to_json(next(iter(configs.values()))) + "\n")
+        write_atomically(out / "results.md", page)
     return page

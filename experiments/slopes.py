@@ -22,12 +22,14 @@ from alibi_jax.checks import require
 from alibi_jax.cli import run_command
 from alibi_jax.config import Config, MeshConfig, load_config, replace
 from alibi_jax.data.corpus import open_corpus
+from alibi_jax.display import perplexity_number
 from alibi_jax.evaluate.nats import token_nats
-from alibi_jax.evaluate.plots import Record, non_overlapping
+from alibi_jax.evaluate.plots import non_overlapping
+from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import load_params
 from alibi_jax.evaluate.statistics import perplexity
-from alibi_jax.evaluate.tables import digits, markdown, markdown_table
+from alibi_jax.evaluate.tables import markdown, markdown_table
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
 from alibi_jax.sharding import make_mesh
@@ -103,7 +105,7 @@ def divided_table(run: Path, records: list[Record]) -> str:
                 model, params, stream, length=length, first_input=corpus.tokenizer.first_input, batch_size=batch
             )
             for row, value in zip(rows, (plain[length], perplexity(nats)), strict=True):
-                row.append(f"{value:.{digits(value)}f}")
+                row.append(perplexity_number(value, ""))
     return markdown(["slopes", *(f"{length:,} (s = {length / trained:g})" for length in plain)], rows)
 
 

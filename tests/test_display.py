@@ -46,9 +46,9 @@ def test_long_labels_keep_both_ends():
 
 def test_markdown_has_no_markup_of_a_label():
     assert display.markdown_text("a|b *c* `d` [e](f) <g> &amp; \\ ~h~ lr$1_$x _i_") == (
-        r"a\|b \*c\* \`d\` \[e\](f) \<g\> \&amp; \\ \~h\~ lr\$1\_\$x \_i\_"
+        r"a\|b \*c\* \`d\` \[e\](f) \<g\> \&amp; \\ \~h\~ lr\$1_\$x \_i_"
     )
-    assert display.markdown_text("all_2^-2, bias_max 16 (paper): 5%") == "all_2^-2, bias_max 16 (paper): 5%"
+    assert display.markdown_text("all_2^-2, bias_max_16_(paper): 5%") == "all_2^-2, bias_max_16_(paper): 5%"
     assert display.markdown_code("a") == "`a`"
     assert display.markdown_code("a ``b`\n") == "``` a ``b`\\n ```"
 
@@ -74,6 +74,7 @@ def test_numbers_are_short_whatever_their_size():
     ]
     assert display.number(-0.0, 3) == display.number(-1e-9, 3) == "0.000"
     assert display.number(1234.5, 1, comma="") == "1234.5"
+    assert [display.number(x, 2, sign="+") for x in (1.0, -1.0, -0.0, 1e38)] == ["+1.00", "-1.00", "+0.00", "+1e+38"]
     assert display.exponential(709.0) == math.exp(709.0)
     assert display.exponential(709.8) == display.exponential(33_798.0) == math.inf
 

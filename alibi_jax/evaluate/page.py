@@ -1,14 +1,16 @@
 """One self-contained HTML page from the records of one or more sweeps."""
 
 import base64
-import html
 import json
+import math
 from collections.abc import Iterable, Sequence
 from string import Template
 
-from alibi_jax.evaluate.plots import NAMES, Record, non_overlapping, png_bytes, position_figure, sliding
+from alibi_jax.display import html_text, number, perplexity_digits
+from alibi_jax.evaluate.plots import NAMES, non_overlapping, png_bytes, position_figure, sliding
+from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.statistics import longest_useful_length
-from alibi_jax.evaluate.tables import DASH, Grid, digits
+from alibi_jax.evaluate.tables import DASH, Grid
 
 
 def _rows(rows: Iterable[Sequence[str]], heading: Sequence[str]) -> str:
@@ -22,12 +24,13 @@ def _rows(rows: Iterable[Sequence[str]], heading: Sequence[str]) -> str:
 
 def _cell(grid: Grid, run: str, length: int) -> str:
     record = grid.cells.get((run, length))
-    text = html.escape(grid.text(run, length))
+    text = html_text(grid.text(run, length))
     if record is None or record["status"] != "ok":
-        detail = html.escape(str((record or {}).get("detail") or ""))
+        detail = html_text(str((record or {}).get("detail") or ""))
         return f'<span class="faint" title="{detail}">{text}</span>'
     value = record["perplexity"]
-    error = f"<small> ± {value * record['standard_error']:,.{digits(value)}f}</small>"
+    spread = value * record["standard_error"]
+    error = f"<small> ± {number(spread, perplexity_digits(value))}</small>" if math.isfinite(value) else ""
     return (f"<b>{text}</b>" if grid.is_best(run, length) else text) + error
 
 
@@ -46,7 +49,7 @@ def perplexity_html(records: Sequence[Record]) -> str:
     rows = []
     for run in grid.runs:
         useful = _useful([record for record in records if record["run"] == run])
-        rows.append([html.escape(run), *(_cell(grid, run, length) for length in grid.lengths), useful])
+        rows.append([html_text(run), *(_cell(grid, run, length) for length in grid.lengths), useful])
     return _rows(rows, ["run", *map(grid.heading, grid.lengths), "useful up to"])
 
 
@@ -62,13 +65,13 @@ def gain_html(records: Sequence[Record]) -> str:
     for record in sorted(non_overlapping(records), key=lambda record: record["length"]):
         gain = record.get("gain")
         if gain:
-            far = f"{gain['far_context']:+.4f}<small> ± {gain['far_context_error']:.4f}</small>"
-            verdict = _verdict(gain["far_context"], gain["far_context_error"])
-            numbers = [f"{gain['total']:+.4f}", far, f"{gain['early_tokens']:+.4f}", verdict]
-            rows.append([html.escape(record["run"]), f"{record['length']:,}", *numbers])
+            total, far, early = (number(gain[name], 4, sign="+") for name in ("total", "far_context", "early_tokens"))
+            far += f"<small> ± {number(gain['far_context_error'], 4)}</small>"
+            numbers = [total, far, early, _verdict(gain["far_context"], gain["far_context_error"])]
+            rows.append([html_text(record["run"]), f"{record['length']:,}", *numbers])
     if not rows:
         return "<p>Not measured: it needs the training length and a longer one, both non-overlapping.</p>"
-    runs = list(dict.fromkeys(html.escape(record["run"]) for record in records))
+    runs = list(dict.fromkeys(html_text(record["run"]) for record in records))
     rows.sort(key=lambda row: runs.index(row[0]))
     return _rows(rows, ["run", "length", "total gain", "far context", "early tokens", "reading further"])
 
@@ -93,16 +96,16 @@ def _provenance(records: Sequence[Record]) -> str:
             f"{r['length']}/{r['stride']}: {r['status']}: {r['detail']}" for r in own if r["status"] != "ok"
         ]
         facts |= {key: first.get(key) for key in ("machine", "versions", "config")}
-        text = html.escape(json.dumps(facts, indent=2, ensure_ascii=False))
-        position = html.escape(NAMES.get(first["position"], first["position"]))
-        summary = f"{html.escape(run)} <small>{position}, trained at {first['train_length']:,} tokens</small>"
+        text = html_text(json.dumps(facts, indent=2, ensure_ascii=False), keep="\n")
+        position = html_text(NAMES.get(first["position"], first["position"]))
+        summary = f"{html_text(run)} <small>{position}, trained at {first['train_length']:,} tokens</small>"
         parts.append(f"<details><summary>{summary}</summary><pre>{text}</pre></details>")
     return "".join(parts)
 
 
 def _image(png: bytes, description: str) -> str:
     data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{html_text(description)}" src="data:image/png;base64,{data}">'
 
 
 PAGE = Template("""<!doctype html>
@@ -116,7 +119,8 @@ PAGE = Template("""<!doctype html>
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
-h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
+h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em;
+  overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .5rem; }
 p { max-width: 46rem; margin: .5rem 0; }
 small, .faint { color: var(--faint); }
@@ -128,19 +132,18 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .38rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; color: var(--faint); border-bottom: 2px solid var(--line); }
 th:first-child { text-align: left; padding-left: 0; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
 td b { color: var(--accent); }
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem;
   overflow-x: auto; font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 details { border-bottom: 1px solid var(--line); padding: .4rem 0; }
-summary { cursor: pointer; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
 .warning { border-left: 4px solid var(--accent); padding: .4rem .9rem; background: var(--panel); }
 </style></head><body><main>
 <h1>$title</h1>
 <p class="faint">$subtitle</p>
 $warning
 $figure
-<h2>Perplexity, non-overlapping windows</h2>
 $table
 <p class="faint">± is one standard error, from blocks of neighbouring tokens; runs are scored on the same tokens, so
 differences between them are better known than that. Bold: best in its column. Useful up to: the longest length whose
@@ -179,24 +182,27 @@ def _position_section(records: Sequence[Record]) -> str:
     )
 
 
+def _perplexity_section(name: str, records: Sequence[Record]) -> str:
+    return f"<h2>Perplexity, {html_text(name)}</h2>\n{perplexity_html(records)}" if records else ""
+
+
 def page(records: Sequence[Record], title: str, command: str, picture: bytes) -> str:
-    stride, slid = sliding(records)
-    heading = f"<h2>Perplexity, sliding window, stride {html.escape(stride)}</h2>"
+    whole, (stride, slid) = non_overlapping(records), sliding(records)
     tokens = ", ".join(f"{count:,}" for count in sorted({record["num_tokens"] for record in records}))
     lengths = ", ".join(f"{length:,}" for length in sorted({record["train_length"] for record in records}))
     runs = len({record["run"] for record in records})
     counted = f"{runs} run{'s' if runs > 1 else ''}"
     return PAGE.substitute(
-        title=html.escape(title),
-        subtitle=html.escape(
+        title=html_text(title),
+        subtitle=html_text(
             f"{counted} trained at {lengths} tokens · {tokens} tokens of the {records[0]['split']} split"
         ),
         warning=_warning(records),
         figure=_image(picture, "Perplexity against evaluation length, non-overlapping and sliding"),
-        table=perplexity_html(non_overlapping(records)),
-        sliding=heading + perplexity_html(slid) if slid else "",
+        table=_perplexity_section("non-overlapping windows", whole),
+        sliding=_perplexity_section(f"sliding window, stride {stride}", slid),
         gains=gain_html(records),
         position=_position_section(records),
-        command=html.escape(command),
+        command=html_text(command),
         provenance=_provenance(records),
     )

@@ -4,11 +4,15 @@ Runs whose labels differ only in a last "-s0", "-s1" ... are seeds of one line: 
 """
 
 import io
+import math
 import re
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,10 +20,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from alibi_jax.evaluate.statistics import position_loss
-from alibi_jax.storage import load_array, locate
-
-Record = dict[str, Any]
+from alibi_jax.display import label, number
+from alibi_jax.evaluate.records import Record, load_nats
+from alibi_jax.evaluate.statistics import ResultsError, position_loss
+from alibi_jax.storage import locate
 
 # Okabe and Ito's palette, told apart under the common kinds of colour blindness; one fixed colour and marker a method.
 COLOURS = {
@@ -32,14 +36,20 @@ COLOURS = {
 }
 MARKERS = {"alibi": "o", "sinusoidal": "s", "rotary": "^", "t5": "D", "learned": "v", "none": "p"}
 NAMES = {"alibi": "ALiBi", "t5": "T5 bias", "none": "no positions"}  # the others are called as they are written
-FAILURE_MARKERS = {"out of memory": "x", "refused": "+"}
+INFINITE = "perplexity inf"  # scored, and past the largest number
+FAILURE_MARKERS = {"out of memory": "x", "refused": "+", "not finite": "1", INFINITE: "2"}
 INK, FAINT = "#222222", "#D9D9D9"
 
 
 def line_name(record: Record) -> str:
     """How the record's run is labelled in figures: without its seed, and by the method's name where that is all."""
-    name = re.sub(r"-s\d+$", "", record["run"])
+    name = re.sub(r"(?<=.)-s\d+$", "", record["run"])
     return NAMES.get(name, name)
+
+
+def outcome(record: Record) -> str:
+    """The status of a record, or that its perplexity cannot be drawn."""
+    return INFINITE if record["status"] == "ok" and not math.isfinite(record["perplexity"]) else record["status"]
 
 
 def non_overlapping(records: Iterable[Record]) -> list[Record]:
@@ -66,10 +76,11 @@ def sliding(records: Sequence[Record]) -> tuple[str, list[Record]]:
 
 
 def readable_ticks(low: float, high: float) -> list[float]:
-    """Ticks for a log axis from `low` to `high`: four or more, at round numbers."""
+    """Ticks for a log axis from `low` to `high`: four or more where they fit, at round numbers; at most some dozen."""
     steps = (np.arange(1, 10, step) for step in (0.5, 0.25, 0.1, 0.05, 0.02))
     choices = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 4, 6, 8], *steps]
-    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
+    decades = range(first, last + 1, 1 + (last - first) // 10)
     ticks: list[float] = []
     for mantissas in choices:
         ticks = [float(f"{m}e{d}") for d in decades for m in mantissas if low <= float(f"{m}e{d}") <= high]
@@ -92,9 +103,11 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """The figure as a PNG file. A character of a label that the font lacks is drawn as a box, without a warning."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing|Matplotlib currently does not support .* natively")
+        FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 
@@ -169,39 +182,53 @@ def _label_lines(axes: Axes, tips: Sequence[_Tip]) -> None:
         style = {"color": COLOURS[position], "transform": axes.transAxes, "clip_on": False}
         if reached == longest:
             axes.plot([x, max(x, 0.985), 1.03], [y, y, height], linewidth=0.7, alpha=0.6, **style)
-        label = name if reached == longest else f"{name} \u2264 {reached:,}"
-        weight = "bold" if position == "alibi" else "normal"
-        axes.text(1.037, height, label, fontsize=10.5, fontweight=weight, verticalalignment="center", **style)
+        text = label(name) if reached == longest else f"{label(name)} \u2264 {reached:,}"
+        style |= {"fontsize": 10.5, "fontweight": "bold" if position == "alibi" else "normal"}
+        axes.text(1.037, height, text, verticalalignment="center", parse_math=False, usetex=False, **style)
 
 
-def _draw_failure(axes: Axes, last: Record, failed: Sequence[Record]) -> None:
-    """A mark at the first length past `last`, the line's end, that could not be scored."""
-    beyond = [record for record in failed if record["length"] > last["length"]]
-    if beyond:
-        colour, end, height = COLOURS[last["position"]], beyond[0]["length"], last["perplexity"]
-        axes.plot([last["length"], end], [height, height], color=colour, linewidth=1.2, linestyle=(0, (2, 2)))
-        marker = FAILURE_MARKERS[beyond[0]["status"]]
-        axes.plot([end], [height], color=colour, marker=marker, markersize=8, markeredgewidth=2.2, zorder=5)
+def _first_failure(run: Sequence[Record]) -> Record | None:
+    """Of a run's records in order of length: the first past the last that can be drawn; None if there is none."""
+    drawn = [number for number, record in enumerate(run) if outcome(record) == "ok"]
+    beyond = run[drawn[-1] + 1 :] if drawn else ()
+    return beyond[0] if beyond else None
 
 
-def _draw_protocol(axes: Axes, records: Sequence[Record]) -> None:
+def _draw_failure(axes: Axes, last: tuple[int, float], failed: Record) -> None:
+    """A mark at the length that could not be drawn, past the line's end `last`."""
+    colour, end, height = COLOURS[failed["position"]], failed["length"], last[1]
+    axes.plot([last[0], end], [height, height], color=colour, linewidth=1.2, linestyle=(0, (2, 2)))
+    marker = FAILURE_MARKERS[outcome(failed)]
+    axes.plot([end], [height], color=colour, marker=marker, markersize=8, markeredgewidth=2.2, zorder=5)
+
+
+def _by_run(records: Sequence[Record]) -> list[list[Record]]:
+    """The records of each run that has one to draw, by length."""
     runs: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record["length"]):
         runs.setdefault(record["run"], []).append(record)
-    names = [line_name(run[0]) for run in runs.values()]
+    return [run for run in runs.values() if any(outcome(record) == "ok" for record in run)]
+
+
+def _draw_protocol(axes: Axes, records: Sequence[Record]) -> None:
+    runs = _by_run(records)
+    names = [line_name(run[0]) for run in runs]
     tips = []
-    for name, run in zip(names, runs.values(), strict=True):
+    for name, run in zip(names, runs, strict=True):
         scored = [record for record in run if record["status"] == "ok"]
-        if scored:
-            lengths, heights = ([record[key] for record in scored] for key in ("length", "perplexity"))
-            _draw_line(axes, run[0]["position"], lengths, heights, thin=names.count(name) > 1, markers=True)
-            _draw_failure(axes, scored[-1], [record for record in run if record["status"] != "ok"])
-            tips.append(_Tip(name, run[0]["position"], lengths[-1], heights[-1]))
+        lengths = [record["length"] for record in scored]
+        heights = [record["perplexity"] if outcome(record) == "ok" else math.nan for record in scored]  # a gap
+        _draw_line(axes, run[0]["position"], lengths, heights, thin=names.count(name) > 1, markers=True)
+        last = [(x, y) for x, y in zip(lengths, heights, strict=True) if math.isfinite(y)][-1]
+        failed = _first_failure(run)
+        if failed:
+            _draw_failure(axes, last, failed)
+        tips.append(_Tip(name, run[0]["position"], *last))
     _label_lines(axes, tips)
 
 
 def _failure_legend(axes: Axes, records: Sequence[Record]) -> None:
-    seen = sorted({record["status"] for record in records} - {"ok"})
+    seen = sorted(set(map(outcome, records)) - {"ok"})
     style = {"color": "#555555", "linestyle": "none", "markersize": 8, "markeredgewidth": 2}
     marks = [Line2D([], [], marker=FAILURE_MARKERS[status], label=status, **style) for status in seen]
     if marks:
@@ -209,33 +236,48 @@ def _failure_legend(axes: Axes, records: Sequence[Record]) -> None:
         axes.legend(handles=marks, fontsize=9.5, frameon=False, labelcolor=INK, **place)
 
 
+def _tick_text(tick: float) -> str:
+    return f"{tick:,.10g}" if tick < 1e9 else number(tick, 0)
+
+
 def _perplexity_ticks(axes: Axes, perplexities: Sequence[float]) -> None:
     pad = max((max(perplexities) / min(perplexities)) ** 0.06, 1.02)
-    low, high = min(perplexities) / pad, max(perplexities) * pad
+    low, high = min(perplexities) / pad, min(max(perplexities) * pad, sys.float_info.max)
     ticks = readable_ticks(low, high)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:,.10g}" for tick in ticks]))
+    axes.yaxis.set_major_formatter(FixedFormatter([_tick_text(tick) for tick in ticks]))
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _shown_lengths(records: Sequence[Record]) -> list[int]:
+    """Lengths of what is drawn: scored ones, and of each run the first after them that was not."""
+    runs = _by_run(records)
+    drawn = [record["length"] for run in runs for record in run if outcome(record) == "ok"]
+    return drawn + [failed["length"] for failed in map(_first_failure, runs) if failed]
 
 
 def extrapolation_figure(records: Sequence[Record]) -> Figure:
     """Perplexity (log) against evaluation length (log2, tokens), non-overlapping beside sliding, 1600 x 700 pixels.
 
-    Both panels share their scales; a protocol that was not evaluated has none. Dotted: the training length. A cross
-    is the first length for which a method ran out of memory or that it refused. Needs one scored record.
+    Both panels share their scales; a protocol of which nothing can be drawn has none. Dotted: the training length. A cross
+    is the first length for which a method ran out of memory or that it refused, or whose perplexity is infinite.
     """
     stride, slid = sliding(records)
     panels = {"Non-overlapping windows": non_overlapping(records), f"Sliding window, stride {stride}": slid}
-    panels = {title: some for title, some in panels.items() if any(record["status"] == "ok" for record in some)}
+    panels = {title: some for title, some in panels.items() if any(outcome(record) == "ok" for record in some)}
     shown = [record for some in panels.values() for record in some]
+    lengths = [length for some in panels.values() for length in _shown_lengths(some)]
     train_lengths = sorted({record["train_length"] for record in records})
     figure = _figure(height=5.0)
+    if not panels:
+        figure.text(0.5, 0.5, "no finite perplexity to draw", fontsize=12, color=INK, horizontalalignment="center")
+        return figure
     for axes, (title, some) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _style(axes, title, "evaluation length, tokens", "perplexity (lower is better)")
-        _length_ticks(axes, [record["length"] for record in shown], train_lengths)
-        _perplexity_ticks(axes, [record["perplexity"] for record in shown if record["status"] == "ok"])
+        _length_ticks(axes, lengths, train_lengths)
+        _perplexity_ticks(axes, [record["perplexity"] for record in shown if outcome(record) == "ok"])
         _draw_protocol(axes, some)
         _failure_legend(axes, some)
     return figure
@@ -251,16 +293,19 @@ def log_bins(losses: np.ndarray, per_doubling: int = 3) -> tuple[np.ndarray, np.
 
 
 def longest_windows(records: Sequence[Record]) -> list[Record]:
-    """Of each run, the record of its longest non-overlapping window with a whole window scored and its nats at hand."""
+    """Of each run, the record of its longest non-overlapping window that was scored and has its nats at hand."""
     longest: dict[str, Record] = {}
     for record in sorted(non_overlapping(records), key=lambda record: record["length"]):
-        if (
-            record["status"] == "ok"
-            and record["length"] <= record["num_tokens"]
-            and locate(record["nats_file"]).is_file()
-        ):
+        if record["status"] == "ok" and locate(record["nats_file"]).is_file():
             longest[record["run"]] = record
     return [longest[run] for run in dict.fromkeys(record["run"] for record in records) if run in longest]
+
+
+def _nats(record: Record) -> Float32[np.ndarray, " n"]:
+    try:
+        return load_nats(locate(record["nats_file"]), record)
+    except ResultsError as error:
+        raise ResultsError(f"{error}. Evaluate again: what is damaged is scored anew.") from error
 
 
 def position_figure(records: Sequence[Record]) -> Figure | None:
@@ -272,7 +317,7 @@ def position_figure(records: Sequence[Record]) -> Figure | None:
     chosen = longest_windows(records)
     if not chosen:
         return None
-    curves = [log_bins(position_loss(load_array(locate(record["nats_file"])), record["length"])) for record in chosen]
+    curves = [log_bins(position_loss(_nats(record), record["length"])) for record in chosen]
     figure = _figure(height=4.3)
     axes = figure.subplots()
     _style(axes, "Loss by position in the window", "inputs the target sees, tokens", "nats per token")

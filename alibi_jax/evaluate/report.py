@@ -3,27 +3,26 @@
 A record is one (run, length, stride) of `sweep.jsonl`, a plain dict; its keys are those the sweep writes.
 """
 
-import json
 from collections.abc import Sequence
 
 from alibi_jax.evaluate.page import page
-from alibi_jax.evaluate.plots import Record, extrapolation_figure, non_overlapping, png_bytes
+from alibi_jax.evaluate.plots import extrapolation_figure, non_overlapping, png_bytes, sliding
+from alibi_jax.evaluate.records import Record, explained, read_lines
 from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.evaluate.tables import csv_text, markdown_table
 from alibi_jax.storage import Location, locate, write_atomically
 
 
-def _read_line(line: str, place: str) -> Record:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ResultsError(
-            f"{place}: got text that is not JSON ({error}), expected a record. Evaluate again."
-        ) from error
-    missing = {"run", "position", "train_length", "length", "stride", "status"} - set(record)
-    if missing:
-        raise ResultsError(f"{place}: got a record without {sorted(missing)}, expected them. Evaluate again.")
-    return record
+def _records(path: Location) -> list[tuple[str, Record]]:
+    """(place, record) of every line of a sweep.jsonl; ResultsError with the place of one that cannot be read."""
+    records = []
+    with explained(path.parent):
+        for number, line in read_lines(path):
+            place = f"{path}, line {number}"
+            if isinstance(line, ResultsError):
+                raise ResultsError(f"{place}: {line}. Evaluate again: what cannot be read is scored anew.")
+            records.append((place, line))
+    return records
 
 
 def read_records(folders: Sequence[str | Location]) -> list[Record]:
@@ -37,9 +36,7 @@ def read_records(folders: Sequence[str | Location]) -> list[Record]:
     for path in (locate(folder) / "sweep.jsonl" for folder in folders):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: got no such file, expected the results of an evaluation. Run evaluate.")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            place = f"{path}, line {number}"
-            record = _read_line(line, place)
+        for place, record in _records(path):
             key = (record["run"], record.get("split"), record["length"], record["stride"])
             if key in places:
                 raise ResultsError(
@@ -59,25 +56,39 @@ def _check(records: Sequence[Record]) -> None:
         raise ResultsError(
             f"records: got splits {splits}, expected one or more records of one split. Pass one split's."
         )
-    if not any(record["status"] == "ok" for record in non_overlapping(records)):
+    if not any(record["status"] == "ok" for record in (*non_overlapping(records), *sliding(records)[1])):
+        reasons = sorted({f"{record['status']}: {record['detail']}" for record in records})
         raise ResultsError(
-            "records: got none scored with non-overlapping windows, expected one or more. Evaluate with stride L."
+            f"records: got none scored ({'; '.join(reasons[:3])}), expected one or more. Evaluate at shorter lengths, or a "
+            "longer text."
         )
+
+
+def _make(folder: Location) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsError(
+            f"out: got {folder}, which cannot be a folder ({error.strerror or error}), expected a writable one. Choose "
+            "another --out."
+        ) from error
 
 
 def write_report(records: Sequence[Record], folder: str | Location, title: str, command: str) -> Location:
     """Write report.html, extrapolation.png, sweep.csv and table.md into `folder`; returns the path of report.html.
 
     records: of `read_records`, of one split. command: what made them, shown on the page. The page needs no other
-    file. Runs whose arrays of nats are not at hand are missing from its figure of loss by position, and only there.
+    file. Runs whose arrays of nats are not at hand are missing from its figure of loss by position, and only there; an
+    array that is damaged is a ResultsError. OSError, with what to do, where the disk fails.
     """
     _check(records)
     folder = locate(folder)
+    _make(folder)
     picture = png_bytes(extrapolation_figure(records))
     text = page(records, title, command, picture)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "sweep.csv", csv_text(records))
-    write_atomically(folder / "table.md", markdown_table(records) + "\n")
-    write_atomically(folder / "extrapolation.png", picture)
-    write_atomically(folder / "report.html", text)
+    with explained(folder):
+        write_atomically(folder / "sweep.csv", csv_text(records))
+        write_atomically(folder / "table.md", markdown_table(records) + "\n")
+        write_atomically(folder / "extrapolation.png", picture)
+        write_atomically(folder / "report.html", text)
     return folder / "report.html"

@@ -1,6 +1,7 @@
 """Evaluate a trained run from its folder."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from alibi_jax.checkpoint import CheckpointError, Checkpoints
-from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
+from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import open_corpus
+from alibi_jax.display import decoded
 from alibi_jax.evaluate.sweep import sweep
 from alibi_jax.model import TransformerLM
 from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_ways, tree_shardings
-from alibi_jax.storage import Location, locate
+from alibi_jax.storage import Location, in_bucket, locate
 from alibi_jax.workdir import check_corpus, trained_on
 
 
@@ -31,6 +33,15 @@ def load_params(workdir: Location, config: Config, which: str) -> tuple[int, Any
     return step, checkpoints.restore(step, params=abstract)["params"]
 
 
+def run_label(workdir: Location, label: str | None) -> str:
+    """What a run is called: its label, or the name of its folder; ConfigError for a label that shows nothing."""
+    if label is None:
+        return decoded(workdir.name if in_bucket(workdir) else os.path.basename(os.path.abspath(workdir))) or "run"
+    if not label.strip():
+        raise ConfigError(f"label: got {label!r}, expected text to call the run by. Leave --label out, or name it.")
+    return decoded(label)
+
+
 def evaluate_run(
     workdir: str | Path,
     evaluate: EvaluateConfig | None = None,
@@ -43,9 +54,10 @@ def evaluate_run(
     evaluate: what to sweep; None: as the run's config says. label: what the run is called in tables; None: the name of its
     folder. mesh: None: all devices along the batch, whatever the run was trained on. Errors: ConfigError, CheckpointError
     (no checkpoint, a damaged one), DataError (also where the corpus is not the one trained on), ResultsError (`out` holds
-    another evaluation).
+    another evaluation, or the text has one token), HeldError (another evaluation is at work in `out`), OSError (a full disk).
     """
     workdir = locate(workdir)
+    label = run_label(workdir, label)
     config = load_config(workdir)
     config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
     evaluate = config.evaluate
@@ -59,7 +71,7 @@ def evaluate_run(
         step, params = load_params(workdir, config, evaluate.checkpoint)
         check_corpus(workdir, corpus.fingerprint)
         facts = {
-            "run": label or workdir.name,
+            "run": label,
             "position": config.model.position,
             "train_length": config.train.train_length,
             "split": evaluate.split,

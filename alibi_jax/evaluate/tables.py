@@ -2,9 +2,14 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 
-from alibi_jax.evaluate.plots import Record, non_overlapping
+from rich.cells import cell_len
+
+from alibi_jax.display import csv_cell, label, markdown_text, perplexity_number
+from alibi_jax.evaluate.plots import non_overlapping, sliding
+from alibi_jax.evaluate.records import Record
 
 COLUMNS = (
     *("run", "position", "train_length", "length", "stride", "status", "detail", "split", "num_tokens", "num_bytes"),
@@ -17,25 +22,35 @@ DASH = "–"
 
 
 def csv_text(records: Sequence[Record]) -> str:
-    """The records as CSV, one row each; the gain split in columns gain_*; a value a record lacks is an empty cell."""
+    """The records as CSV, one row each; the gain split in columns gain_*; a value a record lacks is an empty cell.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*COLUMNS, *(f"gain_{name}" for name in GAIN_COLUMNS)])
     for record in records:
         gain = record.get("gain") or {}
-        writer.writerow([*(record.get(name) for name in COLUMNS), *(gain.get(name) for name in GAIN_COLUMNS)])
+        cells = [*(record.get(name) for name in COLUMNS), *(gain.get(name) for name in GAIN_COLUMNS)]
+        writer.writerow(map(csv_cell, cells))
     return buffer.getvalue()
 
 
-def digits(value: float) -> int:
-    return 3 if value < 10 else 2 if value < 1000 else 0
+def protocols(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """What tables show, as (name, records): non-overlapping windows, then sliding ones if only they have some length."""
+    whole, (stride, slid) = non_overlapping(records), sliding(records)
+    lengths = {record["length"] for record in whole}
+    shown = [("non-overlapping windows", whole)] if whole else []
+    if any(record["length"] not in lengths for record in slid):
+        shown.append((f"sliding window, stride {stride}", slid))
+    return shown
 
 
 def perplexity_text(record: Record) -> str:
     """The perplexity of a record, or why it has none."""
     if record["status"] != "ok":
         return record["status"]
-    return f"{record['perplexity']:,.{digits(record['perplexity'])}f}"
+    return perplexity_number(record["perplexity"])
 
 
 class Grid:
@@ -55,7 +70,8 @@ class Grid:
     def is_best(self, run: str, length: int) -> bool:
         record = self.cells.get((run, length), {})
         several = sum((other, length) in self.cells for other in self.runs) > 1
-        return several and record.get("perplexity") == self.best.get(length, -1)
+        best = self.best.get(length, math.inf)
+        return several and best < math.inf and record.get("perplexity") == best
 
     def heading(self, length: int) -> str:
         """The length, with its multiple of the training length where all runs share one."""
@@ -68,9 +84,21 @@ class Grid:
 
 
 def summary_table(records: Sequence[Record]) -> str:
-    """Non-overlapping perplexity as plain text, runs by lengths, at most 100 columns wide: more lengths go below."""
-    grid = Grid(non_overlapping(records))
-    names = max(map(len, [*grid.runs, "run"]))
+    """Perplexity as plain text, runs by lengths, at most 100 columns wide: more lengths go below.
+
+    Non-overlapping; a sliding window where that alone was evaluated, or at lengths of its own, under a heading.
+    """
+    shown = protocols(records)
+    texts = (_plain_table(some) for _, some in shown)
+    if [name for name, _ in shown] == ["non-overlapping windows"]:
+        return next(texts)
+    return "\n\n".join(f"{name}\n{text}" for (name, _), text in zip(shown, texts, strict=True))
+
+
+def _plain_table(records: Sequence[Record]) -> str:
+    grid = Grid(records)
+    labels = ["run", *map(label, grid.runs)]
+    names = max(map(cell_len, labels))
     columns = [[grid.heading(length), *(grid.text(run, length) for run in grid.runs)] for length in grid.lengths]
     widths = [max(map(len, column)) for column in columns]
     blocks, used = [[]], names
@@ -79,22 +107,29 @@ def summary_table(records: Sequence[Record]) -> str:
             blocks, used = [*blocks, []], names
         blocks[-1].append([cell.rjust(width) for cell in column])
         used += 2 + width
-    labels = [name.ljust(names) for name in ["run", *grid.runs]]
+    labels = [name + " " * (names - cell_len(name)) for name in labels]
     tables = ("\n".join("  ".join(row) for row in zip(labels, *block, strict=True)) for block in blocks)
     return "\n\n".join(tables)
 
 
 def markdown_table(records: Sequence[Record]) -> str:
-    """The same table in Markdown, the best of each column in bold."""
-    grid = Grid(non_overlapping(records))
+    """The same tables in Markdown, the best of each column in bold."""
+    shown = protocols(records)
+    if [name for name, _ in shown] == ["non-overlapping windows"]:
+        return _markdown_grid(shown[0][1])
+    return "\n\n".join(f"{name.capitalize()}:\n\n{_markdown_grid(some)}" for name, some in shown)
+
+
+def _markdown_grid(records: Sequence[Record]) -> str:
+    grid = Grid(records)
     rows = []
     for run in grid.runs:
         texts = ((grid.text(run, length), grid.is_best(run, length)) for length in grid.lengths)
-        rows.append([run, *(f"**{text}**" if best else text for text, best in texts)])
+        rows.append([markdown_text(run), *(f"**{text}**" if best else text for text, best in texts)])
     return markdown(["run", *map(grid.heading, grid.lengths)], rows)
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, all columns but the first to the right."""
+    """A Markdown table of cells that are Markdown already, all columns but the first to the right."""
     lines = [heading, ["---", *("---:" for _ in heading[1:])], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
