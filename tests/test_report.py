@@ -1,15 +1,20 @@
 """The report: what it reads, what its tables say, and that the page stands alone."""
 
 import csv
+import errno
 import html.parser
 import io
+import json
 import math
+import re
 import typing
 
 import matplotlib.image
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
+from alibi_jax import display
 from alibi_jax.config import PositionName
 from alibi_jax.evaluate import plots, report, tables
 from alibi_jax.evaluate.page import gain_html
@@ -38,7 +43,7 @@ def record(run, position, length, stride, perplexity=None, **changes):
         "machine": "a <fast> machine",
         "date": "2026-01-01",
     }
-    if perplexity is None:
+    if perplexity is None:  # not scored
         del facts["nats_file"]
         return {**facts, "status": "out of memory", "detail": "9 GiB & more", "seconds": 0.0, **changes}
     mean = math.log(perplexity)
@@ -281,3 +286,201 @@ def test_log_bins_average_every_position_once():
     assert np.all(np.diff(centres) > 0) and centres[0] == 1 and centres[-1] < 100
     np.testing.assert_allclose(plots.log_bins(np.full(100, 3.0))[1], 3.0)
     assert means[0] == losses[0]
+
+
+LABELS = [
+    "lr$1_$x",
+    r"$\\frac{1}{$ \\alpha",
+    "a|b",
+    "line\none\r\n| --- |",
+    "\x1b[31mred\x1b]0;title\x07 \x9b2J\0",
+    "a\u202eb\u2066c\u2028d",
+    "=1+1",
+    "@SUM(A1)",
+    "-1",
+    "ünï ☃".encode().decode("ascii", "surrogateescape"),
+    "half \ud800",
+    "模型 🙂 مرحبا",
+    "long " * 2_000,
+    "<script>alert(1)</script> &amp; '\"",
+    "{run} ${title} $title %s \\",
+    'a, "b"; c',
+    "[red]markup[/red] :smile:",
+    " spaces  ",
+    "-s0",
+    "_x_ *y* `z` [l](u)",
+]
+
+
+def test_text_from_users_is_text_everywhere(tmp_path):
+    """What is shown of each label is printable, and is one cell, one line, one text."""
+    records = [one for label in LABELS for one in run_records(label, "alibi", (8.0, 7.5, None))]
+    for one in records:
+        one["detail"] = "=detail | with\nlines \x1b[31m"
+    title = "$title \x1b[31m <b> \udcff"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "sweep.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    read = report.read_records([tmp_path / "in"])
+    report.write_report(read, tmp_path / "out", title, "main.py report '$x\n\x1b'")
+    shown = [display.plain(label) for label in LABELS]
+    texts = {
+        name: (tmp_path / "out" / name).read_bytes().decode("utf-8")
+        for name in ("sweep.csv", "table.md", "report.html")
+    }
+    assert all(line.isprintable() for text in texts.values() for line in text.split("\n"))
+    rows = list(csv.reader(io.StringIO(texts["sweep.csv"])))
+    assert [row[0].removeprefix("'") for row in rows[1::3]] == shown
+    assert not any(cell.lstrip()[:1] in set("=+@") or cell.startswith("-1") for row in rows for cell in row)
+    lines = texts["table.md"].splitlines()
+    assert len(lines) == 2 + len(LABELS)
+    assert all(len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 5 for line in lines)
+    page = Page(texts["report.html"])
+    assert page.open == [] and "<script" not in texts["report.html"]
+    assert [row[0] for row in page.tables[0][1:]] == shown
+    assert display.plain(title) in page.text and r"main.py report '$x\n\x1b'" in page.text
+    table = tables.summary_table(read).splitlines()
+    assert len(table) == 1 + len(LABELS) and all(line.isprintable() and cell_len(line) <= 100 for line in table)
+    assert len({cell_len(line) for line in table}) == 1
+    drawn = [text for axes in plots.extrapolation_figure(read).axes for text in axes.texts]
+    assert len(drawn) == len(LABELS) and not any(text.get_parse_math() or text.get_usetex() for text in drawn)
+    assert all(text.get_text().isprintable() and len(text.get_text()) <= display.LONGEST + 5 for text in drawn)
+
+
+def test_infinite_and_huge_perplexities_are_short_and_drawn_where_they_can_be(tmp_path):
+    broken = [record("broken", "rotary", 16, 16, 9.0), record("broken", "rotary", 32, 32, 1e300)]
+    broken += [record("broken", "rotary", 64, 64, 1.0) | {"perplexity": math.inf, "mean_nats": 33_798.0}]
+    worse = run_records("worse", "none", (1.0, 1.0, 1.0))
+    for one in worse:
+        one |= {"perplexity": math.inf, "mean_nats": 1e38, "gain": {**GAIN, "total": -1e38, "early_tokens": -0.0}}
+    runs = {"some": some_records(), "broken": broken, "worse": worse}
+    read = report.read_records([write_sweep(tmp_path / name, records) for name, records in runs.items()])
+    assert [one["perplexity"] for one in read if one["run"] == "worse"] == [math.inf] * 3
+    page = page_of(read, tmp_path / "out")
+    assert page.tables[0][3] == ["broken", "9.000 ± 0.090", "1e+300 ± 1e+298", "inf", "16"]
+    assert page.tables[0][4][1:4] == ["inf"] * 3
+    assert ["worse", "64", "-1e+38", "-0.2500 ± 0.0625", "+0.0000", "hurts"] in page.tables[2]
+    assert [line.split() for line in tables.summary_table(read).splitlines()[3:]] == [
+        ["broken", "9.000", "1e+300", "inf"],
+        ["worse", "inf", "inf", "inf"],
+    ]
+    assert "| broken | 9.000 | 1e+300 | inf |" in (tmp_path / "out" / "table.md").read_text()
+    assert ",inf," in (tmp_path / "out" / "sweep.csv").read_text()
+    whole, _ = plots.extrapolation_figure(read).axes
+    assert len(whole.get_yticks()) <= 12 and whole.get_ylim()[1] < math.inf
+    assert ([64], [1e300]) in [(list(line.get_xdata()), list(line.get_ydata())) for line in whole.lines]
+    assert "perplexity inf" in [text.get_text() for text in whole.get_legend().get_texts()]
+    assert plots.png_bytes(plots.extrapolation_figure(worse)).startswith(b"\x89PNG")  # where there is nothing to draw
+    edge = [record("edge", "alibi", 16, 16, 1.7e308), record("edge", "alibi", 32, 32, 1.0)]
+    assert plots.png_bytes(plots.extrapolation_figure(edge)).startswith(b"\x89PNG")
+
+
+def test_a_length_far_past_the_text_is_told_from_one_that_was_scored(tmp_path):
+    """Also where an older version recorded it as scored."""
+    older = record("alibi", "alibi", 512, 512, 7.0)
+    absurd = record("alibi", "alibi", 2**30, 2**30, status="refused", detail="too long")
+    records = [*run_records("alibi", "alibi", (8.0, 7.5, 7.25)), older, absurd]
+    read = report.read_records([write_sweep(tmp_path / "in", records)])
+    page = page_of(read, tmp_path / "out")
+    assert page.tables[0][1][-3:] == ["refused", "refused", "64 (4x)"]
+    axes = plots.extrapolation_figure(read).axes[0]
+    assert axes.get_xlim()[1] < 1024  # the first that was refused, not the absurd one
+    assert ([512], [7.25]) in [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+
+
+def test_results_of_sliding_windows_alone_are_reported(tmp_path):
+    slid = run_records("alibi", "alibi", (7.0, 7.1, 7.2), stride=8)
+    page = page_of(slid, tmp_path)
+    assert "Perplexity, sliding window, stride 8" in page.text and "Perplexity, non-overlapping" not in page.text
+    assert page.tables[0][1][:2] == ["alibi", "7.000 ± 0.070"]
+    assert tables.summary_table(slid).splitlines()[0] == "sliding window, stride 8"
+    assert "| alibi | 7.000 | 7.100 | 7.200 |" in (tmp_path / "table.md").read_text()
+    both = [record("alibi", "alibi", 8, 8, 9.0), *slid]  # stride 8 is non-overlapping at length 8
+    assert [block.splitlines()[0] for block in tables.summary_table(both).split("\n\n")] == [
+        "non-overlapping windows",
+        "sliding window, stride 8",
+    ]
+    with pytest.raises(ValueError, match=r"none scored \(out of memory: 9 GiB & more\)"):
+        report.write_report(run_records("a", "alibi", (None, None, None), stride=8), tmp_path, TITLE, "")
+
+
+def test_a_damaged_array_is_named(tmp_path):
+    folder = write_sweep(tmp_path / "a", run_records("alibi", "alibi", (8.0, 7.5, 7.25)))
+    path = folder / "nats" / "64-64.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"64-64\.npy: got no array .*Evaluate again"):
+        report.write_report(report.read_records([folder]), tmp_path / "out", TITLE, "")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    records = run_records("alibi", "alibi", (8.0, 7.5, 7.25))
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="out: got .*cannot be a folder.*another --out"):
+            report.write_report(records, out, TITLE, "")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report, "write_atomically", full)
+    monkeypatch.setattr(report, "extrapolation_figure", lambda _: plots.Figure())
+    with pytest.raises(OSError, match=f"could not read or write in {tmp_path}: No space left.*--out"):
+        report.write_report(records, tmp_path, TITLE, "")
+
+
+BAD_LINES = {
+    "no JSON": '{"run": ',
+    "null": "null",
+    "list": "[1]",
+    "number": "7",
+    "nothing in it": "{}",
+    "nested": "[" * 100_000,
+    "huge integer": '{"length": ' + "9" * 5_000 + "}",
+}
+BAD_FIELDS = {
+    "run null": {"run": None},
+    "position unknown": {"position": "polar"},
+    "position list": {"position": []},
+    "length text": {"length": "16"},
+    "length true": {"length": True},
+    "length zero": {"length": 0},
+    "length half": {"length": 16.0},
+    "length absurd": {"length": 2**31, "stride": 2**31},
+    "stride past length": {"stride": 17},
+    "train_length null": {"train_length": None},
+    "status unknown": {"status": "fine"},
+    "status list": {"status": ["ok"]},
+    "perplexity NaN": {"perplexity": math.nan},
+    "perplexity null": {"perplexity": None},
+    "perplexity of another loss": {"perplexity": 1.0},
+    "loss infinite": {"mean_nats": math.inf, "perplexity": math.inf},
+    "loss huge": {"mean_nats": 10**400},
+    "error text": {"standard_error": "0.1"},
+    "array elsewhere": {"nats_file": "../../secret.npy"},
+    "gain list": {"gain": [1]},
+    "gain in part": {"gain": {"total": 1.0}},
+    "config text": {"config": "x"},
+    "section null": {"config": {"model": None}},
+    "seconds text": {"seconds": "1"},
+}
+
+
+@pytest.mark.parametrize("case", [*BAD_LINES, *BAD_FIELDS])
+def test_a_line_that_is_no_record_is_named(tmp_path, case):
+    good = record("alibi", "alibi", 16, 16, 8.0)
+    bad = BAD_LINES[case] if case in BAD_LINES else json.dumps(good | BAD_FIELDS[case])
+    (tmp_path / "sweep.jsonl").write_text(json.dumps(record("a", "alibi", 16, 16, 8.0)) + "\n\n" + bad + "\n")
+    with pytest.raises(ValueError, match=r"sweep\.jsonl, line 3: got .*Evaluate again"):
+        report.read_records([tmp_path])
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    for content in (bytes(range(256)), b"\xff\xfe" + '{"run": "a"}'.encode("utf-16-le"), b"\0" * 100):
+        (tmp_path / "sweep.jsonl").write_bytes(content)
+        with pytest.raises(ValueError, match=r"sweep\.jsonl, line 1: got what is not JSON"):
+            report.read_records([tmp_path])
+
+
+def test_lines_ended_in_another_way_are_read(tmp_path):
+    line = json.dumps(record("alibi", "alibi", 16, 16, 8.0))
+    (tmp_path / "sweep.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n\r\n")
+    assert len(report.read_records([tmp_path])) == 1
