@@ -1,6 +1,7 @@
 """The loop around the step: batches in, metrics out one step late, validation, saving, clean stops."""
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -11,12 +12,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from alibi_jax.checkpoint import Checkpoints
-from alibi_jax.config import Config
+from alibi_jax.config import Config, TrainConfig
 from alibi_jax.data.batches import batches
 from alibi_jax.data.corpus import Corpus
 from alibi_jax.evaluate.nats import token_nats
+from alibi_jax.evaluate.records import too_short
 from alibi_jax.evaluate.statistics import bits_per_byte
-from alibi_jax.hosts import Agreement
+from alibi_jax.hosts import Agreement, is_first
 from alibi_jax.metrics import MetricsLog, Speed
 from alibi_jax.model import TransformerLM
 from alibi_jax.progress import Bar, loss_text
@@ -28,6 +30,8 @@ from alibi_jax.watch import Trace
 
 VALIDATION_TOKENS = 8192  # of one batch of validation windows; at least one window a device
 SHOW_CURSOR = "\x1b[?25h"  # the bar hides it, and a second signal would leave it so
+
+logger = logging.getLogger("alibi_jax")
 
 
 class Diverged(RuntimeError):
@@ -72,6 +76,17 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
+def unfilled_lengths(train: TrainConfig, tokens: int) -> list[str]:
+    """A warning for each validation length of which a text of so many tokens has no full window."""
+    reasons = (too_short(length, length, min(tokens, train.validate_tokens)) for length in train.validate_lengths)
+    return [
+        f"train.validate_lengths: {reason}; its loss is that of shorter inputs. Raise train.validate_tokens, lengthen the "
+        "validation text, or leave the length out."
+        for reason in reasons
+        if reason
+    ]
+
+
 class Run(NamedTuple):
     """What a run has before its first step."""
 
@@ -98,6 +113,8 @@ class Loop:
         self.speed = Speed(config.model, train.train_length, train.batch_size * train.train_length)
         self.bits_per_nat = facts["tokens"] / facts["bytes"] / math.log(2)  # bits a byte for each nat a token
         self.tokens_per_second = 0.0
+        for warning in unfilled_lengths(train, len(corpus.tokens("valid"))) if is_first() else ():
+            logger.warning(warning)
 
     def run(self, state: Any, step_function: Callable, stop: list[str]) -> None:
         """Steps until the last, or until `stop` holds a signal's name: then saves and raises Interrupted."""

@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from alibi_jax import loop
 from alibi_jax.checkpoint import Checkpoints
-from alibi_jax.config import Config, ConfigError, DataConfig, MeshConfig, replace
+from alibi_jax.config import Config, ConfigError, DataConfig, MeshConfig, TrainConfig, replace
 from alibi_jax.data.sources import DataError
 from alibi_jax.limits import RANGES, Range
 from alibi_jax.loop import Diverged, Interrupted, stop_requested
@@ -335,3 +335,11 @@ def test_log_that_is_damaged_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 2}\n')
     with pytest.raises(MetricsError, match=r"got a line in .*metrics\.jsonl that cannot be read"):
         MetricsLog(tmp_path, 5)
+
+
+def test_a_validation_length_without_a_full_window_is_said():
+    train = TrainConfig(validate_lengths=(128, 512, 513), validate_tokens=512)
+    assert len(loop.unfilled_lengths(train, 10_000)) == 1
+    assert "512 tokens of text, where one full window of 513" in loop.unfilled_lengths(train, 10_000)[0]
+    assert len(loop.unfilled_lengths(train, 200)) == 2  # of a short text
+    assert loop.unfilled_lengths(TrainConfig(), 20) == []  # nobody asked for a length
