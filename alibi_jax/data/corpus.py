@@ -334,7 +334,8 @@ def _write_unknown(folder: Path, split: Split, texts: Iterable[Document], tokeni
     """Writes the bytes of every word that `<unk>` stands for; how many there are, and the bytes they have more than it."""
     number = excess = 0
     tokens = np.memmap(folder / f"{split}.bin", _dtype(tokenizer.vocab_size), mode="r")
-    any_unknown = (tokens == tokenizer.unknown).any()
+    starts = range(0, len(tokens), UNKNOWN_CHUNK)
+    any_unknown = any((tokens[start : start + UNKNOWN_CHUNK] == tokenizer.unknown).any() for start in starts)
     lengths = chain.from_iterable(map(tokenizer.unknown_bytes, texts)) if any_unknown else iter(())
     with open(folder / f"{split}.unknown.bin", "wb") as file:
         while (chunk := np.fromiter(islice(lengths, UNKNOWN_CHUNK), UNKNOWN_DTYPE)).size:
