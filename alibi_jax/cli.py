@@ -30,7 +30,7 @@ def run_command(parse: Callable[[], Callable[[], str]]) -> int:
     log.handlers, log.propagate = [logging.StreamHandler()], False
     log.setLevel(logging.INFO)  # what "auto" chose
     status = _status(parse)
-    if status in (REFUSED, FAILED, DIVERGED, HELD) and several():
+    if status in (REFUSED, FAILED, DIVERGED, HELD, KILLED) and several():
         sys.stderr.flush()
         if is_first():
             time.sleep(LAST_SECONDS)

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import os
-import socket
+import signal
 import sys
 import threading
 import time
@@ -14,20 +14,22 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
-from jax._src import distributed
 from jax.sharding import Mesh
 
 from alibi_jax.checks import ConfigError, Section, require
+from alibi_jax.coordinator import HostsError, check_can_listen, parse_address, reach
 from alibi_jax.sharding import of_any_host
+from alibi_jax.status import FAILED, REFUSED
 from alibi_jax.workdir import HeldError
 
-LONGEST_WAIT = 24 * 3600 * 1000  # milliseconds one host waits for another that is at work, such as preparing a corpus
-PROBE_SECONDS = 0.5  # between two attempts to reach the first host
-ENVIRONMENT = {"coordinator": "JAX_COORDINATOR_ADDRESS", "count": "JAX_NUM_PROCESSES", "index": "JAX_PROCESS_ID"}
-
-
-class HostsError(RuntimeError):
-    """Hosts that did not find one another; nothing was begun."""
+LONGEST_WORK = 24 * 3600  # seconds one host waits for another that is at work, such as preparing a corpus
+BEAT_SECONDS = 1.0  # between two signs that a host is at work
+ENVIRONMENT = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "count": "JAX_NUM_PROCESSES",
+    "index": "JAX_PROCESS_ID",
+    "listen": "JAX_COORDINATOR_BIND_ADDRESS",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +41,11 @@ class Hosts(Section):
     coordinator: str = ""  # address:port of the first host; empty: JAX_COORDINATOR_ADDRESS, or a run on one host
     count: int = 0  # processes of the run, one a host; 0: JAX_NUM_PROCESSES
     index: int = -1  # of this process, 0 to count - 1; -1: JAX_PROCESS_ID
+    listen: str = ""  # process 0's own address:port; empty: JAX_COORDINATOR_BIND_ADDRESS, or coordinator
     discover: bool = False  # ask TPU metadata, Slurm, Open MPI or Kubernetes for all three
     timeout_seconds: int = 300  # for all hosts to come
-    heartbeat_seconds: int = 60  # a host that is silent for so long is lost
+    heartbeat_seconds: int = 60  # a process that is silent for so long is lost
+    wait_seconds: int = 600  # for another host to come to the same place, unless it is at work on a corpus
 
     def check(self) -> None:
         named = bool(self.coordinator), self.count > 0, self.index >= 0
@@ -54,11 +58,12 @@ class Hosts(Section):
         )
 
 
-def _number(name: str, given: int, least: int) -> int:
-    """A number as given or, below `least`, from the environment."""
-    text = str(given) if given >= least else os.environ.get(ENVIRONMENT[name], "")
+def _number(name: str, own: int, least: int) -> int:
+    """A number as it was passed or, below `least`, from the environment."""
+    text = str(own) if own >= least else os.environ.get(ENVIRONMENT[name], "")
     what = f"hosts.{name} (or {ENVIRONMENT[name]})"
-    require(text.isdigit(), what, repr(text), f"a number from {least} on", f"Pass --hosts.{name}.")
+    whole = text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least
+    require(whole, what, repr(text), f"a number from {least} on", f"Pass --hosts.{name}.")
     return int(text)
 
 
@@ -76,74 +81,90 @@ def _resolved(hosts: Hosts) -> Hosts | None:
             "Pass --hosts.coordinator, or set JAX_COORDINATOR_ADDRESS.",
         )
         return None
-    name, _, port = address.rpartition(":")
-    require(bool(name) and port.isdigit(), "hosts.coordinator", repr(address), "address:port", "Name both.")
+    parse_address(address, "hosts.coordinator")
     count, index = _number("count", hosts.count, 1), _number("index", hosts.index, 0)
     require(index < count, "hosts.index", index, f"0 to {count - 1}, of {count} processes", "Correct one of them.")
-    return dataclasses.replace(hosts, coordinator=address, count=count, index=index)
+    listen = hosts.listen or os.environ.get(ENVIRONMENT["listen"], "") or address
+    parse_address(listen, "hosts.listen")
+    return dataclasses.replace(hosts, coordinator=address, count=count, index=index, listen=listen)
 
 
-def _reach_coordinator(hosts: Hosts) -> None:
-    """Waits until the first host listens, for jax would end the process without a word that helps."""
-    name, _, port = hosts.coordinator.rpartition(":")
-    deadline = time.monotonic() + hosts.timeout_seconds
-    while True:
-        try:
-            socket.create_connection((name.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise HostsError(
-                    f"hosts: got no answer from the coordinator at {hosts.coordinator} in {hosts.timeout_seconds} s ({error}), "
-                    "expected process 0 of the run to listen there. Start it, or correct the address; is the port open?"
-                ) from error
-        time.sleep(PROBE_SECONDS)
+def _end(message: str, status: int) -> None:
+    """Ends the process where no exception gets through: JAX waits in C++, or would wait when Python ends."""
+    print(f"error: hosts: {message}", file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 def _give_up(hosts: Hosts) -> None:
-    """Ends the process where not all came: the wait is in C++, and no exception gets through."""
-    print(
-        f"error: hosts: waited {hosts.timeout_seconds} s as process {hosts.index}, expected {hosts.count or 'all'} processes "
-        f"to come to {hosts.coordinator or 'the coordinator'}. Start those that are missing, then run the command again.",
-        file=sys.stderr,
-        flush=True,
+    _end(
+        f"waited {hosts.timeout_seconds} s as process {hosts.index}, expected {hosts.count or 'all'} processes to come to "
+        f"{hosts.coordinator or 'the coordinator'}. Start those that are missing, then run the command again.",
+        FAILED,
     )
-    os._exit(1)
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """The process, at once: what is inside is C++, where Python's own handler would have to wait."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def connect(hosts: Hosts) -> None:
     """Joins the processes of a run; before JAX is first used. Nothing is done for a run on one host.
 
-    ConfigError for numbers that do not fit; HostsError where the coordinator cannot be reached in time. Where other processes
-    do not come in time, this one ends with a message.
+    Process 0 listens at hosts.listen, or the coordinator's address, and nowhere else; found by `discover`, on every network
+    of the machine. ConfigError for numbers that do not fit; HostsError where the coordinator cannot be reached in time, or
+    process 0 cannot listen. Where other processes do not come in time, this one ends with a message.
     """
-    found = hosts if hosts.discover else _resolved(hosts)
-    if found is None or found.count == 1:
+    joined = hosts if hosts.discover else _resolved(hosts)
+    if joined is None or joined.count == 1:
         return
-    if found.index > 0:
-        _reach_coordinator(found)
-    # its service would take SIGTERM for itself until training begins
-    jax.config.update("jax_enable_preemption_service", False)
-    timer = threading.Timer(found.timeout_seconds, _give_up, [found])
+    if joined.index > 0:
+        reach(parse_address(joined.coordinator, "hosts.coordinator"), joined.timeout_seconds)
+    elif joined.listen:
+        check_can_listen(parse_address(joined.listen, "hosts.listen"), joined.timeout_seconds)
+    timer = threading.Timer(joined.timeout_seconds, _give_up, [joined])
     timer.daemon = True
     timer.start()
-    told = {} if found.discover else {"coordinator_address": found.coordinator, "num_processes": found.count}
+    try:
+        with _ended_by_ctrl_c():
+            _initialize(joined)
+    finally:
+        timer.cancel()
+    global _wait_seconds
+    _wait_seconds = joined.wait_seconds
+    if not joined.discover:
+        _check_count(joined)
+    if not is_first():
+        logging.getLogger("alibi_jax").setLevel(logging.WARNING)
+
+
+def _initialize(hosts: Hosts) -> None:
+    # its service would take SIGTERM for itself until training begins
+    jax.config.update("jax_enable_preemption_service", False)
+    told = {} if hosts.discover else {"coordinator_address": hosts.coordinator, "num_processes": hosts.count}
     try:
         jax.distributed.initialize(
             **told,
-            process_id=None if found.discover else found.index,
-            initialization_timeout=found.timeout_seconds + 60,  # the timer comes first, with a message
-            heartbeat_timeout_seconds=found.heartbeat_seconds,
-            shutdown_timeout_seconds=found.heartbeat_seconds,
+            process_id=None if hosts.discover else hosts.index,
+            coordinator_bind_address=hosts.listen or None,
+            initialization_timeout=hosts.timeout_seconds + 60,  # the timer comes first, with a message
+            heartbeat_timeout_seconds=hosts.heartbeat_seconds,
+            shutdown_timeout_seconds=hosts.heartbeat_seconds,
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError) as error:
         raise HostsError(
-            f"hosts: got {error}, expected {hosts}. Is the coordinator's port free, and is there a cluster to discover?"
+            f"hosts: got {str(error).partition(' [')[0]}, expected {hosts}. Is every index there once, of as many processes as "
+            "hosts.count says, and is there a cluster to discover?"
         ) from error
-    finally:
-        timer.cancel()
-    if not is_first():
-        logging.getLogger("alibi_jax").setLevel(logging.WARNING)
 
 
 def is_first() -> bool:
@@ -159,10 +180,87 @@ def several() -> bool:
 def _client() -> Any:
     """Through it processes tell each other things beside their devices' work, and wait as long as they like (a collective on
     CPUs gives up after 30 seconds). jax has no public name for it; Orbax uses this one, too."""
+    from jax._src import distributed  # here, so that a run on one host needs nothing private
+
     return distributed.global_state.client
 
 
+_wait_seconds = Hosts.wait_seconds  # of this process, as `connect` was asked
 _rounds = itertools.count()  # of questions put to all hosts, which all come to in the same order
+_beats = itertools.count()
+
+
+def _value(key: str) -> str | None:
+    """What a key holds now; None if nothing."""
+    try:
+        return _client().key_value_try_get(key)
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" not in str(error):
+            raise HostsError(_lost(error)) from error
+        return None
+
+
+def _lost(error: Exception) -> str:
+    reason = str(error).partition("\n")[0]
+    return f"hosts: lost the first host ({reason}), which keeps what all agree on, expected it to be there. Start all again."
+
+
+def _wait_for(key: str, hosts: list[int]) -> list[str]:
+    """The values that these hosts give to key/INDEX. A host that is at work is waited for LONGEST_WORK, any other
+    hosts.wait_seconds; then HostsError, with the names of those that are missing."""
+    idle, busy, signs = 0.0, 0.0, {}
+    while missing := [host for host in hosts if _value(f"{key}/{host}") is None]:
+        began = time.monotonic()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # not in this time; the next look says what else it is
+            _client().blocking_key_value_get(f"{key}/{missing[0]}", 1000)
+        passed = min(time.monotonic() - began, 2.0)  # of a pause of this machine no more than this
+        now = {host: _value(f"alibi_jax/at_work/{host}") for host in missing}
+        idle, busy = (idle + passed if now == signs else 0.0), busy + passed
+        signs = now
+        if idle > _wait_seconds or busy > LONGEST_WORK:
+            raise HostsError(
+                f"hosts: waited {busy:.0f} s for host {', '.join(map(str, missing))}, expected it to come to where host "
+                f"{jax.process_index()} is. Look what it waits for, then start all again. (--hosts.wait-seconds is how long a "
+                "host waits for another that is not at work.)"
+            )
+    return [_value(f"{key}/{host}") for host in hosts]
+
+
+@contextlib.contextmanager
+def _at_work() -> Iterator[None]:
+    """Lets the others see that this host is busy, which may take hours."""
+    ended, client, key = threading.Event(), _client(), f"alibi_jax/at_work/{jax.process_index()}"
+
+    def beat() -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first host is gone: jax ends this process
+            while True:
+                client.key_value_set(key, str(next(_beats)), allow_overwrite=True)
+                if ended.wait(BEAT_SECONDS):
+                    return
+
+    thread = threading.Thread(target=beat, name="at work", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _check_count(hosts: Hosts) -> None:
+    """Ends all processes where they were started with different counts: each would wait for others."""
+    client, key = _client(), "alibi_jax/count"
+    client.key_value_set(f"{key}/{hosts.index}", str(hosts.count))
+    first = int(_wait_for(key, [0])[0])
+    counts = _wait_for(key, list(range(first))) if hosts.count == first else [str(first), str(hosts.count)]
+    if len(set(counts)) > 1:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # all have read it, or had the time
+            client.wait_at_barrier(f"{key}/read", 5000)
+        _end(
+            f"got hosts.count {' and '.join(sorted(set(counts)))} from processes of one run, expected the same of all. Start "
+            "all again with the number of processes that there are.",
+            REFUSED,
+        )
 
 
 def from_first_host(value: str) -> str:
@@ -171,16 +269,18 @@ def from_first_host(value: str) -> str:
         return value
     key = f"alibi_jax/{next(_rounds)}"
     if jax.process_index() == 0:
-        _client().key_value_set(key, value)
-    return _client().blocking_key_value_get(key, LONGEST_WAIT)
+        _client().key_value_set(f"{key}/0", value)
+    return _wait_for(key, [0])[0]
 
 
-def _verdicts(key: str, said: str) -> list[str]:
+def _verdicts(key: str, own: str) -> list[str]:
     """What each host says, on all of them. The first, which keeps what is said, stays until all have heard it."""
-    client, count, index = _client(), jax.process_count(), jax.process_index()
-    client.key_value_set(f"{key}/{index}", said)
-    heard = [client.blocking_key_value_get(f"{key}/{i}", LONGEST_WAIT) for i in range(count)]
-    client.wait_at_barrier(f"{key}/heard", LONGEST_WAIT)
+    client, everyone = _client(), list(range(jax.process_count()))
+    client.key_value_set(f"{key}/{jax.process_index()}", own)
+    heard = _wait_for(key, everyone)
+    client.key_value_set(f"{key}/heard/{jax.process_index()}", "yes")
+    if jax.process_index() == 0:
+        _wait_for(f"{key}/heard", everyone)
     return heard
 
 
@@ -202,19 +302,20 @@ def first_host_first() -> Iterator[None]:
         yield
         return
     key, error = f"alibi_jax/{next(_rounds)}", None
-    first = _client().blocking_key_value_get(f"{key}/0", LONGEST_WAIT) if jax.process_index() > 0 else ""
+    first = _wait_for(key, [0])[0] if jax.process_index() > 0 else ""
     try:
         if not first:
-            yield
+            with _at_work():
+                yield
     except BaseException as raised:  # also SystemExit: whatever ends this host has to end the others
         error = raised
     own = "" if error is None else json.dumps([_kind(error), str(error) or type(error).__name__])
     heard = _verdicts(key, own)
     if error is not None:
         raise error
-    for i, said in enumerate(heard):
-        if said:
-            kind, message = json.loads(said)
+    for i, verdict in enumerate(heard):
+        if verdict:
+            kind, message = json.loads(verdict)
             raise KINDS[kind](f"host {i}: {message}")
 
 

@@ -77,6 +77,7 @@ RANGES = {
     "hosts.index": Range(-1, DEVICES),
     "hosts.timeout_seconds": Range(1, MONTH),
     "hosts.heartbeat_seconds": Range(1, MONTH),
+    "hosts.wait_seconds": Range(5, MONTH),  # a host that is at work says so every second
     "supervise.last_step": Range(1, COUNT),
     "supervise.patience": Range(0, COUNT),
     "supervise.stop_seconds": Range(0.0, MONTH),

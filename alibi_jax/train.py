@@ -1,6 +1,7 @@
 """Training: one pure step, and what is checked and restored before the first."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -13,18 +14,19 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Int32
 
+from alibi_jax.agreement import check_same
 from alibi_jax.checkpoint import Checkpoints
-from alibi_jax.config import Config, ConfigError, differing_fields, from_json, replace, to_json
+from alibi_jax.config import Config, ConfigError, replace
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
-from alibi_jax.hosts import HostsError, first_host_first, from_first_host, is_first
+from alibi_jax.hosts import HostsError, first_host_first, from_first_host, is_first, several
 from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import learning_rate, make_optimizer
 from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings
 from alibi_jax.storage import locate
 from alibi_jax.watch import parse_steps, watched
-from alibi_jax.workdir import only_run, open_workdir, trained_on
+from alibi_jax.workdir import check_shared, new_mark, only_run, open_workdir, trained_on
 
 
 class State(NamedTuple):
@@ -108,6 +110,7 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
     CheckpointError and MetricsError (a full disk, a damaged file).
     """
     workdir, traced = locate(workdir), parse_steps(profile)
+    check_same(**dataclasses.asdict(config), label=label, profile=profile)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)  # before a corpus is prepared, which may take long
     corpus = open_same_corpus(config, trained_on(workdir))
@@ -116,10 +119,11 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
     share = host_share((config.train.batch_size, config.train.train_length), mesh)
     Batches(*batch_arguments(config, corpus, share))  # refuses a seed or a text that does not fit
     with contextlib.ExitStack() as held:
-        told = from_first_host(to_json(config))
+        mark = from_first_host(new_mark(workdir))
         with first_host_first():
-            check_same_config(config, told)
             held.enter_context(only_run(workdir))
+            if several():
+                check_shared(workdir, mark)
             open_workdir(workdir, config, corpus.fingerprint)
         checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, config.train.max_to_keep)))
         check_same_step(checkpoints.latest(), from_first_host(str(checkpoints.latest())))
@@ -140,16 +144,6 @@ def open_same_corpus(config: Config, fingerprint: str) -> Corpus:
     fingerprint = from_first_host(corpus.fingerprint if corpus else "")
     with first_host_first():
         return corpus or open_corpus(config.data, fingerprint)
-
-
-def check_same_config(config: Config, told: str) -> None:
-    """ConfigError where the first host was told to train another config: their programs would wait for each other."""
-    differing = differing_fields(from_json(told), config)
-    if differing:
-        raise ConfigError(
-            f"hosts: got {'; '.join(differing)} (first host -> host {jax.process_index()}), expected the same command on all "
-            "hosts. Correct the options."
-        )
 
 
 def check_same_step(latest: int | None, told: str) -> None:

@@ -5,8 +5,10 @@ import datetime
 import fcntl
 import logging
 import os
+import secrets
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import IO
 
@@ -18,6 +20,7 @@ from alibi_jax.storage import NO_LOCKS, Location, in_bucket, write_atomically
 
 MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
 COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
+SHARED_SECONDS = 3.0  # until a new file of one host is to be seen on the others
 
 
 class HeldError(RuntimeError):
@@ -86,6 +89,35 @@ def only_run(workdir: Location, name: str = "workdir", work: str = "run") -> Ite
             file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {now}")
             file.flush()
         yield
+
+
+def new_mark(workdir: Location) -> str:
+    """A name no file has had, and the folder as this host calls it."""
+    return f".hosts-{secrets.token_hex(8)} {workdir}"
+
+
+def check_shared(workdir: Location, mark: str) -> None:
+    """ConfigError where this host's folder is not the first host's, which leaves an empty file there that the others look for.
+
+    mark: the first host's `new_mark`. The paths may differ, and be mounted elsewhere. A name that nobody has looked for is
+    one that no file system remembers as missing.
+    """
+    name, _, called = mark.partition(" ")
+    if jax.process_index() == 0:
+        with _writing(workdir):
+            for old in workdir.glob(".hosts-*"):
+                old.unlink(missing_ok=True)
+            (workdir / name).write_bytes(b"")
+        return
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (workdir / name).exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"workdir: got {workdir} on host {jax.process_index()}, which is not the folder that the first host calls "
+                f"{called}: what that one writes is not to be seen here. Expected one folder for all hosts, on a file system "
+                "or in a bucket that they share. Correct --workdir, or mount it."
+            )
+        time.sleep(0.2)
 
 
 def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:

@@ -15,11 +15,12 @@ import psutil
 import pytest
 from test_kill import lines
 
+import alibi_jax.hosts
 import main
 from alibi_jax import cli
 from alibi_jax.config import Config, ConfigError, replace, to_json
 from alibi_jax.data.corpus import prepare
-from alibi_jax.hosts import ENVIRONMENT, Hosts, HostsError, connect
+from alibi_jax.hosts import ENVIRONMENT, Hosts, HostsError, _wait_for, connect
 from alibi_jax.train import train
 from alibi_jax.workdir import only_run
 from children import LIMIT, latest, wait_for
@@ -132,16 +133,22 @@ def test_a_signal_to_one_host_stops_all_at_the_same_step(hosts, tiny_data, tmp_p
 
 
 def test_what_one_host_refuses_all_refuse_at_once(hosts, tiny_data, tmp_path):
-    """A run in the folder that the first host finds, or another config: both end with the same status, soon."""
+    """A run in the folder that the first host finds, another config or another folder: both end alike, soon."""
     prepare(tiny_data, quiet=True)
     config, began = tiny_config(tiny_data), time.monotonic()
     first, second = pair(hosts, config, tmp_path / "run", 1, (), ["--train.steps", "5"])
+    elsewhere = str(tmp_path / "elsewhere")
+    here, there = pair(hosts, config, tmp_path / "here", 1, (), ["--workdir", elsewhere])
     with only_run(tmp_path / "held"):
         other, another = pair(hosts, config, tmp_path / "held", 1)
+        assert [here.status(), there.status()] == [cli.REFUSED] * 2, here.text() + there.text()
         assert [host.status() for host in (first, second, other, another)] == [cli.REFUSED] * 2 + [cli.HELD] * 2
     assert time.monotonic() - began < 100
     assert "host 1: hosts: got train.steps: 4 -> 5 (first host -> host 1)" in first.text()
     assert "error: hosts: got train.steps: 4 -> 5" in second.text()
+    assert "host 1: workdir: got " in here.text() and "which is not the folder that the first host calls" in here.text()
+    assert f"error: workdir: got {elsewhere} on host 1, which is not the folder" in there.text()
+    assert not Path(elsewhere).exists()
     assert "in which another run is at work" in other.text() and "error: host 0: workdir: got" in another.text()
 
 
@@ -178,11 +185,66 @@ def test_two_supervised_hosts_killed_at_random_lose_nothing(hosts, tiny_data, tm
     assert starts == sorted(starts)
 
 
-def test_a_coordinator_that_does_not_answer_is_named_in_time():
-    began, address = time.monotonic(), f"127.0.0.1:{free_port()}"
-    with pytest.raises(HostsError, match=rf"no answer from the coordinator at {address} in 1 s .*expected process 0"):
-        connect(Hosts(address, count=2, index=1, timeout_seconds=1))
-    assert time.monotonic() - began < 20
+class Keeper:
+    """What the coordination service keeps; time passes only where somebody waits."""
+
+    def __init__(self) -> None:
+        self.kept, self.now, self.later = {}, 0.0, {}
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        assert allow_overwrite or key not in self.kept
+        self.kept[key] = value
+
+    def key_value_try_get(self, key: str) -> str:
+        if key not in self.kept:
+            raise jax.errors.JaxRuntimeError(f"NOT_FOUND: Config key {key} not found.")
+        return self.kept[key]
+
+    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
+        self.now += milliseconds / 1000
+        for name, value in self.later.get(self.now, {}).items():
+            self.kept[name] = value
+        if key not in self.kept:
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out")
+        return self.kept[key]
+
+
+@pytest.fixture
+def keeper(monkeypatch):
+    kept = Keeper()
+    monkeypatch.setattr(alibi_jax.hosts, "_client", lambda: kept)
+    monkeypatch.setattr(alibi_jax.hosts.time, "monotonic", lambda: kept.now)
+    monkeypatch.setattr(alibi_jax.hosts, "_wait_seconds", 10)
+    return kept
+
+
+def test_hosts_that_are_missing_are_named_in_time(keeper):
+    keeper.later = {3.0: {"key/1": "one"}}
+    keeper.key_value_set("key/0", "zero")
+    with pytest.raises(HostsError, match=r"waited 1[0-5] s for host 2, 3, expected it to come to where host 0 is"):
+        _wait_for("key", [0, 1, 2, 3])
+
+
+def test_a_host_that_is_at_work_is_waited_for(keeper, monkeypatch):
+    """For hours, as long as it says so; not for ever."""
+    keeper.later = {float(second): {"alibi_jax/at_work/0": str(second)} for second in range(1, 8000)}
+    keeper.later[7000.0]["key/0"] = "done"
+    assert _wait_for("key", [0]) == ["done"] and keeper.now == 7000.0
+    with pytest.raises(HostsError, match="for host 0"):
+        _wait_for("other", [0])
+    assert 8000 <= keeper.now <= 8020
+    keeper.now, keeper.later = 0.0, {float(second): {"alibi_jax/at_work/0": str(second)} for second in range(10**5)}
+    with pytest.raises(HostsError, match="waited 86401 s for host 0"):
+        _wait_for("other", [0])
+
+
+def test_a_first_host_that_is_gone_is_said(keeper, monkeypatch):
+    def gone(_: str) -> str:
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed\nand more")
+
+    keeper.key_value_try_get = gone
+    with pytest.raises(HostsError, match=r"lost the first host \(UNAVAILABLE: Socket closed\)"):
+        _wait_for("key", [0])
 
 
 def test_hosts_that_do_not_come_are_missed_in_time(hosts, tiny_data, tmp_path):
@@ -201,6 +263,15 @@ def test_hosts_that_do_not_come_are_missed_in_time(hosts, tiny_data, tmp_path):
         ({"count": 2}, {}, "hosts.coordinator: got none for process -1 of 2"),
         ({}, {"count": "4", "index": "2"}, "hosts.coordinator: got none for process 2 of 4"),
         ({"coordinator": "here"}, {}, "hosts.coordinator: got 'here', expected address:port"),
+        (
+            {"coordinator": "here:1", "count": 2, "index": 0, "listen": "x"},
+            {},
+            "hosts.listen: got 'x', expected address",
+        ),
+        ({"coordinator": "here:1", "count": 2, "index": 0}, {"listen": ":"}, "hosts.listen: got ':', expected address"),
+        ({"index": 0}, {"coordinator": "here:1", "count": "²"}, "got '²', expected a number from 1 on"),
+        ({"index": 0}, {"coordinator": "here:1", "count": "9" * 5000}, "expected a number from 1 on"),
+        ({"wait_seconds": 1}, {}, "hosts.wait_seconds: got 1, expected 5 to"),
         ({"coordinator": "here:1", "count": 2}, {}, r"hosts.index \(or JAX_PROCESS_ID\): got '', expected a number"),
         ({"index": 2}, {"coordinator": "here:1", "count": "2"}, "hosts.index: got 2, expected 0 to 1"),
         ({"index": 0}, {"coordinator": "here:1", "count": "two"}, "got 'two', expected a number from 1 on"),

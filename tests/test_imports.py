@@ -34,13 +34,17 @@ ALLOWED = {
     "checkpoint": {"storage", "workdir"},
     "metrics": {"config", "model", "storage"},
     "supervise": {"checks", "signals", "status", "storage", "workdir"},
-    "evaluate": set("checkpoint config data display hosts model positions progress sharding storage workdir".split()),
-    "hosts": {"checks", "sharding", "workdir"},
+    "evaluate": set(
+        "agreement checkpoint config data display hosts model positions progress sharding storage workdir".split()
+    ),
+    "coordinator": {"checks"},
+    "hosts": {"checks", "coordinator", "sharding", "status", "workdir"},
+    "agreement": {"checks", "hosts"},
     "watch": {"checks"},
     "loop": set(
         "checkpoint config data evaluate hosts metrics model progress sharding signals storage supervise watch".split()
     ),
-    "train": set("checkpoint config data hosts loop model optimizer sharding storage watch workdir".split()),
+    "train": set("agreement checkpoint config data hosts loop model optimizer sharding storage watch workdir".split()),
     "plan": {"chips", "config", "data", "evaluate", "model", "sharding", "storage", "train"},
     "cli": {"checkpoint", "config", "data", "display", "evaluate", "hosts", "loop", "metrics", "status", "workdir"},
 }

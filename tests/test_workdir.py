@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from alibi_jax import workdir as workdir_module
 from alibi_jax.config import ConfigError, DataConfig, replace
 from alibi_jax.train import train
-from alibi_jax.workdir import HeldError, only_run, open_workdir, saved_steps
+from alibi_jax.workdir import HeldError, check_shared, new_mark, only_run, open_workdir, saved_steps
 from children import exit_status, start, wait_for
 from runs import tiny_config
 
@@ -87,3 +88,22 @@ def test_saved_steps_are_whole_and_in_order(tmp_path):
     for name in ("9", "10", "11.orbax-checkpoint-tmp-3"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert saved_steps(tmp_path) == [9, 10]
+
+
+def test_hosts_share_a_folder_whatever_they_call_it(tmp_path, monkeypatch):
+    """The first host's mark decides, not the path; another folder is refused with both names."""
+    monkeypatch.setattr(workdir_module, "SHARED_SECONDS", 0.0)
+    here, there, elsewhere = tmp_path / "here", tmp_path / "there", tmp_path / "elsewhere"
+    here.mkdir()
+    there.symlink_to(here)
+    marks = [new_mark(here), new_mark(here)]
+    for mark in marks:
+        monkeypatch.setattr(workdir_module.jax, "process_index", lambda: 0)
+        check_shared(here, mark)
+        monkeypatch.setattr(workdir_module.jax, "process_index", lambda: 1)
+        check_shared(there, mark)
+        with pytest.raises(
+            ConfigError, match=rf"got {elsewhere} on host 1, which is not .* the first host calls {here}:"
+        ):
+            check_shared(elsewhere, mark)
+    assert marks[0] != marks[1] and len(list(here.iterdir())) == 1 and not elsewhere.exists()

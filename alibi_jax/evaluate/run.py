@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alibi_jax.agreement import check_same
 from alibi_jax.checkpoint import CheckpointError, Checkpoints
 from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.display import decoded
 from alibi_jax.evaluate.sweep import sweep
+from alibi_jax.hosts import first_host_first
 from alibi_jax.model import TransformerLM
 from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_ways, tree_shardings
 from alibi_jax.storage import Location, in_bucket, locate
@@ -61,7 +63,9 @@ def evaluate_run(
     config = load_config(workdir)
     config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
     evaluate = config.evaluate
-    corpus = open_corpus(config.data, trained_on(workdir))
+    check_same(**dataclasses.asdict(config))
+    with first_host_first():
+        corpus = open_corpus(config.data, trained_on(workdir))
     stream = corpus.tokens(evaluate.split)
     stream = np.asarray(stream[: evaluate.max_tokens or None])
     out = locate(out) if out else workdir / "evaluation" / evaluate.split

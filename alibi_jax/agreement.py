@@ -1,0 +1,61 @@
+"""What has to be the same on all hosts of a run, compared before they begin: different programs wait for each other."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from alibi_jax.checks import ConfigError
+from alibi_jax.hosts import first_host_first, from_first_host, several
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
+OWN_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump")  # of XLA, which each host may have its own of
+
+
+def check_same(**own: Any) -> None:
+    """ConfigError, on all hosts and with the names, where one has other values than the first, or other programs. They have
+    to go through JSON."""
+    if not several():
+        return
+    text = json.dumps(own | software())
+    first = from_first_host(text)
+    with first_host_first():
+        differing = differences(json.loads(first), json.loads(text))
+        if differing:
+            raise ConfigError(
+                f"hosts: got {'; '.join(differing)} (first host -> host {jax.process_index()}), expected the same on all "
+                "hosts. Correct the options, the environment or the installation."
+            )
+
+
+def software() -> dict[str, Any]:
+    """What compiled programs depend on beside a config: versions, this package's own text, JAX's settings and XLA's flags."""
+    folder = Path(__file__).parent
+    texts = [path.relative_to(folder).as_posix().encode() + path.read_bytes() for path in sorted(folder.rglob("*.py"))]
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(OWN_FLAGS)]
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "alibi_jax": hashlib.sha256(b"".join(texts)).hexdigest()[:12],
+        "settings": {name: getattr(jax.config, name) for name in SETTINGS},
+        "XLA_FLAGS": " ".join(sorted(flags)),
+        "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
+        "device": jax.local_devices()[0].device_kind,
+    }
+
+
+def differences(one: Any, other: Any, name: str = "") -> list[str]:
+    """ "a.b: 1 -> 2" for each value in nested dicts that is not the same; NaN, written as JSON, is what it is."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [*one, *(key for key in other if key not in one)]
+        return [
+            line
+            for key in names
+            for line in differences(one.get(key, "none"), other.get(key, "none"), f"{name}.{key}" if name else key)
+        ]
+    same = one == other or json.dumps(one) == json.dumps(other)
+    return [] if same else [f"{name}: {one} -> {other}"]
