@@ -7,13 +7,13 @@ command line's `--section.field value`. Every check says what it got, what it ex
 import dataclasses
 import difflib
 import json
-import runpy
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alibi_jax.checks import ConfigError, Section, require
+from alibi_jax.checks import ConfigError, Section, require, shown
+from alibi_jax.recipes import parse_json, run_recipe
 from alibi_jax.sections import (
     Attention,
     Band,
@@ -107,26 +107,53 @@ def _section_from_dict(kind: type, name: str, values: Any) -> Any:
 
 def from_json(text: str) -> Config:
     """The config a JSON text describes; fields it lacks have their defaults. ConfigError on anything unknown."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"config: got text that is not JSON ({error}), expected an object. Correct the file."
-        ) from error
-    return _section_from_dict(Config, "config", values)
+    return _section_from_dict(Config, "config", parse_json(text))
+
+
+def _field_names() -> list[str]:
+    """Of the sections and of all their fields."""
+    sections = dataclasses.fields(Config)
+    return [section.name for section in sections] + [
+        field.name for section in sections for field in dataclasses.fields(section.default_factory)
+    ]
+
+
+def _file(path: Location) -> Location:
+    """The file that a path names, which may be a run's folder."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.exists():
+        what = f"{path}, which does not exist" if file is path else f"{path}, a folder without config.json"
+    else:
+        what = f"{path}, which is no file"
+    require(file.is_file(), "config", what, "a .py recipe, a .json, or a run's folder", "Check the path.")
+    return file
 
 
 def _read(path: Location) -> Config:
-    path = path / "config.json" if path.is_dir() else path
-    require(path.is_file(), "config", f"{path}, which does not exist", "a .py recipe or a .json", "Check the path.")
-    if path.suffix == ".py":
-        recipe = runpy.run_path(str(path))
-        require("get_config" in recipe, str(path), "no get_config", "a function get_config() -> Config", "Define it.")
-        return recipe["get_config"]()
     try:
-        return from_json(path.read_text(encoding="utf-8-sig"))  # editors of Windows begin a file with a byte-order mark
-    except (ConfigError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        file = _file(path)
+        if file.suffix == ".py":
+            config = run_recipe(file, _field_names())
+            require(
+                isinstance(config, Config),
+                str(file),
+                f"{type(config).__name__} from get_config()",
+                "a Config",
+                "Return alibi_jax.config.Config(...).",
+            )
+            return config
+        text = file.read_bytes().decode("utf-8-sig")  # editors of Windows begin a file with a byte-order mark
+    except OSError as error:
+        raise ConfigError(
+            f"config: got {shown(str(path))}, which cannot be read ({error.strerror or error}), expected a .py recipe, a "
+            ".json, or a run's folder. Check the path."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: got {error}, expected JSON in UTF-8. Correct the file.") from error
+    try:
+        return from_json(text)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -5,7 +5,7 @@ import itertools
 import re
 from typing import ClassVar, Literal, NamedTuple
 
-from alibi_jax.checks import LARGEST, Section, gib, require
+from alibi_jax.checks import LARGEST, Section, gib, require, shown
 from alibi_jax.sizes import STATE, parameter_count
 
 INPUT_AND_TARGET = 2 * 4  # bytes of a token that is both, int32
@@ -153,6 +153,16 @@ class DataConfig(Section):
         return 64 * self.bpe_vocab_size
 
     def check(self) -> None:
+        for name in ("train_path", "valid_path", "test_path", "tfds_dir", "tfds_manual_dir", "directory"):
+            path = getattr(self, name)
+            require("\0" not in path, f"data.{name}", shown(path), "a path, without null characters", "Correct it.")
+        require(
+            self.directory.strip() != "",
+            "data.directory",
+            repr(self.directory),
+            "a folder",
+            "Name one, such as corpora.",
+        )
         require(
             self.source != "files" or self.train_path != "",
             "data.train_path",

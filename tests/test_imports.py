@@ -17,7 +17,8 @@ ALLOWED = {
     "sizes": {"sections"},  # for a name of a type alone
     "sections": {"checks", "sizes"},
     "storage": {"checks"},
-    "config": {"checks", "sections", "storage"},
+    "recipes": {"checks", "storage"},
+    "config": {"checks", "recipes", "sections", "storage"},
     "status": set(),
     "signals": {"status"},
     "guard": set(),

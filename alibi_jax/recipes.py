@@ -1,0 +1,97 @@
+"""What a file says: a recipe, which is a program with get_config(), or JSON. Whatever is wrong in it is one ConfigError.
+
+The message names the file, the line where it is known, and what to do; the frames of this library around it help nobody.
+"""
+
+import difflib
+import inspect
+import json
+import re
+import runpy
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+from alibi_jax.checks import ConfigError, require
+from alibi_jax.storage import Location
+
+LONGEST_INTEGER = 40  # digits; the largest field has 10
+LONGEST_REASON = 500  # characters of what a recipe raised
+
+
+def run_recipe(path: Location, fields: Iterable[str]) -> Any:
+    """What get_config() of a recipe returns. ConfigError for all that goes wrong in it; fields: names it may have meant."""
+    make = _guarded(path, fields, lambda: runpy.run_path(str(path))).get("get_config")
+    require(
+        callable(make),
+        str(path),
+        "no get_config" if make is None else f"get_config as {type(make).__name__}",
+        "a function get_config() -> Config",
+        "Define it.",
+    )
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise ConfigError(
+            f"{path}: got a get_config that cannot be called without arguments ({error}), expected get_config() -> Config. "
+            "Give its arguments defaults."
+        ) from None
+    return _guarded(path, fields, make)
+
+
+def _guarded(path: Location, fields: Iterable[str], call: Any) -> Any:
+    try:
+        return call()
+    except SyntaxError as error:
+        where = f"{error.filename or path}, line {error.lineno or 1}"
+        raise ConfigError(f"{where}: got {error.msg}, expected Python in UTF-8. Correct that line.") from None
+    except (Exception, SystemExit) as error:  # a recipe is the user's program, and may raise anything
+        raise ConfigError(_reason(path, fields, error)) from None
+
+
+def _reason(path: Location, fields: Iterable[str], error: BaseException) -> str:
+    """The recipe's line, and what was raised there."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f"{path}, line {lines[-1]}" if lines else str(path)
+    if isinstance(error, ConfigError):
+        return f"{where}: {error}"
+    text = str(error)
+    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", text)
+    near = difflib.get_close_matches(unknown[1], fields, n=1, cutoff=0.0) if unknown else []
+    do = f"Did you mean {near[0]!r}?" if near else "Correct the recipe."
+    return f"{where}: got {type(error).__name__}: {text}, expected a recipe whose get_config() returns a Config. {do}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values of one key one would be dropped without a word."""
+    made = dict(pairs)
+    for key in made:
+        count = sum(name == key for name, _ in pairs) if len(made) < len(pairs) else 1
+        require(count == 1, "config", f"the key {key!r} {count} times in one object", "it once", "Remove one.")
+    return made
+
+
+def _integer(text: str) -> int:
+    digits = len(text)
+    require(digits <= LONGEST_INTEGER, "config", f"a number of {digits:,} digits", "fewer", "Correct the number.")
+    return int(text)
+
+
+def _constant(text: str) -> float:
+    raise ConfigError(f"config: got {text}, which is not JSON, expected a finite number. Correct the number.")
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text describes. ConfigError where it is none, or says a thing twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"config: got text that is not JSON ({error}), expected an object; recipes in Python are named .py. Correct the "
+            "file."
+        ) from error
+    except RecursionError:
+        raise ConfigError(
+            "config: got JSON nested too deep to read, expected sections of fields. Correct it."
+        ) from None
