@@ -20,6 +20,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import dataclasses
+import difflib
 import shlex
 import sys
 from pathlib import Path
@@ -27,10 +28,11 @@ from typing import Annotated
 
 import tyro
 
-from alibi_jax.checks import check_values
+from alibi_jax.checks import check_values, require, shown
 from alibi_jax.cli import FAILED, REFUSED, run_command
 from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import prepare, summary, verify
+from alibi_jax.display import decoded
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.tables import summary_table
@@ -40,6 +42,14 @@ from alibi_jax.signals import interruptible
 from alibi_jax.storage import locate
 from alibi_jax.supervise import supervise
 from alibi_jax.train import train
+
+
+def _check_named(command: object, *options: str) -> None:
+    """Folders have names: an empty one would be the current folder."""
+    for option in options:
+        value = getattr(command, option)
+        if isinstance(value, str):
+            require(value.strip() != "", option, repr(value), "the name of a folder", "Name one; . is the current one.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +76,9 @@ class Train:
     workdir: str = "runs/train"  # folder of the run: config, checkpoints, metrics
     profile: str = ""  # steps to trace for TensorBoard's Profile page, counted from 1, such as 10-12
     hosts: Hosts = dataclasses.field(default_factory=Hosts)  # several hosts, each with this command
+
+    def __post_init__(self) -> None:
+        _check_named(self, "workdir")
 
     def __call__(self) -> str:
         connect(self.hosts)
@@ -144,9 +157,12 @@ class Evaluate:
     label: str | None = None  # what the run is called in tables; its folder's name if not given
     hosts: Hosts = dataclasses.field(default_factory=Hosts)  # several hosts, each with this command
 
+    def __post_init__(self) -> None:
+        _check_named(self, "workdir", "out")
+
     def __call__(self) -> str:
         connect(self.hosts)
-        folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label, self.mesh)
+        folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label and decoded(self.label), self.mesh)
         return f"{summary_table(read_records([folder]))}\n\n{folder}. Next: python main.py report {folder}"
 
 
@@ -158,9 +174,14 @@ class Report:
     out: str = "report"  # folder of the report
     title: str = "Length extrapolation"  # of the page
 
+    def __post_init__(self) -> None:
+        _check_named(self, "out")
+
     def __call__(self) -> str:
         records = read_records(self.folders)
-        page = write_report(records, self.out, self.title, shlex.join(["python", "main.py", *sys.argv[1:]]))
+        page = write_report(
+            records, self.out, decoded(self.title), decoded(shlex.join(["python", "main.py", *sys.argv[1:]]))
+        )
         return f"{summary_table(records)}\n\n{page}"
 
 
@@ -184,9 +205,14 @@ def parse(arguments: list[str]) -> Prepare | Train | Supervise | Plan | Evaluate
         "evaluate": Evaluate,
         "report": Report,
     }
-    if not arguments or arguments[0] not in kinds:
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
-        raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else REFUSED)
+        raise SystemExit(0 if arguments else REFUSED)
+    near = difflib.get_close_matches(arguments[0], kinds, n=1, cutoff=0.0)[0]
+    known = ", ".join(kinds)
+    require(
+        arguments[0] in kinds, "command", shown(arguments[0]), f"one of {known}", f"Did you mean {near!r}? See --help."
+    )
     name, *rest = arguments
     kind, path = kinds[name], rest[0] if rest and not rest[0].startswith("-") else None
     if kind is Report:

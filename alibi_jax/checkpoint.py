@@ -96,7 +96,7 @@ class Checkpoints:
     def _check_metrics(self) -> None:
         """Orbax reads every step's validation loss when it opens a folder, and does not say which one it could not read."""
         for path in self.folder.glob("*/metrics/metrics"):
-            if not path.parents[1].name.isdigit():  # half-written, and another host may be removing it
+            if not path.parents[1].name.isdecimal():  # half-written, and another host may be removing it
                 continue
             with _Explained(f"read step {path.parents[1].name}", self.folder):
                 _loss(json.loads(path.read_text()))

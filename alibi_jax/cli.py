@@ -1,5 +1,6 @@
 """From a command to an exit status: errors a user can act on are one message, without a traceback."""
 
+import io
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from alibi_jax.checkpoint import CheckpointError
 from alibi_jax.config import ConfigError
 from alibi_jax.data.sources import DataError
+from alibi_jax.display import plain
 from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.hosts import HostsError, is_first, several
 from alibi_jax.loop import Diverged, Interrupted
@@ -24,6 +26,9 @@ def run_command(parse: Callable[[], Callable[[], str]]) -> int:
 
     Of several hosts one that fails ends at once: in an orderly shutdown it would wait for the others, which wait for it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every program that runs commands leaves them so
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding shows what it can
     for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     log = logging.getLogger("alibi_jax")
@@ -38,25 +43,30 @@ def run_command(parse: Callable[[], Callable[[], str]]) -> int:
     return status
 
 
+def _say(message: str) -> None:
+    """Prints a message as text: no file's name or content is a command to the terminal."""
+    print(plain(message, keep="\n"), file=sys.stderr)
+
+
 def _status(parse: Callable[[], Callable[[], str]]) -> int:
     try:
         said = parse()()
         if is_first():
-            print(said)
+            print(plain(said, keep="\n"))
     except (ConfigError, DataError, ResultsError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return REFUSED
     except HeldError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return HELD
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return DIVERGED
     except (CheckpointError, MetricsError, HostsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return FAILED
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        _say(str(stop))
         return INTERRUPTED
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from what was finished", file=sys.stderr)

@@ -142,6 +142,11 @@ def local_size(size: int, dimension: str) -> int:
     return -(-size // _ways(jax.sharding.get_abstract_mesh(), dimension))
 
 
+def ways(mesh: Mesh | AbstractMesh, *dimensions: str) -> int:
+    """Into how many parts an array of these dimensions is split."""
+    return math.prod(_ways(mesh, dimension) for dimension in dimensions)
+
+
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split; 1 without a mesh."""
     return _ways(mesh, "batch")

@@ -25,6 +25,7 @@ def locate(path: str | os.PathLike) -> Location:
     ConfigError for other stores: Orbax writes arrays in files and in Cloud Storage alone.
     """
     text = os.fspath(path)
+    require(text.strip() != "" and "\0" not in text, "path", repr(text), "the name of a file or folder", "Name one.")
     address = re.match(r"([a-z][a-z0-9+]+):/(/?)", text)
     if not address:
         return Path(path)

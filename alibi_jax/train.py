@@ -16,14 +16,18 @@ from jaxtyping import Array, Float32, Int, Int32
 
 from alibi_jax.agreement import check_same
 from alibi_jax.checkpoint import Checkpoints
-from alibi_jax.config import Config, ConfigError, replace
+from alibi_jax.checks import gib
+from alibi_jax.config import Config, ConfigError, replace, require
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
+from alibi_jax.evaluate.memory import free_memory
 from alibi_jax.hosts import HostsError, first_host_first, from_first_host, is_first, several
 from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
 from alibi_jax.model import TransformerLM
+from alibi_jax.model.served import check_served
 from alibi_jax.optimizer import learning_rate, make_optimizer
-from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings
+from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings, ways
+from alibi_jax.sizes import parameter_count
 from alibi_jax.storage import locate
 from alibi_jax.watch import parse_steps, watched
 from alibi_jax.workdir import check_shared, new_mark, only_run, open_workdir, trained_on
@@ -113,14 +117,20 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
     check_same(**dataclasses.asdict(config), label=label, profile=profile)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)  # before a corpus is prepared, which may take long
+    with first_host_first():
+        check_memory(config, mesh)
     corpus = open_same_corpus(config, trained_on(workdir))
     config = resolve(config, corpus)
     check_mesh(config, mesh)  # with the vocabulary
     share = host_share((config.train.batch_size, config.train.train_length), mesh)
-    Batches(*batch_arguments(config, corpus, share))  # refuses a seed or a text that does not fit
+    Batches(*batch_arguments(config, corpus, share))  # refuses a text that does not fit
+    with jax.set_mesh(mesh):
+        check_served("model.attention", config.model, (config.train.train_length,), trained=True)
+        check_served("model.attention", config.model, config.train.validate_lengths, trained=False)
     with contextlib.ExitStack() as held:
         mark = from_first_host(new_mark(workdir))
         with first_host_first():
+            check_memory(config, mesh)  # with the vocabulary
             held.enter_context(only_run(workdir))
             if several():
                 check_shared(workdir, mark)
@@ -144,6 +154,25 @@ def open_same_corpus(config: Config, fingerprint: str) -> Corpus:
     fingerprint = from_first_host(corpus.fingerprint if corpus else "")
     with first_host_first():
         return corpus or open_corpus(config.data, fingerprint)
+
+
+def check_memory(config: Config, mesh: Mesh) -> None:
+    """ConfigError where a device surely has too little memory for parameters, gradients, moments and the layers' inputs."""
+    model, train = config.model, config.train
+    floats = 4 if config.optimizer.name == "adamw" else 3  # of each parameter: itself, its gradient, one moment or two
+    state = 4 * floats * parameter_count(model) // ways(mesh, "width", "mlp")  # at least: some are split less
+    tokens = train.batch_size * train.train_length // (train.gradient_accumulation * ways(mesh, "tokens"))
+    needed, free = (
+        state + model.num_layers * model.width * jnp.dtype(model.compute_dtype).itemsize * tokens,
+        free_memory(),
+    )
+    require(
+        needed <= free,
+        "memory",
+        f"{gib(needed)} at least for {parameter_count(model):,} parameters and {tokens:,} tokens a device",
+        f"at most {gib(free)}, which a device has left here",
+        "Lower train.batch_size or the model's sizes, raise train.gradient_accumulation or mesh.fsdp, or see what `plan` says.",
+    )
 
 
 def check_same_step(latest: int | None, told: str) -> None:

@@ -17,7 +17,7 @@ def parse_steps(text: str) -> range:
     """ "10-12" -> steps 10, 11 and 12, counted from 1; "" -> none."""
     if not text:
         return range(0)
-    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    found = re.fullmatch(r"([0-9]{1,10})-([0-9]{1,10})", text)
     ordered = found is not None and 1 <= int(found[1]) <= int(found[2])
     require(ordered, "profile", repr(text), "first-last, steps counted from 1, such as 10-12", "Write it so.")
     return range(int(found[1]), int(found[2]) + 1)

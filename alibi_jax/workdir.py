@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import logging
 import os
+import re
 import secrets
 import socket
 import tempfile
@@ -168,4 +169,4 @@ def saved_steps(workdir: Location) -> list[int]:
         names = [found.split("/")[-2] for found in store.glob(f"{path}/*/{COMMITTED}")]
     else:
         names = [found.name for found in folder.glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))

@@ -45,7 +45,8 @@ ALLOWED = {
     "loop": set(
         "checkpoint config data evaluate hosts metrics model progress sharding signals storage supervise watch".split()
     ),
-    "train": set("agreement checkpoint config data hosts loop model optimizer sharding storage watch workdir".split()),
+    "train": {"agreement", "checkpoint", "checks", "config", "data", "evaluate", "hosts", "loop", "model", "optimizer"}
+    | {"sharding", "sizes", "storage", "watch", "workdir"},
     "plan": {"chips", "config", "data", "evaluate", "model", "sharding", "storage", "train"},
     "cli": {"checkpoint", "config", "data", "display", "evaluate", "hosts", "loop", "metrics", "status", "workdir"},
 }

@@ -100,6 +100,104 @@ def test_bad_option_starts_nothing(call, recipe, tmp_path, untouched, case):
     assert message in text and "Traceback" not in text
 
 
+COMMANDS = {
+    "misspelt": (
+        ("trian", "configs/quickstart.py"),
+        "command: got 'trian', expected one of prepare, train,",
+        "'train'?",
+    ),
+    "no command": (("-v",), "command: got '-v', expected one of", "See --help."),
+    "long": (("e" * 10**5,), "(100,002 characters), expected one of", "Did you mean"),
+    "no workdir": (("train", "RECIPE", "--workdir", ""), "workdir: got '', expected the name of a folder", "Name one"),
+    "blank workdir": (("evaluate", " "), "path: got ' ', expected the name of a file or folder", "Name one"),
+    "no out": (("evaluate", "RECIPE", "--out", ""), "out: got '', expected the name of a folder", "Name one"),
+    "no report": (("report", "run", "--out", ""), "out: got '', expected the name of a folder", "Name one"),
+    "no directory": (
+        ("prepare", "RECIPE", "--data.directory", ""),
+        "data.directory: got '', expected a folder",
+        "Name one",
+    ),
+    "no folder": (("report", ""), "path: got '', expected the name of a file or folder", "Name one"),
+    "no recipe": (("train", ""), "train: got no config, expected a recipe", "Try"),
+    "other stride": (
+        ("train", "RECIPE", "--evaluate.strides", "\u00b2"),
+        "evaluate.strides: got '\u00b2', expected 'L'",
+        "Write",
+    ),
+    "long stride": (
+        ("train", "RECIPE", "--evaluate.strides", "9" * 5000),
+        "expected 'L', 'L/4' or a number of tokens",
+        "Write",
+    ),
+    "no limit": (
+        ("train", "RECIPE", "--evaluate.memory-limit-gib", "inf"),
+        "memory_limit_gib: got inf, expected 0 to",
+        "Lower",
+    ),
+    "least limit": (
+        ("train", "RECIPE", "--evaluate.memory-limit-gib", "1e-300"),
+        "got 1e-300, expected 0, which",
+        "Raise",
+    ),
+    "profile": (
+        ("train", "RECIPE", "--profile", "1-" + "9" * 5000),
+        "expected first-last, steps counted from 1",
+        "Write",
+    ),
+    "port": (
+        ("train", "RECIPE", "--hosts.coordinator", "here:99999"),
+        "got 'here:99999', expected address:port",
+        "Name both",
+    ),
+    "wide": (("train", "RECIPE", "--model.width", 10**23), "expected 1 to 1048576", "Lower it"),
+    "digits": (("train", "RECIPE", "--train.steps", "9" * 5000), "--train.steps", "--help"),
+    "learning rate": (
+        ("train", "RECIPE", "--optimizer.peak-learning-rate", "nan"),
+        "got nan, expected 1e-12 to",
+        "Pass a",
+    ),
+    "topology": (("plan", "RECIPE", "--topology", "cpu:" + "9" * 5000), "which is none", "Choose one of these"),
+    "searched": (
+        ("plan", "RECIPE", "--topology", "cpu:1", "--tries", 3),
+        "plan.tries: got 3 with plan.search False",
+        "Set",
+    ),
+    "not used": (("prepare", "RECIPE", "--data.source", "stdlib"), "expected data.source 'files'", "it does nothing"),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_bad_command_line_is_one_message(call, recipe, tmp_path, untouched, monkeypatch, case):
+    arguments, *messages = COMMANDS[case]
+    monkeypatch.chdir(tmp_path)
+    status, text = call(*(recipe if argument == "RECIPE" else argument for argument in arguments))
+    assert status == cli.REFUSED
+    assert "Traceback" not in text and [message for message in messages if message not in text] == [], text[:2000]
+
+
+def test_evaluation_without_non_overlapping_windows_is_refused_before_work(call, recipe, tiny_data, tmp_path):
+    prepare(tiny_data, quiet=True)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(recipe.read_text())
+    for strides in (("8",), ("L/2", "L/4"), ()):
+        status, text = call("evaluate", run, "--lengths", 16, 32, "--strides", *strides)
+        assert status == cli.REFUSED and "evaluate.strides: got" in text and "'L', non-overlapping windows" in text
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+
+
+def test_attention_of_another_platform_is_refused_before_work(call, recipe, tiny_data, tmp_path):
+    prepare(tiny_data, quiet=True)
+    run = tmp_path / "run"
+    status, text = call("train", recipe, "--workdir", run, "--model.attention", "pallas_tpu")
+    assert status == cli.REFUSED and "model.attention: got 'pallas_tpu' at length 16" in text and not run.exists()
+    run.mkdir()
+    (run / "config.json").write_text(recipe.read_text())
+    status, text = call("evaluate", run, "--attention", "pallas_gpu")
+    assert status == cli.REFUSED and "attention: got 'pallas_gpu' at length 16" in text
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+
+
 def test_bad_config_starts_nothing(call, recipe, tmp_path, untouched):
     run = ("--workdir", tmp_path / "run")
     (tmp_path / "broken.json").write_text("{")

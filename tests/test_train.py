@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import signal
 import struct
@@ -282,6 +283,19 @@ def test_infinite_gradient_stops_before_anything_is_saved(tiny_data, tmp_path, m
     ):
         train(tiny_config(tiny_data, checkpoint_every=1), tmp_path / "run")
     assert Checkpoints(tmp_path / "run", read_only=True).latest() is None
+
+
+def test_run_that_no_device_holds_is_refused_before_any_work(tiny_data, tmp_path, monkeypatch):
+    config = tiny_config(tiny_data)
+    monkeypatch.setattr(importlib.import_module("alibi_jax.train"), "free_memory", lambda: 2**30)
+    for change in ({"batch_size": 2**23, "validate_lengths": (16,)}, {"batch_size": 2**28}):
+        with pytest.raises(
+            ConfigError, match=r"memory: got .* GiB at least for [\d,]+ parameters and .* at most 1 GiB"
+        ):
+            train(replace(config, "train", **change), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"memory: got 32.1 GiB at least for 2,154,102,848 parameters"):
+        train(replace(config, "model", width=2**14, num_layers=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "corpora").exists()
 
 
 def test_bad_input_is_refused_before_any_work(tiny_data, tmp_path):

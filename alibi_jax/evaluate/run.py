@@ -11,12 +11,13 @@ import numpy as np
 
 from alibi_jax.agreement import check_same
 from alibi_jax.checkpoint import CheckpointError, Checkpoints
-from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config
+from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config, require
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.display import decoded
-from alibi_jax.evaluate.sweep import sweep
+from alibi_jax.evaluate.sweep import plan, sweep
 from alibi_jax.hosts import first_host_first
 from alibi_jax.model import TransformerLM
+from alibi_jax.model.served import check_served
 from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_ways, tree_shardings
 from alibi_jax.storage import Location, in_bucket, locate
 from alibi_jax.workdir import check_corpus, trained_on
@@ -71,7 +72,17 @@ def evaluate_run(
     out = locate(out) if out else workdir / "evaluation" / evaluate.split
     mesh = make_mesh(config.mesh)
     check_divides(evaluate.lengths or (config.train.train_length,), mesh)
+    pairs = plan(evaluate, config.train.train_length)
+    require(
+        any(length == stride for length, stride in pairs),
+        "evaluate.strides",
+        f"{' '.join(evaluate.strides) or 'none'} at lengths {', '.join(str(length) for length in dict(pairs))}",
+        "'L', non-overlapping windows, among them: tables and reports are made of those",
+        "Add L to --strides.",
+    )
+    scored = dataclasses.replace(config.model, attention=evaluate.attention)
     with jax.set_mesh(mesh):
+        check_served("attention", scored, (length for length, _ in pairs), trained=False)
         step, params = load_params(workdir, config, evaluate.checkpoint)
         check_corpus(workdir, corpus.fingerprint)
         facts = {
@@ -86,7 +97,7 @@ def evaluate_run(
             "config": dataclasses.asdict(config),
         }
         sweep(
-            TransformerLM(dataclasses.replace(config.model, attention=evaluate.attention)),
+            TransformerLM(scored),
             params,
             stream,
             config=evaluate,

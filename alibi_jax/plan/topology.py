@@ -77,7 +77,9 @@ def topology(name: str, slices: int = 1) -> Topology:
     ConfigError for one that does not exist, and where the TPU compiler is not installed.
     """
     kind, _, shape = name.partition(":")
-    if not (kind in GENERATIONS and re.fullmatch(r"\d+(x\d+)*", shape)) and not re.fullmatch(r"cpu:\d+", name):
+    if not (kind in GENERATIONS and re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6})*", shape)) and not re.fullmatch(
+        r"cpu:[0-9]{1,6}", name
+    ):
         raise _refuse(name, "which is none")
     require(slices >= 1, "slices", slices, "at least 1", "Raise it.")
     if kind == "cpu":

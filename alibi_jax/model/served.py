@@ -1,0 +1,37 @@
+"""Whether the attention that is named can serve a model here, asked before any work is done."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+
+from alibi_jax.config import ConfigError, ModelConfig
+from alibi_jax.model.transformer import TransformerLM
+from alibi_jax.sharding import batch_ways
+
+
+def check_served(field: str, config: ModelConfig, lengths: Iterable[int], trained: bool) -> None:
+    """ConfigError, naming `field`, where config.attention cannot serve an input of one of these lengths, tokens.
+
+    trained: its gradients, too. One layer is traced, and nothing is computed or allocated; "auto" serves everything. Called
+    inside `jax.set_mesh(mesh)`.
+    """
+    if config.attention == "auto":
+        return
+    model = TransformerLM(dataclasses.replace(config, num_layers=1, vocab_size=config.vocab_size or 256))
+
+    def loss(params: dict, tokens: jax.Array) -> jax.Array:
+        rngs = {"dropout": jax.random.key(0)} if trained else None
+        return model.apply({"params": params}, tokens, tokens, trained, rngs=rngs, method="nats").sum()
+
+    for length in dict.fromkeys(lengths):
+        tokens = jax.ShapeDtypeStruct((batch_ways(jax.sharding.get_mesh()), length), jnp.int32)
+        try:
+            params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+            jax.eval_shape(jax.grad(loss) if trained else loss, params, tokens)
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"{field}: got {config.attention!r} at length {length} ({error}), expected an implementation that serves this "
+                f"model here. Pass --{field} auto."
+            ) from error
