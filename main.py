@@ -162,7 +162,7 @@ class Evaluate:
 
     def __call__(self) -> str:
         connect(self.hosts)
-        folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label and decoded(self.label), self.mesh)
+        folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label, self.mesh)
         return f"{summary_table(read_records([folder]))}\n\n{folder}. Next: python main.py report {folder}"
 
 

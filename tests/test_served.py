@@ -27,6 +27,12 @@ def test_what_serves_every_device_passes(attention):
         check_served("model.attention", config, (256,), trained=True)
 
 
+def test_length_past_a_table_is_not_a_question_of_attention():
+    config = ModelConfig(**SIZES, attention="blockwise", position="learned", learned_length=16)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        check_served("attention", config, (16, 32), trained=False)
+
+
 def test_gradient_that_a_kernel_lacks_is_refused(monkeypatch):
     monkeypatch.setattr("alibi_jax.attention.device", lambda: ("tpu", "TPU v5e"))
     monkeypatch.setattr("alibi_jax.attention.pallas_tpu.device", lambda: ("tpu", "TPU v5e"), raising=False)

@@ -82,7 +82,8 @@ def evaluate_run(
     )
     scored = dataclasses.replace(config.model, attention=evaluate.attention)
     with jax.set_mesh(mesh):
-        check_served("attention", scored, (length for length, _ in pairs), trained=False)
+        lengths = (length for length, _ in pairs if length <= len(stream))  # longer ones are not scored
+        check_served("attention", scored, lengths, trained=False)
         step, params = load_params(workdir, config, evaluate.checkpoint)
         check_corpus(workdir, corpus.fingerprint)
         facts = {
