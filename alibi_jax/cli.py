@@ -15,6 +15,7 @@ from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.hosts import HostsError, is_first, several
 from alibi_jax.loop import Diverged, Interrupted
 from alibi_jax.metrics import MetricsError
+from alibi_jax.output import lossy_output, show_error
 from alibi_jax.status import DIVERGED, FAILED, HELD, INTERRUPTED, KILLED, REFUSED
 from alibi_jax.workdir import HeldError
 
@@ -29,6 +30,12 @@ def run_command(parse: Callable[[], Callable[[], str]]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every program that runs commands leaves them so
             stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding shows what it can
+    with lossy_output():
+        return _run(parse)
+
+
+def _run(parse: Callable[[], Callable[[], str]]) -> int:
+    sys.excepthook = show_error
     for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     log = logging.getLogger("alibi_jax")

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alibi_jax.display import exponential, number
 from alibi_jax.display import label as shown_label
+from alibi_jax.output import LossyStream
 
 
 class Bar:
@@ -18,8 +19,9 @@ class Bar:
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.first = shown_label(label), total, done
         self.said = self.begun = time.monotonic()
-        console = Console(file=sys.stderr)
-        self.live = console.is_terminal
+        self.stream = LossyStream(sys.stderr) if sys.stderr else None  # rich would end the process at a closed pipe
+        console = Console(file=self.stream)
+        self.live = self.stream is not None and console.is_terminal
         left = TimeRemainingColumn()
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -40,12 +42,12 @@ class Bar:
 
     def update(self, done: int, text: str) -> None:
         self.progress.update(self.task, completed=done, text=text)
-        plain = not self.live and jax.process_index() == 0
+        plain = self.stream is not None and not self.live and jax.process_index() == 0
         if plain and (time.monotonic() - self.said > 10 or done == self.total):
             self.said = time.monotonic()
             left = (self.said - self.begun) * (self.total - done) / max(1, done - self.first)
             said = f"{self.label}: {done}/{self.total} {text}  {datetime.timedelta(seconds=round(left))} left"
-            print(said, file=sys.stderr, flush=True)
+            print(said, file=self.stream, flush=True)
 
 
 def loss_text(nats: float, tokens_per_second: float) -> str:

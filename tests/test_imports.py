@@ -23,7 +23,8 @@ ALLOWED = {
     "signals": {"status"},
     "guard": set(),
     "display": set(),
-    "progress": {"display"},
+    "output": set(),
+    "progress": {"display", "output"},
     "attention": {"positions", "sharding"},
     "sharding": {"config"},
     "loss": {"sharding"},
@@ -48,7 +49,7 @@ ALLOWED = {
     "train": {"agreement", "checkpoint", "checks", "config", "data", "evaluate", "hosts", "loop", "model", "optimizer"}
     | {"sharding", "sizes", "storage", "watch", "workdir"},
     "plan": {"chips", "config", "data", "evaluate", "model", "sharding", "storage", "train"},
-    "cli": {"checkpoint", "config", "data", "display", "evaluate", "hosts", "loop", "metrics", "status", "workdir"},
+    "cli": set("checkpoint config data display evaluate hosts loop metrics output status workdir".split()),
 }
 
 
