@@ -3,17 +3,29 @@
 import contextlib
 import json
 import math
+import os
+import re
+import shlex
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from alibi_jax.checks import require
+from alibi_jax.origin import Origin, check_origin, origin_item, read_origin
 from alibi_jax.storage import Location, in_bucket
 from alibi_jax.workdir import saved_steps
 
+# Orbax globs the path, TensorStore takes a backslash for a slash; neither takes bytes that are not UTF-8, or NUL
+NO_PATH = re.compile(r"[*?\[\\\x00-\x1f\x7f\ud800-\udfff]")
+LONGEST_PATH = 3_800  # bytes; Linux takes 4,095, and what is below takes some 200
+WRITTEN = (  # by Orbax, last or near it; without them a checkpoint cannot be opened
+    *(f"{item}/{name}" for item in ("params", "optimizer") for name in ("_METADATA", "manifest.ocdbt")),
+    "checksums/metadata",
+)
 RAISED = (OSError, ValueError, KeyError, RuntimeError)  # by Orbax and TensorStore, for what is on the disk
 
 
@@ -24,8 +36,8 @@ class CheckpointError(RuntimeError):
 class _Explained(contextlib.AbstractContextManager):
     """What Orbax raises for a damaged or foreign checkpoint or a full disk, as a CheckpointError."""
 
-    def __init__(self, what: str, folder: Location) -> None:
-        self.what, self.folder = what, folder
+    def __init__(self, verb: Literal["open", "read", "write"], folder: Location, step: int | None = None) -> None:
+        self.verb, self.folder, self.step = verb, folder, step
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: TracebackType | None) -> None:
         # Orbax 0.12 raises the bare class for a truncated array; a class of its own is a programming error and passes
@@ -36,11 +48,21 @@ class _Explained(contextlib.AbstractContextManager):
         reason = reason.partition(" [")[0]  # from there on TensorStore gives its whole specification
         reason = reason if len(reason) <= 400 else f"{reason[:200]} ... {reason[-200:]}"
         steps = saved_steps(self.folder.parent)
+        what = self.verb if self.step is None else f"{self.verb} step {self.step}"
         return CheckpointError(
-            f"checkpoints: could not {self.what} in {self.folder}: {reason}. Expected a whole checkpoint of this config and "
-            f"room on the disk. Steps on the disk: {', '.join(map(str, steps)) or 'none'}. If one is damaged, remove its "
-            "folder to go on from the one before; if the disk is full, free it; then run the same command again."
+            f"checkpoints: could not {what} in {self.folder}: {reason}. Expected a whole checkpoint of this config and "
+            f"room on the disk. Steps on the disk: {', '.join(map(str, steps)) or 'none'}. {self._way_on(steps)}"
         )
+
+    def _way_on(self, steps: list[int]) -> str:
+        before = [step for step in steps if self.step is None or step < self.step]
+        goes_on = f"it goes on from step {before[-1]}" if before else "it begins anew"
+        if self.verb == "write":
+            return f"If the disk is full, free it; then run the same command again: {goes_on}."
+        if self.step is None:
+            return "If one is damaged, remove its folder, then run the same command again."
+        remove = shlex.join(["rm", "-r", str(self.folder / str(self.step))])
+        return f"If it is damaged, remove its folder ({remove}), then run the same command again: {goes_on}."
 
 
 def _bits_sum(x: jax.Array) -> jax.Array:
@@ -68,16 +90,49 @@ def _loss(metrics: dict[str, float]) -> float:
     return metrics["validation_nats"]
 
 
+def _check_loss(metrics: Any) -> None:
+    """ValueError for what Orbax could not sort by."""
+    loss = metrics.get("validation_nats") if isinstance(metrics, dict) else metrics
+    if type(loss) not in (int, float) or not -math.inf < loss < math.inf:
+        raise ValueError(f"validation_nats: got {str(loss)[:40]!r} in metrics/metrics, expected a finite number")
+
+
+def check_path(workdir: Location) -> Location:
+    """The folder of a run's checkpoints; ConfigError where what Orbax writes there could not be read back."""
+    folder = workdir / "checkpoints"
+    folder = folder if in_bucket(folder) else folder.absolute()
+    bad = sorted(set(NO_PATH.findall(str(folder))))
+    require(
+        not bad,
+        "workdir",
+        f"{str(folder.parent)!r}, with {' '.join(map(repr, bad))}",
+        "a path without * ? [ \\, control characters and bytes that are not UTF-8: checkpoints written there could "
+        "not be read back",
+        "Choose another --workdir, or rename the folder.",
+    )
+    require(
+        len(os.fsencode(str(folder))) <= LONGEST_PATH,
+        "workdir",
+        f"a path of {len(os.fsencode(str(folder))):,} bytes",
+        f"at most {LONGEST_PATH:,}: files are written below it",
+        "Choose a shorter --workdir.",
+    )
+    return folder
+
+
 class Checkpoints:
     """The checkpoints of one run: the latest `max_to_keep` and the best by validation loss.
 
     A state is saved as two items, "params" and "optimizer" (everything else), so that evaluation reads the parameters alone,
-    and a third, the checksums of both.
+    and a third, the checksums of both, which also says of which run it is: `origin`. With one, a checkpoint of another run
+    is refused (ConfigError); None: of any.
     """
 
-    def __init__(self, workdir: Location, max_to_keep: int = 1, read_only: bool = False) -> None:
-        folder = workdir / "checkpoints"
-        self.folder = folder if in_bucket(folder) else folder.absolute()
+    def __init__(
+        self, workdir: Location, max_to_keep: int = 1, read_only: bool = False, origin: Origin | None = None
+    ) -> None:
+        self.folder, self.origin = check_path(workdir), origin
+        self.started: int | None = None  # a step whose save was begun and has not been looked at
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"checkpoints: got none in {self.folder}, expected a trained run. Train it first.")
         self._check_metrics()
@@ -90,7 +145,7 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
         )
-        with _Explained("open what is", self.folder):
+        with _Explained("open", self.folder):
             self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def _check_metrics(self) -> None:
@@ -98,33 +153,49 @@ class Checkpoints:
         for path in self.folder.glob("*/metrics/metrics"):
             if not path.parents[1].name.isdecimal():  # half-written, and another host may be removing it
                 continue
-            with _Explained(f"read step {path.parents[1].name}", self.folder):
-                _loss(json.loads(path.read_text()))
+            with _Explained("read", self.folder, int(path.parents[1].name)):
+                _check_loss(json.loads(path.read_text()))
 
     def latest(self) -> int | None:
         """The newest step saved, None if there is none."""
         return self.manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the lowest validation loss; the latest if none was validated."""
+        """The step with the lowest validation loss of those saved; the latest if none was validated."""
         best = self.manager.best_step()
         return self.latest() if best is None else best
 
     def save(self, step: int, params: Any, optimizer: Any, validation_nats: float | None) -> None:
         """Starts an asynchronous save of a step; CheckpointError if this or the last one could not be written."""
+        self.wait()
+        facts: dict[str, Any] = {"params": checksums(params), "optimizer": checksums(optimizer)}
+        if self.origin:
+            facts["origin"] = origin_item(self.origin, step)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
-            checksums=ocp.args.JsonSave({"params": checksums(params), "optimizer": checksums(optimizer)}),
+            checksums=ocp.args.JsonSave(facts),
         )
         metrics = None if validation_nats is None else {"validation_nats": validation_nats}
-        with _Explained(f"write step {step}", self.folder):
+        with _Explained("write", self.folder, step):
             self.manager.save(step, args=items, metrics=metrics, force=True)
+        self.started = step
+
+    def check(self, step: int) -> None:
+        """CheckpointError where a checkpoint is of another step than its folder's name, ConfigError if of another run."""
+        explained = _Explained("read", self.folder, step)
+        with explained:
+            kept = read_origin(self.folder / str(step))
+        if kept and kept[0] != step:
+            raise explained.error(f"it was saved at step {kept[0]}, and its folder was renamed")
+        if kept and self.origin:
+            check_origin(self.folder / str(step), kept[1], self.origin)
 
     def restore(self, step: int, **abstract: Any) -> dict[str, Any]:
         """The items asked for, shaped, typed and sharded as the ShapeDtypeStructs given: restore(step, params=...)."""
+        self.check(step)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        explained = _Explained(f"read step {step}", self.folder)
+        explained = _Explained("read", self.folder, step)
         with explained:
             restored = self.manager.restore(step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore(), **items))
         for name in abstract:
@@ -135,10 +206,25 @@ class Checkpoints:
         return {name: restored[name] for name in abstract}
 
     def wait(self) -> None:
-        """Until what was started is on the disk; CheckpointError if it could not be written."""
-        with _Explained("write", self.folder):
+        """Until what was started is on the disk and can be opened; CheckpointError if not."""
+        step, self.started = self.started, None
+        with _Explained("write", self.folder, step):
             self.manager.wait_until_finished()
+        if step is not None and jax.process_index() == 0:  # others may see what is new late
+            self._check_whole(step)
+
+    def _check_whole(self, step: int) -> None:
+        """CheckpointError unless the files are there without which a checkpoint cannot be opened."""
+        names = () if in_bucket(self.folder) else WRITTEN
+        missing = [name for name in names if not (self.folder / str(step) / name).exists()]
+        if missing or step not in saved_steps(self.folder.parent):
+            raise _Explained("write", self.folder, step).error(
+                f"{', '.join(missing) or 'the step'} is not there after the save"
+            )
 
     def close(self) -> None:
-        with _Explained("write", self.folder):
-            self.manager.close()
+        try:
+            self.wait()
+        finally:
+            with _Explained("write", self.folder):
+                self.manager.close()

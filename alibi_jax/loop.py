@@ -132,10 +132,13 @@ class Loop:
                 self._report(*waiting)
             waiting = step, metrics
             validates = _due(step, train.validate_every, train.steps)
-            if validates or stopping or _due(step, train.checkpoint_every, train.steps):
+            saves = stopping or _due(step, train.checkpoint_every, train.steps)
+            if validates or saves:
                 self._report(*waiting)
-                waiting = None
-                self._save(step, state, self._validate(step, state.params) if validates else None)
+                waiting, nats = None, self._validate(step, state.params) if validates else None
+                if saves:
+                    self._save(step, state, nats)
+                self.speed.restart()
             if stopping:
                 self.checkpoints.wait()
                 said = f"{stopping[0]}: step {step} of {train.steps} is saved in {self.checkpoints.folder.parent}."
@@ -190,4 +193,3 @@ class Loop:
         self.log.flush()  # first: a run that goes on from the checkpoint lacks no line before it
         self.checkpoints.save(step, state.params, rest, validation_nats)
         self.saved = step
-        self.speed.restart()

@@ -36,7 +36,7 @@ def _lines(path: Location, step: int) -> list[str]:
     whole = [line for line in lines if line.endswith("}")]
     try:
         return [line for line in whole if json.loads(line)["step"] <= step]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MetricsError(
             f"metrics: got a line in {path} that cannot be read ({error}), expected a JSON object with a step on each. "
             "Correct the line, or move the file away: the run goes on without it."
@@ -70,8 +70,9 @@ class MetricsLog:
         with _explained(workdir):
             self.file = growing_file(path, "".join(line + "\n" for line in _lines(path, step)).encode())
             folder.mkdir(parents=True, exist_ok=True)
+            goes_on = step > 0 or any(True for _ in folder.glob("events*"))
             first = [{"wall_time": time.time(), "file_version": "brain.Event:2"}]
-            if step:  # TensorBoard forgets what another file says of later steps
+            if goes_on:  # TensorBoard forgets what another file says of later steps
                 first.append({"step": step + 1, "session_log": {"status": 1}})
             name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
             self.board = growing_file(folder / name, _events(first))

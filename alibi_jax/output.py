@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 class LossyStream:
-    """A text stream that loses what cannot be written (a closed pipe, a full disk, a terminal that is gone) without an error."""
+    """A text stream that loses without an error what cannot be written (a closed pipe, a full disk, a lost terminal)."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

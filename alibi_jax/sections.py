@@ -240,7 +240,7 @@ class TrainConfig(Section):
     validate_every: int = 250  # steps between validations; 0: only at the end
     validate_tokens: int = 16_384  # validation tokens scored each time
     validate_lengths: tuple[int, ...] = ()  # lengths scored, tokens; empty: train_length; the first decides the best
-    checkpoint_every: int = 250  # steps between checkpoints
+    checkpoint_every: int = 250  # steps between checkpoints; of those that are validated too, one is the best
     max_to_keep: int = 2  # latest checkpoints kept, beside the best by validation
 
     def memory(self) -> int:

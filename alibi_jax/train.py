@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Int32
 
 from alibi_jax.agreement import check_same
-from alibi_jax.checkpoint import Checkpoints
+from alibi_jax.checkpoint import Checkpoints, check_path
 from alibi_jax.checks import gib
 from alibi_jax.config import Config, ConfigError, replace, require
 from alibi_jax.data.batches import Batches
@@ -26,6 +26,7 @@ from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.served import check_served
 from alibi_jax.optimizer import learning_rate, make_optimizer
+from alibi_jax.origin import Origin
 from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings, ways
 from alibi_jax.sizes import parameter_count
 from alibi_jax.storage import locate
@@ -115,6 +116,7 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
     """
     workdir, traced = locate(workdir), parse_steps(profile)
     check_same(**dataclasses.asdict(config), label=label, profile=profile)
+    check_path(workdir)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)  # before a corpus is prepared, which may take long
     with first_host_first():
@@ -135,11 +137,15 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
             if several():
                 check_shared(workdir, mark)
             open_workdir(workdir, config, corpus.fingerprint)
-        checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, config.train.max_to_keep)))
+        origin = Origin(config, corpus.fingerprint)
+        checkpoints = Checkpoints(workdir, config.train.max_to_keep, origin=origin)
+        held.enter_context(contextlib.closing(checkpoints))
         check_same_step(checkpoints.latest(), from_first_host(str(checkpoints.latest())))
         stop = held.enter_context(stop_requested())
         held.enter_context(jax.set_mesh(mesh))
-        if checkpoints.latest() != config.train.steps:
+        if checkpoints.latest() == config.train.steps:
+            checkpoints.check(config.train.steps)
+        else:
             _train(Run(config, corpus, mesh, checkpoints, workdir, label, traced), stop)
     return config
 

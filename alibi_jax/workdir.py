@@ -17,10 +17,12 @@ import fsspec
 import jax
 
 from alibi_jax.config import Config, ConfigError, differing_fields, load_config, to_json
+from alibi_jax.origin import Origin, check_origin, read_origin
 from alibi_jax.storage import NO_LOCKS, Location, in_bucket, write_atomically
 
 MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
 COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
+LONGEST_NOTE = 200  # characters shown of what the lock's holder wrote
 SHARED_SECONDS = 3.0  # until a new file of one host is to be seen on the others
 
 
@@ -48,8 +50,9 @@ def _take(file: IO[str], workdir: Location, name: str, work: str) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
+        holder = file.read(LONGEST_NOTE) or "it has just begun"
         raise HeldError(
-            f"{name}: got {workdir}, in which another {work} is at work ({file.read() or 'it has just begun'}), expected a "
+            f"{name}: got {workdir}, in which another {work} is at work ({holder}), expected a "
             f"folder of which it is the only {work}. Wait for that one, stop it, or choose another --{name}."
         ) from error
     except OSError as error:
@@ -76,7 +79,7 @@ def only_run(workdir: Location, name: str = "workdir", work: str = "run") -> Ite
         if not in_bucket(workdir):
             with _writing(workdir, name):
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context((workdir / "lock").open("a+"))
+                file = held.enter_context((workdir / "lock").open("a+", errors="replace"))
                 locked = _take(file, workdir, name, work)
         if not locked:
             logger.info(
@@ -122,7 +125,7 @@ def check_shared(workdir: Location, mark: str) -> None:
 
 
 def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
-    """Makes the run's folder and writes config.json and corpus.txt, or checks those that are there.
+    """Makes the run's folder and writes config.json and corpus.txt, or checks those of a run that has saved something.
 
     fingerprint: of the corpus. ConfigError where the folder cannot be written, holds a run of another config (the fields
     are named) or of another text; sections in MAY_DIFFER may change, for a checkpoint restores onto any mesh.
@@ -133,9 +136,13 @@ def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
         if not in_bucket(workdir):
             with tempfile.TemporaryFile(dir=workdir):
                 pass
-        for name, text in texts.items():
-            if not (workdir / name).exists():
-                write_atomically(workdir / name, text)
+        begun = has_begun(workdir)
+        missing = [name for name in texts if not (begun and (workdir / name).exists())]
+    if begun and missing:
+        _check_by_checkpoint(workdir, missing, Origin(config, fingerprint))
+    with _writing(workdir):
+        for name in missing:
+            write_atomically(workdir / name, texts[name])
     differing = differing_fields(load_config(workdir), config, MAY_DIFFER)
     if differing:
         raise ConfigError(
@@ -146,14 +153,41 @@ def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
 
 
 def trained_on(workdir: Location) -> str:
-    """The fingerprint of the corpus that the run in a folder was begun with; empty where there is no run."""
+    """The fingerprint of the corpus that the run in a folder was begun with; empty where nothing has been saved."""
+    return _fingerprint(workdir) if has_begun(workdir) else ""
+
+
+def _fingerprint(workdir: Location) -> str:
     path = workdir / "corpus.txt"
     return path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
 
 
+def has_begun(workdir: Location) -> bool:
+    """Whether anything has been saved in a run's folder, whole or not. Until then it takes any config and text."""
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any(True for _ in folder.iterdir())
+
+
+def _check_by_checkpoint(workdir: Location, missing: list[str], own: Origin) -> None:
+    """ConfigError unless the last checkpoint says that it is of this run, so that the files that are missing can be written
+    again."""
+    steps, kept = saved_steps(workdir), None
+    if steps:
+        place = workdir / "checkpoints" / str(steps[-1])
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged: it says nothing
+            kept = read_origin(place)
+    if kept is None:
+        raise ConfigError(
+            f"workdir: got checkpoints in {workdir} without {' and '.join(missing)}, which say of which run they are, expected "
+            "both files. Put them back, remove the folder checkpoints to begin anew, or choose another --workdir."
+        )
+    check_origin(place, kept[1], own)
+    logger.info("workdir: %s of %s is written again, as the checkpoint says", " and ".join(missing), workdir)
+
+
 def check_corpus(workdir: Location, fingerprint: str) -> None:
     """ConfigError unless the corpus is, to the byte, the one that the run in `workdir` was begun with."""
-    trained = trained_on(workdir) or "none"
+    trained = _fingerprint(workdir) or "none"
     if trained != fingerprint:
         raise ConfigError(
             f"corpus: got text and tokenizer of fingerprint {fingerprint[:12]}, expected {trained[:12]}, which {workdir} was "

@@ -48,7 +48,7 @@ def get_config() -> Config:
             log_every=100,
             validate_every=5_000,
             validate_tokens=217_646,
-            checkpoint_every=2_000,
+            checkpoint_every=2_500,
         ),
         evaluate=EvaluateConfig(lengths=(512, 1024, 1536, 2048, 3072), strides=("L",), split="valid"),
     )

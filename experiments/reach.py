@@ -137,7 +137,7 @@ def trained_inputs(workdir: Path, length: int) -> list[dict[str, np.ndarray]]:
     if tokens.shape[1] < length:
         raise ConfigError(f"{workdir}: got {tokens.shape[1]} test tokens, expected {length}. Ask for a shorter length.")
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        _, params = load_params(workdir, config, "best")
+        _, params = load_params(workdir, config, "best", corpus.fingerprint)
         run = jax.jit(
             lambda params: TransformerLM(config.model).apply({"params": params}, tokens, mutable="intermediates")
         )

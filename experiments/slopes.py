@@ -97,7 +97,7 @@ def divided_table(run: Path, records: list[Record]) -> str:
     }
     rows = [["as trained"], ["divided by s"]]
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        _, params = load_params(run, config, config.evaluate.checkpoint)
+        _, params = load_params(run, config, config.evaluate.checkpoint, corpus.fingerprint)
         for length in plain:
             model = TransformerLM(dataclasses.replace(config.model, slope_divisor=length / trained))
             batch = max(1, config.evaluate.batch_tokens // length)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import main
 from alibi_jax import cli, loop
 from alibi_jax.checkpoint import CheckpointError, Checkpoints, checksums
 from alibi_jax.config import ConfigError, DataConfig, to_json
+from alibi_jax.train import train
 from alibi_jax.workdir import open_workdir
 from runs import assert_identical, tiny_config
 
@@ -106,6 +108,88 @@ def test_checksum_sees_every_bit_and_every_place_and_no_mesh():
     assert checksums({"x": jnp.asarray(x[::-1].copy())}) != {"x": expected}
 
 
+UNREADABLE = {
+    "star": "a*b",
+    "question mark": "a?b",
+    "bracket": "a[b",
+    "class": "a[x]b",
+    "parent": "a[x]b/run",
+    "backslash": "a\\b",
+    "line end": "a\nb",
+    "escape": "a\x1b[1mb",
+    "nul": "a\0b",
+    "bytes": os.fsdecode(b"a\xff"),
+    "long": "/".join(["x" * 100] * 40),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_path_that_could_not_be_read_back_is_refused_before_any_work(tmp_path, name):
+    message = "3,800" if name == "long" else "bytes that are not UTF-8"
+    with pytest.raises(ConfigError, match=f"workdir: got .*{message}"):
+        train(tiny_config(DataConfig(source="files", train_path="missing")), tmp_path / UNREADABLE[name])
+    with pytest.raises(ConfigError, match=message):
+        Checkpoints(tmp_path / UNREADABLE[name], read_only=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_current_folder_counts(tmp_path, monkeypatch):
+    (tmp_path / "a[x]b").mkdir()
+    monkeypatch.chdir(tmp_path / "a[x]b")
+    with pytest.raises(ConfigError, match=r"a\[x\]b/run', with '\['"):
+        Checkpoints(Path("run"))
+
+
+def test_other_paths_are_read_back(tmp_path):
+    name = "a b{c}]~'\"$HOME;&|!#%20@=+,^:ü☃. " + "x" * 200
+    save(tmp_path / name, [1.0]).close()
+    restored = Checkpoints(tmp_path / name, read_only=True).restore(1, params=shapes(params(1)))
+    assert_identical(restored["params"], params(1))
+
+
+@pytest.mark.parametrize("lost", ["params/manifest.ocdbt", "optimizer/_METADATA", "checksums/metadata", ""])
+def test_save_is_called_done_once_it_can_be_opened(tmp_path, monkeypatch, lost):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, params(1), optimizer(1), None)
+    finished = checkpoints.manager.wait_until_finished
+
+    def finished_with_a_loss():
+        finished()
+        if (tmp_path / "checkpoints/1" / lost).exists():
+            remove(tmp_path / "checkpoints/1" / lost)
+
+    monkeypatch.setattr(checkpoints.manager, "wait_until_finished", finished_with_a_loss)
+    with pytest.raises(CheckpointError, match=f"could not write step 1 .*{lost}.* is not there after the save"):
+        checkpoints.save(2, params(2), optimizer(2), None)
+    checkpoints.close()
+
+
+METRICS = {
+    "infinity": '{"validation_nats": Infinity}',
+    "minus infinity": '{"validation_nats": -1e999}',
+    "nan": '{"validation_nats": NaN}',
+    "text": '{"validation_nats": "2.0"}',
+    "list": '{"validation_nats": [2.0]}',
+    "null": '{"validation_nats": null}',
+    "true": '{"validation_nats": true}',
+    "no loss": "{}",
+    "no object": "[1.0]",
+    "nothing": "null",
+    "empty": "",
+    "deep": "[" * 100_000,
+    "digits": '{"validation_nats": 1' + "0" * 5000 + "}",
+}
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("kind", METRICS)
+def test_loss_that_is_no_number_is_named(sound, tmp_path, kind, read_only):
+    shutil.copytree(sound, tmp_path / "run")
+    (tmp_path / "run/checkpoints/1/metrics/metrics").write_text(METRICS[kind])
+    with pytest.raises(CheckpointError, match="could not read step 1 .*remove its folder .*checkpoints/1"):
+        Checkpoints(tmp_path / "run", read_only=read_only)
+
+
 def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -158,6 +242,7 @@ def test_damaged_checkpoint_is_named_and_never_passed_over(sound, tmp_path, dama
         checkpoints = Checkpoints(tmp_path / "run")
         checkpoints.restore(checkpoints.latest(), params=shapes(params(2)), optimizer=shapes(optimizer(2)))
     assert str(tmp_path / "run/checkpoints") in str(raised.value)
+    assert "checkpoints/2), then run the same command again: it goes on from step 1." in str(raised.value)
     shutil.rmtree(tmp_path / "run/checkpoints/2")  # as the message says
     checkpoints = Checkpoints(tmp_path / "run")
     assert_identical(checkpoints.restore(checkpoints.latest(), params=shapes(params(1)))["params"], params(1))

@@ -2,19 +2,25 @@
 
 import itertools
 import json
+import logging
 import runpy
 import shutil
 import sys
 from pathlib import Path
+from threading import Timer
 
+import jax
 import numpy as np
 import pytest
 
 import main
 from alibi_jax import cli
+from alibi_jax.checkpoint import CheckpointError, Checkpoints
 from alibi_jax.config import ConfigError, DataConfig, MeshConfig, replace, to_json
 from alibi_jax.data.corpus import prepare
-from alibi_jax.evaluate.run import evaluate_run
+from alibi_jax.evaluate import run as evaluate_module
+from alibi_jax.evaluate.run import evaluate_run, load_params
+from alibi_jax.sharding import make_mesh
 from alibi_jax.train import train
 from experiments.reach import Head, Reach, shares_visited, trained_inputs
 from runs import tiny_config
@@ -97,6 +103,46 @@ def test_commands_evaluate_on_another_mesh_and_report(trained, tmp_path, capsys)
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
     assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a")]) == cli.REFUSED
     assert "results of another evaluation (run mine, now run)" in capsys.readouterr().err
+
+
+def remove_while_read(monkeypatch, steps: list[int]) -> None:
+    """The run at work removes each of these checkpoints once it has been chosen, file by file and the folder last."""
+    restore = Checkpoints.restore
+
+    def restore_too_late(self, step, **abstract):
+        if step in steps:
+            steps.remove(step)
+            place = self.folder / str(step)
+            shutil.rmtree(place / "params")
+            Timer(0.3, shutil.rmtree, [place]).start()
+        return restore(self, step, **abstract)
+
+    monkeypatch.setattr(Checkpoints, "restore", restore_too_late)
+
+
+def test_checkpoint_that_is_removed_while_it_is_read_is_replaced(trained, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("alibi_jax"), "propagate", True)
+    for name, which, steps in (("last", "last", [7]), ("best", "best", [5, 7])):
+        config, run = trained[0], shutil.copytree(trained[1] / "run", tmp_path / name)
+        for step, loss in ((5, 0.25), (7, 0.5)):
+            place = shutil.copytree(run / "checkpoints/2", run / f"checkpoints/{step}")
+            (place / "metrics/metrics").write_text(json.dumps({"validation_nats": loss}))
+            item = json.loads((place / "checksums/metadata").read_text())
+            item["origin"]["step"] = step
+            (place / "checksums/metadata").write_text(json.dumps(item))
+        remove_while_read(monkeypatch, list(steps))
+        with caplog.at_level(logging.INFO), jax.set_mesh(make_mesh(MeshConfig())):
+            step, _ = load_params(run, config, which)
+        assert step == {"last": 5, "best": 2}[which]
+        assert f"step 7 was removed while it was read; step {step} is taken instead" in caplog.text
+
+
+def test_checkpoint_that_is_damaged_is_not_tried_again(trained, tmp_path, monkeypatch):
+    run = shutil.copytree(trained[1] / "run", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints/2/params")
+    monkeypatch.setattr(evaluate_module, "REMOVING_SECONDS", 0.0)
+    with jax.set_mesh(make_mesh(MeshConfig())), pytest.raises(CheckpointError, match="could not read step 2"):
+        load_params(run, trained[0], "best")
 
 
 def test_a_corpus_that_is_not_the_one_trained_on_is_refused(trained, tmp_path):

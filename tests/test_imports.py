@@ -32,12 +32,13 @@ ALLOWED = {
     "model": {"attention", "chips", "config", "loss", "positions", "sharding"},
     "data": {"config", "storage"},
     "optimizer": {"config"},
-    "workdir": {"config", "storage"},
-    "checkpoint": {"storage", "workdir"},
+    "origin": {"config", "storage"},
+    "workdir": {"config", "origin", "storage"},
+    "checkpoint": {"checks", "origin", "storage", "workdir"},
     "metrics": {"config", "model", "storage"},
     "supervise": {"checks", "signals", "status", "storage", "workdir"},
     "evaluate": set(
-        "agreement checkpoint config data display hosts model positions progress sharding storage workdir".split()
+        "agreement checkpoint config data display hosts model origin positions progress sharding storage workdir".split()
     ),
     "coordinator": {"checks"},
     "hosts": {"checks", "coordinator", "sharding", "status", "workdir"},
@@ -47,7 +48,7 @@ ALLOWED = {
         "checkpoint config data evaluate hosts metrics model progress sharding signals storage supervise watch".split()
     ),
     "train": {"agreement", "checkpoint", "checks", "config", "data", "evaluate", "hosts", "loop", "model", "optimizer"}
-    | {"sharding", "sizes", "storage", "watch", "workdir"},
+    | {"origin", "sharding", "sizes", "storage", "watch", "workdir"},
     "plan": {"chips", "config", "data", "evaluate", "model", "sharding", "storage", "train"},
     "cli": set("checkpoint config data display evaluate hosts loop metrics output status workdir".split()),
 }

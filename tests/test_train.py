@@ -265,6 +265,19 @@ def test_run_stops_when_asked_and_a_whole_run_is_left_alone(tiny_data, tmp_path,
     assert (tmp_path / "run/metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_checkpoints_come_as_often_as_asked_however_often_is_validated(tiny_data, tmp_path, monkeypatch):
+    saved, save = [], Checkpoints.save
+
+    def noted(self, step, params, optimizer, validation_nats):
+        saved.append((step, validation_nats is not None))
+        save(self, step, params, optimizer, validation_nats)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    train(tiny_config(tiny_data, steps=7, validate_every=2, checkpoint_every=3), tmp_path / "run")
+    assert saved == [(3, False), (6, True), (7, True)]
+    assert [line["step"] for line in lines(tmp_path / "run") if "valid_loss_16" in line] == [2, 4, 6, 7]
+
+
 def test_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setitem(RANGES, "optimizer.peak_learning_rate", Range(0, 1e30))  # a lower one needs more steps
     config = tiny_config(tiny_data, steps=20, checkpoint_every=1)
@@ -345,8 +358,29 @@ def test_log_drops_what_came_after_the_checkpoint(tmp_path):
     assert second[2].summary.value[0].simple_value == 7.0
 
 
-def test_log_that_is_damaged_is_named(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 2}\n')
+def test_log_of_a_run_that_begins_anew_takes_the_place_of_the_other(tmp_path):
+    for loss in (1.0, 2.0):
+        log = MetricsLog(tmp_path, 0)
+        log.write(1, {"loss": loss})
+        log.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
+    first, second = (events(path) for path in sorted((tmp_path / "tensorboard").iterdir()))
+    assert len(first) == 2 and second[1].session_log.status == second[1].session_log.START and second[1].step == 1
+
+
+DAMAGED_LOGS = {
+    "no step": b'{"loss": 2}',
+    "null": b"null}",
+    "text": b'{"step": "1"}',
+    "list": b"[{}, {}",
+    "binary": b"\xff\x00}",
+    "deep": b'{"step":' * 100_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_LOGS)
+def test_log_that_is_damaged_is_named(tmp_path, kind):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + DAMAGED_LOGS[kind] + b"\n")
     with pytest.raises(MetricsError, match=r"got a line in .*metrics\.jsonl that cannot be read"):
         MetricsLog(tmp_path, 5)
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from alibi_jax import workdir as workdir_module
-from alibi_jax.config import ConfigError, DataConfig, replace
+from alibi_jax.config import ConfigError, DataConfig, load_config, replace, to_json
 from alibi_jax.train import train
 from alibi_jax.workdir import HeldError, check_shared, new_mark, only_run, open_workdir, saved_steps
 from children import exit_status, start, wait_for
@@ -21,6 +21,7 @@ from runs import tiny_config
 def test_folder_belongs_to_one_config_and_one_text(tmp_path):
     config = tiny_config(DataConfig())
     open_workdir(tmp_path, config, "text")
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
     open_workdir(tmp_path, replace(replace(config, "mesh", fsdp=2), "evaluate", max_tokens=9), "text")
     other = replace(replace(config, "model", width=32), "optimizer", beta2=0.5)
     with pytest.raises(ConfigError, match=r"model\.width: 16 -> 32; optimizer\.beta2: 0\.98 -> 0\.5"):
@@ -30,6 +31,39 @@ def test_folder_belongs_to_one_config_and_one_text(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="not JSON"):
         open_workdir(tmp_path, config, "text")
+
+
+def test_folder_without_a_checkpoint_takes_another_config_and_text(tmp_path):
+    config = tiny_config(DataConfig())
+    (tmp_path / "config.json").write_text("{")  # without corpus.txt: as a kill between them leaves it
+    for number in range(3):
+        config = replace(config, "train", seed=number)
+        open_workdir(tmp_path, config, f"text {number}")
+        assert load_config(tmp_path) == config and (tmp_path / "corpus.txt").read_text() == f"text {number}"
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)  # a first save that failed leaves no more
+    (tmp_path / "checkpoints/2.orbax-checkpoint-tmp").mkdir()  # it may be somebody's
+    with pytest.raises(ConfigError, match=r"train\.seed: 2 -> 3"):
+        open_workdir(tmp_path, replace(config, "train", seed=3), "text")
+
+
+def test_files_of_a_run_that_are_damaged_are_named(tmp_path):
+    config = tiny_config(DataConfig())
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"without config\.json and corpus\.txt, which say"):
+        open_workdir(tmp_path, config, "text")
+    (tmp_path / "config.json").write_text(to_json(config))
+    for content in (b"\xff\x00", b"", b"null"):
+        (tmp_path / "corpus.txt").write_bytes(content)
+        with pytest.raises(ConfigError, match="fingerprint"):
+            open_workdir(tmp_path, config, "text")
+
+
+def test_note_of_the_holder_that_is_no_text(tmp_path):
+    with only_run(tmp_path):
+        (tmp_path / "lock").write_bytes(b"\xff\x00" * 10**6)
+        with pytest.raises(HeldError, match="another run is at work") as raised, only_run(tmp_path):
+            pass
+        assert len(str(raised.value)) < 1000
 
 
 def test_folder_that_cannot_be_written(tmp_path):
@@ -85,7 +119,7 @@ def test_folder_that_cannot_be_locked_is_refused(tmp_path):
 
 def test_saved_steps_are_whole_and_in_order(tmp_path):
     assert saved_steps(tmp_path) == []
-    for name in ("9", "10", "11.orbax-checkpoint-tmp-3"):
+    for name in ("9", "10", "\u00b2", "\u0663", "backup", "11.orbax-checkpoint-tmp-3"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert saved_steps(tmp_path) == [9, 10]
 

@@ -1,7 +1,9 @@
 """Evaluate a trained run from its folder."""
 
 import dataclasses
+import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,55 @@ from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, lo
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.display import decoded
 from alibi_jax.evaluate.sweep import plan, sweep
-from alibi_jax.hosts import first_host_first
+from alibi_jax.hosts import first_host_first, from_first_host, several
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.served import check_served
+from alibi_jax.origin import Origin
 from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_ways, tree_shardings
 from alibi_jax.storage import Location, in_bucket, locate
-from alibi_jax.workdir import check_corpus, trained_on
+from alibi_jax.workdir import check_corpus, saved_steps, trained_on
+
+TRIES = 5  # to read a checkpoint of a run that goes on saving
+REMOVING_SECONDS = 2.0  # that a checkpoint may take to go
+
+logger = logging.getLogger("alibi_jax")
 
 
-def load_params(workdir: Location, config: Config, which: str) -> tuple[int, Any]:
-    """(step, parameters) of the best or last checkpoint of a run, placed on the mesh of `jax.set_mesh`."""
-    checkpoints = Checkpoints(workdir, read_only=True)
+def load_params(workdir: Location, config: Config, which: str, fingerprint: str | None = None) -> tuple[int, Any]:
+    """(step, parameters) of the best or last checkpoint of a run, placed on the mesh of `jax.set_mesh`.
+
+    ConfigError where it is of another config or, unless None, another text than the one of `fingerprint`. A run at work
+    removes old checkpoints: one that goes while it is read is replaced by what is then the best or the last.
+    """
+    gone = ""
+    for left in reversed(range(TRIES)):
+        before = saved_steps(workdir)
+        try:
+            step, params = _load_params(workdir, config, which, fingerprint)
+        except CheckpointError:
+            gone = _removed(workdir, before)
+            if not gone or not left or several():  # hosts have to read the same one
+                raise
+        else:
+            if gone:
+                logger.info("checkpoints: step %s was removed while it was read; step %d is taken instead", gone, step)
+            return step, params
+
+
+def _removed(workdir: Location, steps: list[int]) -> str:
+    """Those of the steps that are gone, or go in the next seconds: Orbax removes file by file, the folder last."""
+    deadline = time.monotonic() + REMOVING_SECONDS
+    while not (gone := sorted(set(steps) - set(saved_steps(workdir)))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return ", ".join(map(str, gone))
+
+
+def _load_params(workdir: Location, config: Config, which: str, fingerprint: str | None) -> tuple[int, Any]:
+    checkpoints = Checkpoints(workdir, read_only=True, origin=Origin(config, fingerprint))
     step = checkpoints.best() if which == "best" else checkpoints.latest()
     if step is None:
         raise CheckpointError(f"checkpoints: got none in {checkpoints.folder}, expected a trained run. Train it first.")
+    step = int(from_first_host(str(step)))
     mesh = jax.sharding.get_mesh()
     tokens = jnp.zeros(token_ways(), jnp.int32)
     shapes = jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
@@ -84,7 +121,7 @@ def evaluate_run(
     with jax.set_mesh(mesh):
         lengths = (length for length, _ in pairs if length <= len(stream))  # longer ones are not scored
         check_served("attention", scored, lengths, trained=False)
-        step, params = load_params(workdir, config, evaluate.checkpoint)
+        step, params = load_params(workdir, config, evaluate.checkpoint, corpus.fingerprint)
         check_corpus(workdir, corpus.fingerprint)
         facts = {
             "run": label,
