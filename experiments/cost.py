@@ -34,7 +34,7 @@ from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import init_state, train_step
-from grid import write_results
+from grid import read_kept, write_results
 
 PAUSE = 0.1  # seconds between turns, so that the threads of the one before are asleep
 BASELINE = "sinusoidal"
@@ -106,7 +106,7 @@ class Cost:
     def measured(self) -> list[dict[str, Any]]:
         """The results that an earlier invocation with these options has kept."""
         path = self.out / "cost.json"
-        record = json.loads(path.read_text()) if path.exists() else {"options": self.options(), "results": []}
+        record = read_kept(path, {"options": self.options(), "results": []})
         require(
             record["options"] == self.options(),
             "out",

@@ -4,8 +4,10 @@ A run that is finished is not repeated, one that was stopped goes on, so every s
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import sys
@@ -23,11 +25,14 @@ from alibi_jax.config import Config, EvaluateConfig, load_config, replace, to_js
 from alibi_jax.display import markdown_code, markdown_text, number
 from alibi_jax.evaluate.records import explained
 from alibi_jax.evaluate.run import evaluate_run
+from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import DASH, markdown
 from alibi_jax.sharding import batch_ways, check_mesh, make_mesh
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import train
+
+REMOVE = "Remove the file to measure again."
 
 
 def recipe(path: Path, text: Path | None) -> Config:
@@ -161,6 +166,29 @@ def text_of(config: Config) -> str:
     return f"{markdown_text(source)} as {data.tokenizer}; scored: {scored} of {config.evaluate.split}"
 
 
+def read_kept(path: Path, nothing: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier invocation kept in a JSON file; `nothing` where there is none, whose keys it has to have."""
+    if not path.exists():
+        return nothing
+    with explained(path.parent):
+        content = path.read_bytes()
+    try:
+        kept = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{path}: got what is not JSON ({error}), expected results. {REMOVE}") from error
+    if not isinstance(kept, dict) or not nothing.keys() <= kept.keys():
+        raise ResultsError(f"{path}: got other JSON, expected an object with {sorted(nothing)}. {REMOVE}")
+    return kept
+
+
+def _minutes(path: Path) -> list[float]:
+    """Of earlier invocations."""
+    lines = path.read_text(errors="replace").split() if path.exists() else []
+    if not all(re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", line) for line in lines):
+        raise ResultsError(f"{path}: got {lines}, expected a number of minutes on each line. Remove it to count anew.")
+    return [float(line) for line in lines]
+
+
 def write_results(
     out: Path, title: str, sections: Mapping[str, str], configs: Mapping[str, Config], minutes: float, text: str = ""
 ) -> str:
@@ -170,7 +198,7 @@ def write_results(
     ones that reached their end are added. text: what was read, where it is not the configs' own.
     """
     spent, said = out / "minutes", provenance()
-    before = [float(line) for line in spent.read_text().split()] if spent.exists() else []
+    before = _minutes(spent)
     versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items())
     text = text or "; ".join(dict.fromkeys(map(text_of, configs.values())))
     facts = [

@@ -25,6 +25,7 @@ from alibi_jax.plan.plan import plan
 from alibi_jax.plan.report import gib, mesh_text, mib, milliseconds, record
 from alibi_jax.plan.topology import topology
 from alibi_jax.storage import write_atomically
+from grid import read_kept
 
 RECIPE = Path(__file__).parents[1] / "configs" / "cc100_1b3.py"
 LISTED = 16 * 2**20  # bytes of the collectives listed
@@ -131,7 +132,7 @@ class Pods:
     def __call__(self) -> str:
         self.out.mkdir(parents=True, exist_ok=True)
         file, recipe, rows = self.out / "plans.json", load_config(RECIPE), PODS | weak_scaling()
-        kept = json.loads(file.read_text()) if file.exists() else {}
+        kept = read_kept(file, {})
         for name, row in self.missing(rows, kept):
             made = plan(row.config(recipe), topology(row.topology, row.slices), full=not self.quick)
             command = shlex.join(["python", *sys.argv])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import time
@@ -204,3 +205,44 @@ def test_a_folder_of_text_is_where_recipes_read_from(tmp_path):
     assert grid.recipe(tmp_path / "one.json", tmp_path).data.valid_path == ""  # still cut from the training text
     with pytest.raises(ConfigError, match=r"text: got .* whose text is Python's standard library"):
         grid.recipe("configs/quickstart.py", tmp_path)
+
+
+def test_results_that_cannot_be_read_are_named(tmp_path):
+    path, nothing = tmp_path / "kept.json", {"options": {}, "results": []}
+    assert grid.read_kept(path, nothing) == nothing
+    for content in (b"", b"{", b"null", b"[]", b"\xff\xfe", b'{"options": {}}', b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ResultsError, match=r"kept\.json: got .*Remove the file to measure again"):
+            grid.read_kept(path, nothing)
+    path.write_text('{"options": {}, "results": [1], "command": []}')
+    assert grid.read_kept(path, nothing)["results"] == [1]
+    path.write_text("1.5\n2e-05\n")
+    assert grid._minutes(path) == [1.5, 2e-05]
+    path.write_text("1.5\nnan\n")
+    with pytest.raises(ResultsError, match="expected a number of minutes"):
+        grid._minutes(path)
+
+
+def test_tables_of_experiments_have_short_numbers_and_labels_that_are_text():
+    records = [
+        {
+            "run": f"a|b-s{seed}",
+            "length": length,
+            "stride": length,
+            "train_length": 8,
+            "status": "ok",
+            "perplexity": value,
+        }
+        for seed, values in enumerate([(2.0, 1e300), (2.5, math.inf), (math.inf, math.inf)])
+        for length, value in zip((8, 16), values, strict=True)
+    ]
+    assert extrapolation.ratios(records).splitlines()[2:] == [
+        r"| a\|b-s0 | 1.000 | 5e+299 |",
+        r"| a\|b-s1 | 1.000 | inf |",
+        r"| a\|b-s2 | – | – |",
+    ]
+    assert extrapolation.mean_and_error([2.0, 2.5]) == "2.250 ± 0.250"
+    assert extrapolation.mean_and_error([2.0, math.inf]) == "inf"
+    assert extrapolation.mean_and_error([1e300, 3e300]) == "2e+300 ± inf"
+    assert extrapolation.mean_and_error([1e308, 1e308]) == "inf"
+    assert grid.by_length("run", {"x|y": {8: 1e12, 16: 12.345}}).splitlines()[-1] == r"| x\|y | 1e+12 | 12.35 |"

@@ -18,7 +18,7 @@ from alibi_jax import display
 from alibi_jax.config import PositionName
 from alibi_jax.evaluate import plots, report, tables
 from alibi_jax.evaluate.page import gain_html
-from alibi_jax.evaluate.records import write_records
+from alibi_jax.evaluate.records import STATUSES, write_records
 
 TITLE = "Train <short> & test long"
 TRAIN_LENGTH, NUM_TOKENS = 16, 256
@@ -266,6 +266,7 @@ def test_the_sliding_protocol_drawn_is_the_one_evaluated_most():
 def test_every_position_method_has_its_own_colour_and_marker():
     for table in (plots.COLOURS, plots.MARKERS):
         assert set(table) == set(typing.get_args(PositionName)) and len(set(table.values())) == len(table)
+    assert set(plots.FAILURE_MARKERS) == {*STATUSES, plots.INFINITE} - {"ok"}
 
 
 @pytest.mark.parametrize("low, high", [(3.1, 3.6), (5.0, 7.5), (5.0, 300.0), (17.0, 19.0), (2.0, 1e7)])
@@ -415,7 +416,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     records = run_records("alibi", "alibi", (8.0, 7.5, 7.25))
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match="out: got .*cannot be a folder.*another --out"):
+        with pytest.raises(ValueError, match="out: got .*cannot be written.*another --out"):
             report.write_report(records, out, TITLE, "")
 
     def full(*_):

@@ -255,7 +255,7 @@ def test_more_tokens_of_a_batch_than_the_text_has_make_no_more_windows(tiny, tmp
     assert batch_rows(10**12, 1024, 1024, 300) == 1024  # a million tokens
     assert batch_rows(10**12, 1024, 1, 10**9) == 2**21 - 1  # places in a batch are int32
     assert batch_rows(1, 2**31 - 1, 1, 10) == 1
-    config = EvaluateConfig(lengths=(8,), strides=("L",), batch_tokens=10**12, memory_limit_gib=0.01)
+    config = EvaluateConfig(lengths=(8,), strides=("L",), batch_tokens=2**31 - 1, memory_limit_gib=0.01)
     assert statuses(run(tiny, tmp_path, config)) == {(8, 8): "out of memory", (8, 1): "out of memory"}
 
 

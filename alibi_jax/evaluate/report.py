@@ -69,8 +69,8 @@ def _make(folder: Location) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResultsError(
-            f"out: got {folder}, which cannot be a folder ({error.strerror or error}), expected a writable one. Choose "
-            "another --out."
+            f"out: got {folder}, which cannot be written ({error.strerror or error}), expected a writable folder. "
+            "Choose another --out or free the disk."
         ) from error
 
 
