@@ -36,7 +36,7 @@ from alibi_jax.display import decoded
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.tables import summary_table
-from alibi_jax.hosts import Hosts, connect
+from alibi_jax.hosts import Hosts, connect, is_first
 from alibi_jax.plan.run import plan_run
 from alibi_jax.signals import interruptible
 from alibi_jax.storage import locate
@@ -163,6 +163,8 @@ class Evaluate:
     def __call__(self) -> str:
         connect(self.hosts)
         folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label, self.mesh)
+        if not is_first():  # which alone writes the results, and tells
+            return ""
         return f"{summary_table(read_records([folder]))}\n\n{folder}. Next: python main.py report {folder}"
 
 

@@ -75,12 +75,12 @@ def _patiently(attempt: Callable[[], Any], seconds: float, address: Address, exp
 
 def reach(address: Address, seconds: float) -> None:
     """Waits until the first host listens; HostsError if it does not in time."""
-    _patiently(
-        lambda: socket.create_connection(address, timeout=5).close(),
-        seconds,
-        address,
-        "process 0 of the run to listen there",
-    )
+
+    def connect() -> None:
+        address.places()  # with an error of ours for what is no name
+        socket.create_connection(address, timeout=5).close()
+
+    _patiently(connect, seconds, address, "process 0 of the run to listen there")
 
 
 def check_can_listen(address: Address, seconds: float) -> None:

@@ -305,3 +305,10 @@ def test_second_interrupt_is_no_traceback(call, recipe, monkeypatch):
 
     monkeypatch.setattr(main, "prepare", interrupted)
     assert call("prepare", recipe) == (cli.KILLED, "stopped at once; the same command goes on from what was finished")
+
+
+def test_the_first_host_alone_reads_what_it_wrote(monkeypatch):
+    """The others may see it late, or not at all."""
+    monkeypatch.setattr(main, "evaluate_run", lambda *_: "nowhere")
+    monkeypatch.setattr(main, "is_first", lambda: False)
+    assert main.parse(["evaluate", "runs/x"])() == ""
