@@ -311,4 +311,4 @@ def test_the_first_host_alone_reads_what_it_wrote(monkeypatch):
     """The others may see it late, or not at all."""
     monkeypatch.setattr(main, "evaluate_run", lambda *_: "nowhere")
     monkeypatch.setattr(main, "is_first", lambda: False)
-    assert main.parse(["evaluate", "runs/x"])() == ""
+    assert main.Evaluate("runs/x", main.EvaluateConfig(), main.MeshConfig())() == ""
