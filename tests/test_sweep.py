@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import math
+import re
 
 import chex
 import jax
@@ -323,6 +324,7 @@ def other_nats(path):
         "objects": array.astype(object),
         "NaN": np.where(np.arange(200) == 5, np.float32(np.nan), array),
         "altered": array + np.float32(0.01),
+        "in another order": array[::-1],
     }
     for name, other in arrays.items():
         np.save(path, other, allow_pickle=True)
@@ -395,7 +397,16 @@ def test_a_record_of_an_older_version_past_its_text_counts_as_refused(tiny, tmp_
     config = EvaluateConfig(lengths=(8, 512), strides=("L",), far_stride="L/2", batch_tokens=64)
     records = run(tiny, tmp_path, config)
     assert statuses(records)[512, 512] == "refused"
-    assert not {"perplexity", "gain", "nats_file"} & records[-1].keys()
+    assert not {"perplexity", "gain", "nats_file", "nats_crc32"} & records[-1].keys()
+
+
+def test_results_without_checksums_are_read(tiny, tmp_path):
+    """As older versions wrote them."""
+    records = run(tiny, tmp_path, SHORT)
+    path = tmp_path / "sweep.jsonl"
+    path.write_text(re.sub(r'"nats_crc32": \d+, ', "", path.read_text()))
+    again = run(tiny, tmp_path, SHORT)
+    assert again == [{name: value for name, value in record.items() if name != "nats_crc32"} for record in records]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])

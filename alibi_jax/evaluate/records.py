@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import typing
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ WHERE_KNOWN = {
     "seconds": NUMBER,
     "num_bytes": COUNT,
     "parameters": COUNT,
+    "nats_crc32": COUNT,
     "gain": _Kind(_is_gain, f"an object of {', '.join(GAIN)}"),
     "config": _Kind(_is_config, "an object of sections"),
 }
@@ -143,7 +145,11 @@ def parse_record(line: bytes) -> Record:
     _check_values(record)
     reason = too_short(record["length"], record["stride"], record["num_tokens"])
     if reason and record["status"] == "ok":
-        record = {name: value for name, value in record.items() if name not in (*STATISTICS, "nats_file", "gain")}
+        record = {
+            name: value
+            for name, value in record.items()
+            if name not in (*STATISTICS, "nats_file", "nats_crc32", "gain")
+        }
         record |= {"status": "refused", "detail": reason}
     return record
 
@@ -177,6 +183,11 @@ def read_lines(path: Location) -> Iterator[tuple[int, Record | ResultsError]]:
                 yield number, error
 
 
+def checksum(nats: Float32[np.ndarray, " n"]) -> int:
+    """CRC-32 of an array's bytes."""
+    return zlib.crc32(np.ascontiguousarray(nats, "<f4"))
+
+
 def load_nats(path: Location, record: Record) -> Float32[np.ndarray, " n"]:
     """The array a record was computed from; ResultsError where it is not there, or is not that array."""
     tokens = record["num_tokens"]
@@ -190,6 +201,8 @@ def load_nats(path: Location, record: Record) -> Float32[np.ndarray, " n"]:
         raise ResultsError(f"{path}: got no array ({error}), expected {tokens} losses") from error
     if array.dtype != np.float32 or array.shape != (tokens,):
         raise ResultsError(f"{path}: got {array.dtype} of shape {array.shape}, expected float32 of shape ({tokens},)")
+    if record.get("nats_crc32") not in (None, checksum(array)):
+        raise ResultsError(f"{path}: got losses of another checksum than recorded, expected those that were saved")
     mean = float(array.mean(dtype=np.float64))
     if not math.isclose(mean, record["mean_nats"], rel_tol=1e-6, abs_tol=1e-9):
         raise ResultsError(f"{path}: got losses of mean {mean:.6g}, expected {record['mean_nats']:.6g} as recorded")

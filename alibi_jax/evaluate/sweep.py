@@ -17,7 +17,7 @@ from flax import linen as nn
 from alibi_jax.config import EvaluateConfig, parse_stride
 from alibi_jax.evaluate.memory import Limits, memory_limits
 from alibi_jax.evaluate.nats import HOST_BYTES, least_memory, memory_needed, token_nats
-from alibi_jax.evaluate.records import Record, nats_file, too_short
+from alibi_jax.evaluate.records import Record, checksum, nats_file, too_short
 from alibi_jax.evaluate.results import Results
 from alibi_jax.evaluate.statistics import ResultsError, bits_per_byte, mean_nats, perplexity, standard_error
 from alibi_jax.hosts import first_host_first, from_first_host
@@ -180,7 +180,8 @@ def _record(length: int, stride: int, scored: _Scored, num_bytes: int) -> Record
     if scored.nats is None:
         logger.info("length %d, stride %d: %s: %s", length, stride, scored.status, scored.detail)
         return record
-    return record | {"nats_file": nats_file(length, stride), **_statistics(scored.nats, num_bytes)}
+    kept = {"nats_file": nats_file(length, stride), "nats_crc32": checksum(scored.nats)}
+    return record | kept | _statistics(scored.nats, num_bytes)
 
 
 def _progress(bar: Bar, before: int, length: int, stride: int) -> Callable[[int], None]:
