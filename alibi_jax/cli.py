@@ -39,7 +39,9 @@ def _run(parse: Callable[[], Callable[[], str]]) -> int:
     for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     log = logging.getLogger("alibi_jax")
-    log.handlers, log.propagate = [logging.StreamHandler()], False
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)  # what "auto" chose
     status = _status(parse)
     if status in (REFUSED, FAILED, DIVERGED, HELD, KILLED) and several():
@@ -48,6 +50,13 @@ def _run(parse: Callable[[], Callable[[], str]]) -> int:
             time.sleep(LAST_SECONDS)
         os._exit(status)
     return status
+
+
+class _Plain(logging.Formatter):
+    """Lines of the log as text, as messages are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record), keep="\n")
 
 
 def _say(message: str) -> None:

@@ -2,11 +2,13 @@
 
 import csv
 import io
+import logging
 import math
 
 import pytest
 
-from alibi_jax import display
+from alibi_jax import cli, display
+from alibi_jax.config import ConfigError
 from alibi_jax.progress import Bar, loss_text
 
 TEXTS = {
@@ -87,3 +89,20 @@ def test_the_bar_shows_labels_as_text_and_short_numbers(capsys):
     assert loss_text(2.0, 1000.4) == "loss 2.000 nats  perplexity 7.4  1,000 tokens/s"
     column = bar.progress.columns[0].render(bar.progress.tasks[0])
     assert column.plain == "train [red]a[/red] \\x1b[31m:smile:\\n" and column.spans == []
+
+
+def test_what_a_command_says_is_text(capsys):
+    """Its result, its errors and its log may hold paths and labels."""
+
+    def command():
+        logging.getLogger("alibi_jax").warning("%s: \x1b]0;log\x07\nline", "path\udcff")
+        return "result \x1b[31m\nline"
+
+    def refused():
+        raise ConfigError("out: got \x1b[2J, expected a folder.")
+
+    assert cli.run_command(lambda: command) == 0
+    assert cli.run_command(lambda: refused) == cli.REFUSED
+    out, err = capsys.readouterr()
+    assert out == "result \\x1b[31m\nline\n"
+    assert err == "path�: \\x1b]0;log\\x07\nline\nerror: out: got \\x1b[2J, expected a folder.\n"
