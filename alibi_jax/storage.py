@@ -64,6 +64,13 @@ def write_atomically(path: Location, content: str | bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Location) -> None:
+    """Removes what writes that were killed left in a folder; for the process that alone writes there."""
+    if not in_bucket(folder):
+        for aside in folder.glob(".*.partial"):
+            aside.unlink(missing_ok=True)
+
+
 def save_array(path: Location, array: np.ndarray) -> None:
     """A .npy file."""
     buffer = io.BytesIO()

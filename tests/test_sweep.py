@@ -299,6 +299,19 @@ def test_a_host_that_cannot_allocate_is_recorded(tiny, tmp_path, monkeypatch):
     assert set(statuses(run(tiny, tmp_path, SHORT)).values()) == {"out of memory"}
 
 
+def test_lengths_that_are_not_asked_for_stay_out_of_memory(tiny, tmp_path, monkeypatch):
+    """And what a killed evaluation left half-written is removed."""
+    monkeypatch.setattr(sweep_module, "least_memory", lambda _, rows, length: 2**50 if length == 16 else 0)
+    first = run(tiny, tmp_path, SHORT)
+    assert statuses(first)[16, 16] == "out of memory"
+    leftovers = [tmp_path / ".sweep.jsonl.0a.partial", tmp_path / "nats" / ".8-8.npy.0a.partial"]
+    for path in leftovers:
+        path.write_text("half")
+    longer = EvaluateConfig(lengths=(64,), strides=("L",), batch_tokens=64)
+    assert run(tiny, tmp_path, longer)[:3] == first
+    assert not any(path.exists() for path in leftovers)
+
+
 def test_two_evaluations_at_once_in_one_folder_are_refused(tiny, tmp_path):
     with (
         only_run(tmp_path, "out", "evaluation"),

@@ -10,7 +10,7 @@ from alibi_jax.config import parse_stride
 from alibi_jax.evaluate.records import Record, explained, load_nats, nats_file, read_lines, strict_json, write_records
 from alibi_jax.evaluate.statistics import ResultsError, split_gain
 from alibi_jax.hosts import is_first
-from alibi_jax.storage import Location, load_array, save_array, write_atomically
+from alibi_jax.storage import Location, load_array, remove_partial, save_array, write_atomically
 
 SAME = ("run", "checkpoint_step", "corpus_fingerprint", "split", "num_tokens", "train_length")  # in a folder
 FAULTS_SHOWN = 5
@@ -95,7 +95,10 @@ def _add_gains(folder: Location, records: list[Record], far_stride: str, whole: 
 
 
 class Results:
-    """The records of a folder, read when made: `records` are those that need no other scoring."""
+    """The records of a folder, read when made: `records` are those that need no other scoring.
+
+    For the process that holds the folder (`workdir.only_run`): what a killed one left half-written there is removed.
+    """
 
     def __init__(self, folder: Location, facts: Record, pairs: list[tuple[int, int]], far_stride: str) -> None:
         """facts: what every record has to say. pairs: (length, stride) that are asked for; their arrays are looked at."""
@@ -105,6 +108,9 @@ class Results:
             for record in _read(folder / "sweep.jsonl", facts):
                 self._take(record, asked_for=_pair(record) in pairs)
             (folder / "nats").mkdir(parents=True, exist_ok=True)
+            if is_first():
+                remove_partial(folder)
+                remove_partial(folder / "nats")
 
     def _take(self, record: Record, asked_for: bool) -> None:
         """A record whose array is gone or damaged is scored again where it is asked for; so is one that ran out of memory."""
@@ -113,7 +119,8 @@ class Results:
             logger.warning("%s. Length %d, stride %d is scored again.", damage, *_pair(record))
         if record["status"] == "ok" and not damage:
             self.whole.add(_pair(record))
-        if record["status"] != "out of memory" and not (damage and asked_for):  # there may be more memory now
+        again = damage or record["status"] == "out of memory"  # there may be more memory now
+        if not (again and asked_for):
             self.records.append(record)
 
     def missing(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
