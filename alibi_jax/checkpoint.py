@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from alibi_jax.checks import require
+from alibi_jax.coordinator import missing_at_barrier
 from alibi_jax.origin import Origin, check_origin, origin_item, read_origin
 from alibi_jax.storage import Location, in_bucket
 from alibi_jax.workdir import saved_steps
@@ -42,6 +43,8 @@ class _Explained(contextlib.AbstractContextManager):
     def __exit__(self, kind: type | None, error: BaseException | None, _: TracebackType | None) -> None:
         # Orbax 0.12 raises the bare class for a truncated array; a class of its own is a programming error and passes
         if kind is Exception or (kind is not None and issubclass(kind, RAISED)):
+            if missing := missing_at_barrier(str(error)):
+                raise missing from error
             raise self.error(next(iter(str(error).strip().splitlines()), kind.__name__)) from error
 
     def error(self, reason: str) -> CheckpointError:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -23,6 +24,18 @@ logger = logging.getLogger("alibi_jax")
 
 class HostsError(RuntimeError):
     """Hosts that did not find one another, or lost one."""
+
+
+def missing_at_barrier(text: str) -> HostsError | None:
+    """What a save waited for in vain, from JAX's message about it; None for any other message."""
+    if "Barrier timed out" not in text:
+        return None
+    names = re.search(r"timed out task names:([\d\s,]*)", text)
+    missing = ", ".join(re.findall(r"\d+", names[1])) if names else ""
+    return HostsError(
+        f"hosts: waited in vain for host {missing or '(not named)'} to come to the same save, expected all hosts to. Look "
+        "what it waits for, then start all again: the run goes on from its last checkpoint."
+    )
 
 
 class Address(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 
 import main
 from alibi_jax import coordinator, status
+from alibi_jax.checkpoint import CheckpointError, _Explained
 from alibi_jax.config import ConfigError, to_json
 from alibi_jax.coordinator import Address, HostsError, check_can_listen, parse_address
 from runs import tiny_config
@@ -130,3 +131,19 @@ def test_a_coordinator_that_does_not_answer_is_named_in_time():
         with pytest.raises(HostsError, match=expected):
             coordinator.reach(Address("127.0.0.1", port), 1)
     assert time.monotonic() - began < 20
+
+
+def test_a_host_that_a_save_waited_for_is_named(tmp_path):
+    """JAX's message, as it is in a failed barrier of Orbax."""
+    said = (
+        "DEADLINE_EXCEEDED: Barrier timed out. Id: 50.save::0. This usually happens because a task triggered the barrier too "
+        "early or too slowly.\n# of tasks that reached the barrier: 1/3.\nThe first task at the barrier: 0. Some timed out "
+        "task names:\n1\n2\n [type.googleapis.com/tensorflow.CoordinationServiceError='']"
+    )
+    with (
+        pytest.raises(HostsError, match="waited in vain for host 1, 2 to come to the same save"),
+        _Explained("write", tmp_path),
+    ):
+        raise RuntimeError(said)
+    with pytest.raises(CheckpointError, match="No space left"), _Explained("write", tmp_path):
+        raise RuntimeError("No space left on device")

@@ -185,6 +185,22 @@ def test_two_supervised_hosts_killed_at_random_lose_nothing(hosts, tiny_data, tm
     assert starts == sorted(starts)
 
 
+@pytest.mark.parametrize("chosen", ["coordinator", "option", "environment"])
+def test_the_coordinator_listens_where_it_is_asked_to_and_nowhere_else(monkeypatch, chosen):
+    asked, port = [], free_port()
+    for variable in ENVIRONMENT.values():
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(alibi_jax.hosts, "_check_count", lambda _: None)
+    own, others = f"127.0.0.1:{port}", "198.51.100.7:8476"  # as others know it, behind an address translation
+    if chosen == "environment":
+        monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", own)
+    listen = own if chosen == "option" else ""
+    connect(Hosts(own if chosen == "coordinator" else others, count=2, index=0, listen=listen))
+    assert [options["coordinator_bind_address"] for options in asked] == [own]
+
+
 class Keeper:
     """What the coordination service keeps; time passes only where somebody waits."""
 

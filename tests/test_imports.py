@@ -34,7 +34,7 @@ ALLOWED = {
     "optimizer": {"config"},
     "origin": {"config", "storage"},
     "workdir": {"config", "origin", "storage"},
-    "checkpoint": {"checks", "origin", "storage", "workdir"},
+    "checkpoint": {"checks", "coordinator", "origin", "storage", "workdir"},
     "metrics": {"config", "model", "storage"},
     "supervise": {"checks", "signals", "status", "storage", "workdir"},
     "evaluate": set(
