@@ -124,7 +124,7 @@ FULL = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO]
 
 
 @pytest.mark.parametrize("error", FULL, ids=[errno.errorcode[error] for error in FULL])
-@pytest.mark.parametrize("at", ["corpus.keep_text", "facts.write_atomically", "aside._sync", "corpus.file_checksums"])
+@pytest.mark.parametrize("at", ["write.keep_text", "facts.write_atomically", "aside._sync", "write.file_checksums"])
 def test_every_error_of_the_disk_is_told_alike(data, monkeypatch, error, at):
     def fail(*_, **__):
         raise OSError(error, os.strerror(error))
@@ -140,7 +140,7 @@ def test_an_error_of_another_file_is_not_laid_to_the_disk(data, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/a/text")
 
-    monkeypatch.setattr("alibi_jax.data.corpus._write_split", fail)
+    monkeypatch.setattr("alibi_jax.data.write._write_split", fail)
     with pytest.raises(OSError, match=r"'/a/text'"):
         prepare(data, quiet=True)
 

@@ -123,7 +123,7 @@ def test_the_fingerprint_knows_the_text_its_boundaries_and_the_tokenizer(data):
     assert len(entries(data)) == 3
 
 
-@pytest.mark.parametrize("failing", ["corpus._write_split", "corpus.keep_text", "aside._sync", "corpus.move"])
+@pytest.mark.parametrize("failing", ["write._write_split", "write.keep_text", "aside._sync", "corpus.move"])
 def test_a_failure_leaves_nothing_behind(data, monkeypatch, failing):
     def fail(*_):
         raise KeyboardInterrupt
@@ -160,14 +160,14 @@ def test_two_processes_prepare_at_once(data):
 
 @pytest.mark.parametrize("force", [False, True])
 def test_whoever_finishes_first_wins_the_race(data, monkeypatch, force):
-    write, others = corpus_module._write, []
+    write, others = corpus_module.write_corpus, []
 
     def overtaken(*arguments):
-        monkeypatch.setattr(corpus_module, "_write", write)
+        monkeypatch.setattr(corpus_module, "write_corpus", write)
         others.append(prepare(data, quiet=True))
         return write(*arguments)
 
-    monkeypatch.setattr(corpus_module, "_write", overtaken)
+    monkeypatch.setattr(corpus_module, "write_corpus", overtaken)
     assert prepare(data, force=force, quiet=True).fingerprint == others[0].fingerprint
     assert entries(data) == [others[0].folder.name]
 
@@ -272,7 +272,7 @@ def test_a_tokenizer_edited_at_equal_size_is_refused(data, name, file):
 
 def test_a_large_file_is_sampled_when_opened_and_read_in_full_to_verify(data, monkeypatch):
     monkeypatch.setattr("alibi_jax.data.facts.BLOCK", 16)
-    monkeypatch.setattr("alibi_jax.data.corpus.BLOCK", 16)
+    monkeypatch.setattr("alibi_jax.data.layout.BLOCK", 16)
     monkeypatch.setattr("alibi_jax.data.facts.OPENED_BLOCKS", 3)
     made = prepare(data, quiet=True)
     flip(made.folder / "train.bin", 17)  # in the second block

@@ -312,3 +312,67 @@ def test_the_first_host_alone_reads_what_it_wrote(monkeypatch):
     monkeypatch.setattr(main, "evaluate_run", lambda *_: "nowhere")
     monkeypatch.setattr(main, "is_first", lambda: False)
     assert main.Evaluate("runs/x", main.EvaluateConfig(), main.MeshConfig())() == ""
+
+
+def test_a_run_goes_on_with_its_own_text_and_a_new_one_takes_the_edited(call, recipe, tmp_path):
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    assert call("train", recipe, "--workdir", run, "--train.steps", "1")[0] == 0
+    text.write_text(text.read_text().replace("north", "NORTH"))
+    status, said = call("train", recipe, "--workdir", run, "--train.steps", "1")
+    assert status == 0 and "which the run was begun with; its text was edited or touched since" in said
+    status, said = call("evaluate", run, "--lengths", "16", "--strides", "L", "--far-stride", "L")
+    assert status == 0 and "its text was edited or touched since" in said
+    status, said = call("train", recipe, "--workdir", tmp_path / "new", "--train.steps", "1")
+    assert status == 0 and "is of another text" in said
+    assert (run / "corpus.txt").read_text() != (tmp_path / "new/corpus.txt").read_text()
+    text.unlink()
+    status, said = call("evaluate", run, "--lengths", "16", "--strides", "L", "--far-stride", "L")
+    assert status == 0 and "could not be compared with its text: data.train_path: got" in said
+
+
+def test_an_altered_corpus_is_neither_scored_nor_trained_on(call, recipe, tmp_path):
+    run = tmp_path / "run"
+    assert call("train", recipe, "--workdir", run, "--train.steps", "1")[0] == 0
+    (stream,) = (tmp_path / "corpora").glob("*/valid.bin")
+    content = bytearray(stream.read_bytes())
+    content[100:200] = bytes(100)
+    stream.write_bytes(content)
+    for command in (
+        ("evaluate", run),
+        ("train", recipe, "--workdir", run, "--train.steps", "1"),
+        ("prepare", recipe, "--verify"),
+    ):
+        status, said = call(*command)
+        assert status == cli.REFUSED and "valid.bin: got other content in bytes 0 to 4,194,304" in said
+    assert call("prepare", recipe, "--force")[0] == 0
+    status, said = call("prepare", recipe, "--verify")
+    assert (
+        status == 0
+        and "whole: " in said
+        and call("evaluate", run, "--lengths", "16", "--strides", "L", "--far-stride", "L")[0] == 0
+    )
+
+
+def test_force_and_verify_together_are_refused(call, recipe, untouched):
+    status, said = call("prepare", recipe, "--force", "--verify")
+    assert status == cli.REFUSED and "expected one of them" in said
+
+
+def test_unknown_words_are_counted_and_warned_of(call, recipe, tmp_path, tiny_data):
+    (tmp_path / "valid.txt").write_text("north <unk> café\nsouth pole here " * 8, encoding="utf-8")
+    options = (
+        "--data.tokenizer",
+        "words",
+        "--data.valid-path",
+        tmp_path / "valid.txt",
+        "--model.vocab-size",
+        "8",
+        "--train.steps",
+        "1",
+    )
+    assert call("train", recipe, "--workdir", tmp_path / "run", *options)[0] == 0
+    status, said = call("evaluate", tmp_path / "run", "--lengths", "16", "--strides", "L", "--far-stride", "L")
+    assert status == 0 and "evaluate: 42.1% of the words are outside the vocabulary" in said
+    (record,) = map(json.loads, (tmp_path / "run/evaluation/valid/sweep.jsonl").read_text().splitlines())
+    assert record["num_bytes"] == len(" north <unk> café \n south pole here".encode()) * 8 + 2
+    assert (record["num_tokens"], record["unknown_words"]) == (57, 24)

@@ -218,6 +218,15 @@ def test_runs_scored_on_different_text_carry_a_warning(tmp_path):
     assert "not scored on the same tokens" in page_of(records, tmp_path).text
 
 
+def test_many_unknown_words_carry_a_warning(tmp_path):
+    records = some_records()
+    for unknown, warned in ((0, False), (NUM_TOKENS // 20, False), (NUM_TOKENS // 8, True)):
+        records[-1] |= {"run": "a <run>", "unknown_words": unknown}
+        page = page_of(records, tmp_path).text
+        assert ("Many words scored are outside the vocabulary (a <run> 12.5%)" in page) == warned
+    assert '"unknown_words": 32' in page
+
+
 def test_what_cannot_be_reported_is_refused_before_anything_is_written(tmp_path):
     other = record("alibi", "alibi", 16, 16, 8.0, split="test")
     for records, message in [

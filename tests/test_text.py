@@ -80,7 +80,7 @@ def test_the_same_content_elsewhere_or_at_another_time_is_not_prepared_again(dat
     else:
         shutil.copytree("text", tmp_path / "c" / "text")
         monkeypatch.chdir(tmp_path / "c")
-    monkeypatch.setattr("alibi_jax.data.corpus.documents", None)  # reading it would fail
+    monkeypatch.setattr("alibi_jax.data.write.documents", None)  # reading it would fail
     assert open_corpus(data).folder == first.folder and not caplog.text
     kept = (first.folder / "text.json").read_bytes()
     prepare(data)  # keeps the times, so that the next does not read the content
@@ -134,15 +134,15 @@ def test_a_corpus_of_the_earlier_format_is_prepared_again_and_said(data, caplog)
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(data, monkeypatch):
-    from alibi_jax.data import corpus
+    from alibi_jax.data import write as module
 
-    write = corpus._write_split
+    write = module._write_split
 
     def overtaken(path, *arguments):
         (Path("text") / "9.txt").write_text("alpha 9\n" * 6)
         return write(path, *arguments)
 
-    monkeypatch.setattr(corpus, "_write_split", overtaken)
+    monkeypatch.setattr(module, "_write_split", overtaken)
     with pytest.raises(
         DataError, match=r"got a text whose files changed while they were read, .* Prepare it again once"
     ):

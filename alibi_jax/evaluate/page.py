@@ -8,7 +8,7 @@ from string import Template
 
 from alibi_jax.display import html_text, number, perplexity_digits
 from alibi_jax.evaluate.plots import NAMES, non_overlapping, png_bytes, position_figure, sliding
-from alibi_jax.evaluate.records import Record
+from alibi_jax.evaluate.records import MANY_UNKNOWN, Record, unknown_share
 from alibi_jax.evaluate.statistics import longest_useful_length
 from alibi_jax.evaluate.tables import DASH, Grid
 
@@ -77,15 +77,32 @@ def gain_html(records: Sequence[Record]) -> str:
 
 
 def _warning(records: Sequence[Record]) -> str:
-    """Runs scored on different text are not comparable; the page says so first."""
+    """What makes numbers misleading: different text, many unknown words; the page says so first."""
     texts = {(record.get("corpus_fingerprint"), record.get("num_tokens")) for record in records}
-    if len(texts) <= 1:
-        return ""
-    return '<p class="warning"><b>These runs were not scored on the same tokens:</b> do not compare their numbers.</p>'
+    warnings = []
+    if len(texts) > 1:
+        warnings.append("<b>These runs were not scored on the same tokens:</b> do not compare their numbers.")
+    unknown = {record["run"]: unknown_share(record) for record in records if unknown_share(record) > MANY_UNKNOWN}
+    if unknown:
+        shares = ", ".join(f"{html_text(run)} {share:.1%}" for run, share in unknown.items())
+        warnings.append(
+            f"<b>Many words scored are outside the vocabulary</b> ({shares}): of these it is only predicted that they are, "
+            "which makes every number look better."
+        )
+    return "".join(f'<p class="warning">{warning}</p>' for warning in warnings)
 
 
 def _provenance(records: Sequence[Record]) -> str:
-    keys = ("split", "num_tokens", "num_bytes", "corpus_fingerprint", "checkpoint_step", "parameters", "date")
+    keys = (
+        "split",
+        "num_tokens",
+        "num_bytes",
+        "unknown_words",
+        "corpus_fingerprint",
+        "checkpoint_step",
+        "parameters",
+        "date",
+    )
     parts = []
     for run in dict.fromkeys(record["run"] for record in records):
         own = [record for record in records if record["run"] == run]

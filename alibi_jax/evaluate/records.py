@@ -26,6 +26,7 @@ from alibi_jax.storage import Location, write_atomically
 Record = dict[str, Any]
 STATUSES = ("ok", "out of memory", "refused", "not finite")
 STATISTICS = ("mean_nats", "perplexity", "bits_per_byte", "standard_error")
+MANY_UNKNOWN = 0.05  # of the tokens: with more unknown words than that a warning stands beside the numbers
 GAIN = ("total", "far_context", "early_tokens", "far_context_error")
 
 
@@ -76,11 +77,17 @@ WHERE_SCORED = dict.fromkeys(STATISTICS, NUMBER) | {
 WHERE_KNOWN = {
     "seconds": NUMBER,
     "num_bytes": COUNT,
+    "unknown_words": COUNT,
     "parameters": COUNT,
     "nats_crc32": COUNT,
     "gain": _Kind(_is_gain, f"an object of {', '.join(GAIN)}"),
     "config": _Kind(_is_config, "an object of sections"),
 }
+
+
+def unknown_share(record: Record) -> float:
+    """Unknown words per token scored; 0 where the record does not count them."""
+    return record.get("unknown_words", 0) / record["num_tokens"]
 
 
 def full_window(length: int, stride: int) -> int:

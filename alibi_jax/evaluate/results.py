@@ -38,7 +38,8 @@ def _differing_config(record: Record | None, now: Record | None) -> list[str]:
 
 def _check_same(path: Location, record: Record, facts: Record) -> None:
     """ResultsError for a record of another evaluation."""
-    differing = [f"{name} {record[name]}, now {facts[name]}" for name in SAME if record[name] != facts[name]]
+    same = SAME + (("num_bytes",) if "num_bytes" in record else ())
+    differing = [f"{name} {record[name]}, now {facts[name]}" for name in same if record[name] != facts[name]]
     differing += _differing_config(record.get("config"), facts.get("config"))
     if differing:
         raise ResultsError(

@@ -16,6 +16,7 @@ from alibi_jax.checkpoint import CheckpointError, Checkpoints
 from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config, require
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.display import decoded
+from alibi_jax.evaluate.records import MANY_UNKNOWN
 from alibi_jax.evaluate.sweep import plan, sweep
 from alibi_jax.hosts import first_host_first, from_first_host, several
 from alibi_jax.model import TransformerLM
@@ -82,6 +83,15 @@ def run_label(workdir: Location, label: str | None) -> str:
     return decoded(label)
 
 
+def _warn_of_unknown_words(share: float) -> None:
+    if share > MANY_UNKNOWN:
+        logger.warning(
+            "evaluate: %.1f%% of the words are outside the vocabulary: of these it is only predicted that they are, which "
+            "makes every number look better. Train on text with these words, or with --data.tokenizer bpe.",
+            100 * share,
+        )
+
+
 def evaluate_run(
     workdir: str | Path,
     evaluate: EvaluateConfig | None = None,
@@ -130,10 +140,11 @@ def evaluate_run(
             "split": evaluate.split,
             "checkpoint_step": step,
             "corpus_fingerprint": corpus.fingerprint,
-            "unknown_words": corpus.num_unknown(evaluate.split, len(stream)) / max(1, len(stream)),
+            "unknown_words": corpus.num_unknown(evaluate.split, len(stream)),
             "parameters": sum(x.size for x in jax.tree.leaves(params)),
             "config": dataclasses.asdict(config),
         }
+        _warn_of_unknown_words(facts["unknown_words"] / max(1, len(stream)))
         sweep(
             TransformerLM(scored),
             params,

@@ -1,0 +1,144 @@
+"""Writing a corpus: the tokenizer is learned, each split is read and written as tokens, and all of it is counted."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from alibi_jax.config import DataConfig
+from alibi_jax.data.document import DataError, Document
+from alibi_jax.data.facts import file_checksums, write_facts
+from alibi_jax.data.layout import FORMAT, UNKNOWN_DTYPE, file_names, fingerprint_of, token_dtype
+from alibi_jax.data.sources import SPLITS, Split, describe, documents, tell_sizes
+from alibi_jax.data.text import Text, keep_text, read_text, same_entries
+from alibi_jax.data.tokenizer import Tokenizer, make_tokenizer
+
+CHUNK = 2**20  # tokens that are held at once
+
+
+def unknown_excess(tokenizer: Tokenizer, unknown: Integer[np.ndarray, " k"]) -> int:
+    """Bytes that unknown words have more, or fewer, than the `<unk>` that stands for them; 0 stands for a written `<unk>`."""
+    lengths = unknown[unknown > 0].astype(np.int64)
+    return int(lengths.sum()) - len(lengths) * int(tokenizer.token_bytes[tokenizer.unknown]) if len(lengths) else 0
+
+
+def chunks(tokens: Integer[np.ndarray, " n"]) -> Iterator[Integer[np.ndarray, "_"]]:
+    """A stream, some tokens at a time: a mapped file may be larger than the memory."""
+    for start in range(0, len(tokens), CHUNK):
+        yield tokens[start : start + CHUNK]
+
+
+def write_corpus(data: DataConfig, folder: Path, quiet: bool) -> str:
+    """Writes a corpus into a folder; returns its fingerprint. DataError where the text changes meanwhile."""
+    before = _text_if_there(data)
+    said = TextColumn("{task.description}: {task.completed:,} documents")
+    columns = (
+        SpinnerColumn(),
+        said,
+        BarColumn(),
+        TimeElapsedColumn(),
+    )  # the bar pulses: no source says beforehand how much it holds
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        train = progress.track(documents(data, "train"), description=f"learning the {data.tokenizer} tokenizer")
+        tokenizer = make_tokenizer(data, train)
+        tokenizer.save(folder)
+        splits = {}
+        for split in SPLITS:
+            texts = progress.track(documents(data, split), description=f"writing {split}")
+            splits[split] = _write_split(folder / f"{split}.bin", texts, tokenizer)
+            _require_text(data, split, splits[split]["tokens"])
+            splits[split]["unknown"] = 0
+            if tokenizer.unknown is not None:
+                texts = progress.track(documents(data, split), description=f"counting unknown words of {split}")
+                number, excess = _write_unknown(folder, split, texts, tokenizer)
+                splits[split] |= {"unknown": number, "bytes": splits[split]["bytes"] + excess}
+    tell_sizes(data, {split: facts["bytes"] for split, facts in splits.items()})
+    after = read_text(data)
+    keep_text(folder, FORMAT, after)
+    _require_unchanged(before or after, after)
+    _require_unchanged(after, read_text(data))  # nor while its content was read
+    facts = {
+        "format": FORMAT,
+        "source": describe(data),
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": token_dtype(tokenizer.vocab_size).str,
+        "splits": splits,
+        "files": {name: file_checksums(folder / name) for name in file_names(tokenizer.name)},
+        "fingerprint": fingerprint_of(folder / tokenizer.file, splits),
+    }
+    write_facts(folder / "corpus.json", facts)
+    return facts["fingerprint"]
+
+
+def _text_if_there(data: DataConfig) -> Text | None:
+    """None where the text is not there yet: WikiText is prepared when its documents are read."""
+    try:
+        return read_text(data)
+    except DataError:
+        return None
+
+
+def _require_unchanged(before: Text, after: Text) -> None:
+    if not same_entries(before, after):
+        raise DataError(
+            "corpus: got a text whose files changed while they were read, expected them to stay as they are. Prepare it "
+            "again once nobody writes there."
+        )
+
+
+def _write_split(path: Path, texts: Iterable[Document], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Write the token file of one split; how many tokens, bytes and documents, and the sha256 of the documents."""
+    tokens = num_bytes = num_documents = 0
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for document in texts:
+            for encoded in tokenizer.encode_pieces(_digested(document, digest)):
+                file.write(encoded.astype(token_dtype(tokenizer.vocab_size)).tobytes())
+                tokens += len(encoded)
+                num_bytes += int(tokenizer.token_bytes[encoded].sum(dtype=np.int64))
+            num_documents += 1
+    return {"tokens": tokens, "bytes": num_bytes, "documents": num_documents, "sha256": digest.hexdigest()}
+
+
+def _digested(document: Document, digest: "hashlib._Hash") -> Iterator[str]:
+    """The pieces of a document, each added to the digest; its length comes first, or moved boundaries would not show."""
+    length = document.num_bytes()
+    digest.update(b"%d\n" % length)
+    for piece in document:
+        content = piece.encode("utf-8")
+        digest.update(content)
+        length -= len(content)
+        yield piece
+    if length != 0:
+        raise DataError(
+            f"{document.name}: got a text that changed while it was read, expected one that stays. Try again."
+        )
+
+
+def _write_unknown(folder: Path, split: Split, texts: Iterable[Document], tokenizer: Tokenizer) -> tuple[int, int]:
+    """Writes the bytes of every word that `<unk>` stands for; how many there are, and the bytes they have more than it."""
+    number = excess = 0
+    tokens = np.memmap(folder / f"{split}.bin", token_dtype(tokenizer.vocab_size), mode="r")
+    any_unknown = any((chunk == tokenizer.unknown).any() for chunk in chunks(tokens))
+    lengths = chain.from_iterable(map(tokenizer.unknown_bytes, texts)) if any_unknown else iter(())
+    with open(folder / f"{split}.unknown.bin", "wb") as file:
+        while (chunk := np.fromiter(islice(lengths, CHUNK), UNKNOWN_DTYPE)).size:
+            file.write(chunk.tobytes())
+            number += int(np.count_nonzero(chunk))
+            excess += unknown_excess(tokenizer, chunk)
+    return number, excess
+
+
+def _require_text(data: DataConfig, split: Split, tokens: int) -> None:
+    if tokens == 0:
+        raise DataError(
+            f"{split} split of {describe(data)}: got 0 tokens, expected text. Give more of it, or set "
+            f"data.{split}_path (files) or data.tfds_splits (tfds)."
+        )
