@@ -272,7 +272,6 @@ def test_a_tokenizer_edited_at_equal_size_is_refused(data, name, file):
 
 def test_a_large_file_is_sampled_when_opened_and_read_in_full_to_verify(data, monkeypatch):
     monkeypatch.setattr("alibi_jax.data.facts.BLOCK", 16)
-    monkeypatch.setattr("alibi_jax.data.layout.BLOCK", 16)
     monkeypatch.setattr("alibi_jax.data.facts.OPENED_BLOCKS", 3)
     made = prepare(data, quiet=True)
     flip(made.folder / "train.bin", 17)  # in the second block

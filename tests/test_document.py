@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data import corpus as corpus_module
 from alibi_jax.data import document as document_module
 from alibi_jax.data import facts as facts_module
 from alibi_jax.data import tokenizer as tokenizer_module
+from alibi_jax.data import write as write_module
 from alibi_jax.data.corpus import prepare
 from alibi_jax.data.document import DataError, Document, file_document, text_document
 from alibi_jax.data.sources import documents
@@ -147,11 +147,11 @@ def test_a_file_of_a_mark_alone_is_empty(tmp_path):
 
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
     path = put(tmp_path / "a", b"text\n")
-    pieces = corpus_module._digested(file_document(path), corpus_module.hashlib.sha256())
+    pieces = write_module._digested(file_document(path), write_module.hashlib.sha256())
     assert next(pieces) == "text\n"
     texts = iter(["one", "longer"])
     with pytest.raises(DataError, match=r"some: got a text that changed while it was read"):
-        list(corpus_module._digested(Document("some", lambda: [next(texts)]), corpus_module.hashlib.sha256()))
+        list(write_module._digested(Document("some", lambda: [next(texts)]), write_module.hashlib.sha256()))
 
 
 FILES = {
@@ -171,8 +171,7 @@ def test_preparing_holds_no_more_for_a_longer_file(tmp_path, monkeypatch, tokeni
     monkeypatch.setattr(document_module, "PIECE_CHARACTERS", 1000)
     monkeypatch.setattr(document_module, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(tokenizer_module, "LONGEST_WORD", 1000)
-    for module in (facts_module, corpus_module):
-        monkeypatch.setattr(module, "BLOCK", 100_000)
+    monkeypatch.setattr(facts_module, "BLOCK", 100_000)
     path = put(tmp_path / "a.gz", gzip.compress(FILES[kind](600_000), 1))
     values = {"directory": str(tmp_path / "corpora"), **TOKENIZERS[tokenizer]}
     tracemalloc.start()

@@ -51,6 +51,11 @@ def has_kinds(facts: Any, kinds: dict[str, type]) -> bool:
     return all(type(facts[name]) is kind for name, kind in kinds.items())
 
 
+def num_blocks(size: int) -> int:
+    """Checksums that a file of so many bytes has."""
+    return -(-size // BLOCK)
+
+
 def file_checksums(path: Path) -> dict[str, Any]:
     """{"bytes": its size, "crc32": [of every block]} of a file."""
     sums = []

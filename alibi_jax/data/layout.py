@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alibi_jax.data.facts import BLOCK, broken, has_kinds, read_facts
+from alibi_jax.data.facts import broken, has_kinds, num_blocks, read_facts
 from alibi_jax.data.sources import SPLITS
 from alibi_jax.data.tokenizer import TOKENIZERS
 
@@ -72,7 +72,7 @@ def _is_split(facts: dict[str, Any]) -> bool:
 def _is_file(facts: Any) -> bool:
     if not has_kinds(facts, {"bytes": int, "crc32": list}) or not all(type(value) is int for value in facts["crc32"]):
         return False
-    return facts["bytes"] >= 0 and len(facts["crc32"]) == -(-facts["bytes"] // BLOCK)
+    return facts["bytes"] >= 0 and len(facts["crc32"]) == num_blocks(facts["bytes"])
 
 
 def file_names(tokenizer: str) -> list[str]:
