@@ -1,24 +1,44 @@
-# Every target sets up .venv by itself, from nothing.
+# Every target sets up a virtual environment by itself, from nothing.
 PYTHON ?= python3
 RUN := .venv/bin/python
+# The newest Python above the default one, of those on PATH or in ~/.pyenv; empty where there is none.
+NEWEST := $(shell $(PYTHON) tests/newest_python.py)
+NEWEST_READY := $(if $(NEWEST),.venv-newest/.dev)
+NO_NEWEST := @echo "Nothing was run: no Python newer than $(PYTHON) is on PATH or in ~/.pyenv."
+# Otherwise each of many test processes compiles every file of the project again.
+unexport PYTHONDONTWRITEBYTECODE
 # The tests install libtpu, which complains where there is no accelerator.
 ifeq ($(wildcard /dev/accel* /dev/vfio/* /dev/nvidia* /dev/dxg /dev/kfd),)
 export JAX_PLATFORMS ?= cpu
 endif
 
-.PHONY: quickstart test test-peers test-slow lint bench bench-attention clean
+.PHONY: quickstart environments test test-ids test-peers test-slow test-versions test-newest test-oldest lint bench bench-attention clean
 
 quickstart: .venv/.ready  ## train five small models short, test them long, write runs/quickstart/report.html
 	$(RUN) experiments/extrapolation.py --config configs/quickstart.py --out runs/quickstart
 
+environments: .venv/.peers $(NEWEST_READY:dev=packages)  ## what CI installs, side by side with --jobs 2
+
 test: .venv/.dev  ## the tests (two processes)
 	$(RUN) -m pytest
 
+test-ids: .venv/.dev  ## two collections of the tests, seconds apart and with different hashes, name the same tests
+	$(RUN) tests/collect_twice.py
+
 test-peers: .venv/.peers  ## the tests that compare with PyTorch and transformers
-	$(RUN) -m pytest -m peers
+	$(RUN) -m pytest -n 0 -m peers tests/peers
 
 test-slow: .venv/.dev  ## minutes: twenty kills while saving, twenty of two hosts
 	$(RUN) -m pytest -m slow
+
+test-versions: $(NEWEST_READY)  ## on the newest Python and packages, what breaks between versions
+	$(if $(NEWEST),.venv-newest/bin/python -m pytest -m 'versions and not peers',$(NO_NEWEST))
+
+test-newest: $(NEWEST_READY)  ## all tests on the newest Python and packages
+	$(if $(NEWEST),.venv-newest/bin/python -m pytest,$(NO_NEWEST))
+
+test-oldest: .venv-oldest/.dev  ## all tests on Python 3.11 with the lower bounds of requirements.txt
+	.venv-oldest/bin/python -m pytest
 
 lint: .venv/.dev
 	.venv/bin/ruff check .
@@ -47,5 +67,21 @@ bench-attention: .venv/.peers  ## ALiBi attention beside PyTorch's, 8 minutes
 	.venv/bin/pip install --quiet --editable '.[peers]'
 	touch $@
 
+# Apart from the next step, as two installations of the project at once write into the same folder.
+.venv-newest/.packages: requirements.txt
+	$(NEWEST) -m venv --clear .venv-newest
+	.venv-newest/bin/pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv-newest/.dev: .venv-newest/.packages pyproject.toml
+	.venv-newest/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv-oldest/.dev: requirements.txt pyproject.toml
+	python3.11 -m venv --clear .venv-oldest
+	sed -nE 's/^([A-Za-z0-9_-]+)(\[[a-z]+\])?>=([0-9.]+).*/\1==\3/p' requirements.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf .venv runs corpora
+	rm -rf .venv .venv-newest .venv-oldest runs corpora

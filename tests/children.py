@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 import main
+from flags import QUICK
 
 LIMIT = 120  # seconds in which a child must have got somewhere
 # Children fork from a process that has imported everything and started nothing: they begin in a tenth of a second.
@@ -20,7 +21,7 @@ CHILDREN.set_forkserver_preload(["alibi_jax"])
 def be_quick(folder: Path) -> None:
     """One device, and what another child has compiled is not compiled again."""
     cache = str(folder / "compiled")
-    os.environ |= {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": cache}  # of children of its own too
+    os.environ |= {"XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": cache}  # of children of its own too
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -3,9 +3,9 @@
 import logging
 import os
 
-# Compiled without LLVM's optimizations: the suite is a thousand small compilations, and each takes a fifth of the time.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+from flags import QUICK
+
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The TPU compiler without a TPU: quiet, and once for each of several processes.
 os.environ |= {

@@ -143,6 +143,7 @@ def test_bfloat16_inputs_keep_float32_distances(implementation):
 
 
 @pytest.mark.parametrize("implementation", ["blockwise", *KERNELS])
+@pytest.mark.versions
 def test_bfloat16_gradients_equal_the_references(implementation):
     q, k, v = inputs(SHAPES["grouped"], jnp.bfloat16)
 
@@ -309,6 +310,7 @@ def test_auto_is_dense_for_one_block_and_takes_blocks_beyond(caplog, monkeypatch
 
 @pytest.mark.parametrize("implementation", ["blockwise", "pallas_gpu"])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.versions
 def test_heads_and_rows_split_over_a_mesh_give_the_same(implementation, rate):
     """Each device has its heads' slopes, not the first ones, and drops what one device would."""
     q, k, v = inputs(Shape(2, 150, 150, 8, 4, 16))

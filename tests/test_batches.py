@@ -56,6 +56,7 @@ def test_seeds_give_other_orders_and_the_same_seed_the_same():
     assert second_epoch not in firsts
 
 
+@pytest.mark.versions
 def test_the_order_of_seed_0_is_the_one_that_runs_were_made_with():
     got = Batches(TOKENS, 10, 8, 0).batch_at(0)[0][:, 0].tolist()
     expected = [960, 770, 310, 790, 90, 700, 280, 830]
@@ -79,6 +80,7 @@ def test_hosts_make_the_same_global_batch_together(by_rows, by_columns, step, se
 
 @pytest.mark.parametrize("first_step", [0, 7, 1_000_000])
 @pytest.mark.parametrize("prefetch", [1, 2, 5])
+@pytest.mark.versions
 def test_the_iterator_starts_at_a_step_and_gives_the_same_batches(first_step, prefetch):
     share = np.arange(2, 4), slice(5, 10)
     source = Batches(TOKENS, 10, 4, 3, *share)
@@ -113,6 +115,7 @@ def test_closing_ends_the_threads():
     assert not any(thread.is_alive() for thread in started)
 
 
+@pytest.mark.versions
 def test_a_program_that_drops_the_iterator_exits():
     program = "import numpy as np; from alibi_jax.data.batches import batches\n"
     program += "stream = batches(np.arange(99), 4, 2, 0); print(next(stream)[0])"

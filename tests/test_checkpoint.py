@@ -55,6 +55,7 @@ def steps(workdir) -> set[str]:
     return {path.name for path in (workdir / "checkpoints").iterdir()}
 
 
+@pytest.mark.versions
 def test_restores_every_bit_and_the_parameters_alone(tmp_path):
     save(tmp_path, [None]).close()
     checkpoints = Checkpoints(tmp_path, read_only=True)
@@ -77,6 +78,7 @@ def test_save_keeps_what_was_there_while_the_next_steps_reuse_its_memory(tmp_pat
     assert_identical(checkpoints.restore(1, params=shapes(state))["params"], copy)
 
 
+@pytest.mark.versions
 def test_keeps_the_latest_and_the_best(tmp_path):
     checkpoints = save(tmp_path, [3.0, 1.0, 2.5, None, 2.0, None])
     assert steps(tmp_path) == {"2", "5", "6"}
@@ -231,6 +233,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.versions
 def test_damaged_checkpoint_is_named_and_never_passed_over(sound, tmp_path, damage):
     shutil.copytree(sound, tmp_path / "run")
     change, pattern = DAMAGES[damage]

@@ -35,6 +35,7 @@ def entries(data):
 
 
 @pytest.mark.parametrize("name", ["bytes", "words", "bpe"])
+@pytest.mark.versions
 def test_a_corpus_holds_every_document_in_order_and_counts_it(data, name):
     data = with_tokenizer(data, name)
     made = prepare(data, quiet=True)

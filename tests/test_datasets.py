@@ -60,6 +60,7 @@ def tiny(folder, **more):
     return DataConfig(source="tfds", **values)
 
 
+@pytest.mark.versions
 def test_tfds_reads_splits_and_slices_without_tensorflow(tfds_folder):
     got = read(tiny(tfds_folder))
     assert sorted(got["train"] + got["test"]) == [f"é 5 {i}" for i in range(5)]

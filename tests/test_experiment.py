@@ -83,6 +83,7 @@ def trained(tmp_path_factory):
     return config, folder
 
 
+@pytest.mark.versions
 def test_commands_evaluate_on_another_mesh_and_report(trained, tmp_path, capsys):
     _, folder = trained
     assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a"), "--label", "mine"]) == 0

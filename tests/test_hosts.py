@@ -25,9 +25,8 @@ from alibi_jax.train import train
 from alibi_jax.workdir import only_run
 from children import LIMIT, latest, wait_for
 from conftest import assert_close
+from flags import QUICK
 from runs import DROPOUT, assert_identical, saved_state, tiny_config
-
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def free_port() -> int:
@@ -132,6 +131,7 @@ def test_a_signal_to_one_host_stops_all_at_the_same_step(hosts, tiny_data, tmp_p
     assert int(said[0][2]) == int(said[1][2]) == latest(tmp_path / "run")
 
 
+@pytest.mark.versions
 def test_what_one_host_refuses_all_refuse_at_once(hosts, tiny_data, tmp_path):
     """A run in the folder that the first host finds, another config or another folder: both end alike, soon."""
     prepare(tiny_data, quiet=True)

@@ -73,6 +73,7 @@ def test_rooms_import_one_way(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.versions
 def test_configs_import_the_config_alone_and_make_one(path):
     from alibi_jax.config import Config, load_config
 
@@ -80,6 +81,7 @@ def test_configs_import_the_config_alone_and_make_one(path):
     assert isinstance(load_config(path), Config)
 
 
+@pytest.mark.versions
 def test_importing_the_library_brings_no_tensorflow_torch_or_data_sets():
     code = "import sys, alibi_jax; print([name for name in sys.argv[1:] if name in sys.modules])"
     heavy = ["tensorflow", "torch", "transformers", "tensorflow_datasets"]

@@ -20,6 +20,7 @@ from alibi_jax.data.corpus import prepare
 from alibi_jax.loop import stop_requested
 from alibi_jax.train import train
 from children import LIMIT, be_quick, exit_status, latest, run_command, start, wait_for
+from flags import QUICK
 from runs import DROPOUT, assert_identical, saved_state, tiny_config
 
 
@@ -52,6 +53,7 @@ def values(workdir: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.versions
 def test_killed_run_goes_on_bit_for_bit(tiny_data, tmp_path):
     config = tiny_config(tiny_data, model=DROPOUT, gradient_accumulation=2)
     prepare(tiny_data, quiet=True)
@@ -122,7 +124,7 @@ def stopped_at(errors: str, name: str, workdir: Path) -> int:
 
 def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(endless, tmp_path):
     workdir = tmp_path / "run"
-    environment = os.environ | {"XLA_FLAGS": ""}
+    environment = os.environ | {"XLA_FLAGS": QUICK}
     command = [sys.executable, main.__file__, *endless]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         wait_for(lambda: len(lines(workdir)) > 3 or process.poll() is not None)

@@ -65,6 +65,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("command", OPTIONS)
+@pytest.mark.versions
 def test_help_of_each_command_lists_its_options(call, command):
     status, text = call(command, "--help")
     assert status == 0
@@ -93,6 +94,7 @@ REFUSED_OPTIONS = {
 
 
 @pytest.mark.parametrize("case", REFUSED_OPTIONS)
+@pytest.mark.versions
 def test_bad_option_starts_nothing(call, recipe, tmp_path, untouched, case):
     options, message = REFUSED_OPTIONS[case]
     status, text = call("train", recipe, "--workdir", tmp_path / "run", *options)

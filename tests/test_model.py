@@ -71,6 +71,7 @@ def test_order_matters_to_every_method_beyond_the_causal_mask(position):
 
 @pytest.mark.parametrize("position", ["alibi", "t5"])
 @pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.versions
 def test_scan_and_remat_change_nothing(position, remat):
     """The same parameters, stacked, give the same loss and gradients through nn.scan, with and without nn.remat."""
     plain, params, tokens = make(position=position)
@@ -148,6 +149,7 @@ def test_a_config_without_vocabulary_is_refused():
         TransformerLM(ModelConfig()).init(jax.random.key(0), jnp.zeros((1, 4), int))
 
 
+@pytest.mark.versions
 def test_flops_equal_the_compilers_count_of_the_dense_model():
     """Within 10 %: the compiler also counts norms and the softmax, and the reference attends to all L keys."""
     config = ModelConfig(**(SMALL | {"width": 128, "mlp_width": 512, "vocab_size": 512}), attention="reference")

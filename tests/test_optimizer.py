@@ -81,6 +81,7 @@ def fairseq_nag(parameter, gradients, rates, momentum, weight_decay):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.versions
 def test_nag_is_fairseqs_rule_under_warmup_and_cosine(weight_decay):
     """The paper's schedule shrunk: 1e-7 to the peak, then cosine; no clip is reached."""
     config = OptimizerConfig(

@@ -15,7 +15,7 @@ from alibi_jax.positions import LinearBias, alibi_slopes
 from alibi_jax.sharding import make_mesh, tree_shardings
 from benchmarks.shapes import GPU_SHAPES, TPU_SHAPES, Shape
 
-TOPOLOGIES = ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"]
+TOPOLOGIES = ["v5e:2x2", "v5p:2x2x1", pytest.param("v6e:2x2", marks=pytest.mark.versions)]
 LANES = 128  # a TPU stores a row of fewer numbers as so many
 MIB = 2**20
 
@@ -85,6 +85,7 @@ def test_tpu_kernels_compile_with_dropout_shared_keys_and_a_cache(shape):
     assert text.count('custom_call_target="tpu_custom_call"') == 3
 
 
+@pytest.mark.versions
 def test_a_sharded_model_for_tpus_uses_the_kernel_by_itself(caplog):
     """ "auto" looks at the mesh, not at this machine; every device attends over its own rows and heads."""
     caplog.set_level("INFO")
@@ -110,7 +111,7 @@ def test_a_sharded_model_for_tpus_uses_the_kernel_by_itself(caplog):
 @pytest.mark.parametrize(
     "shape", [*GPU_SHAPES[::4], Shape(2, 300, 333, 6, 2, 80, 33), Shape(1, 200, 150, 2, 2, 64, 0, False)]
 )
-@pytest.mark.parametrize("rate", [0.0, 0.1])
+@pytest.mark.parametrize("rate", [0.0, pytest.param(0.1, marks=pytest.mark.versions)])
 def test_gpu_kernels_lower_to_triton(dtype, shape, rate):
     device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)

@@ -65,6 +65,7 @@ def on_tpus():
     return config, plan(config, topology("v5e:2x2"))
 
 
+@pytest.mark.versions
 def test_bytes_by_kind_are_those_of_the_arrays(on_cpus):
     """Against a real state on a real mesh; what XLA counts as arguments beside them (padding) is nothing on a CPU."""
     config, made = on_cpus
@@ -102,6 +103,7 @@ def test_activations_kept_are_one_array_a_layer_with_remat():
     assert 2 * layer <= kept[True] < 10 * layer < kept[False]
 
 
+@pytest.mark.versions
 def test_a_plan_for_tpus_has_bounds(on_tpus):
     config, made = on_tpus
     assert made.fits and made.excess == 0 and made.memory.limit == 15.75 * GIB

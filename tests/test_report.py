@@ -239,6 +239,7 @@ def test_what_cannot_be_reported_is_refused_before_anything_is_written(tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.versions
 def test_the_folder_holds_the_three_files_and_the_figure_s_size(tmp_path):
     seeds = [one for seed in range(2) for one in run_records(f"rotary-s{seed}", "rotary", (7.0 + seed, 9.0, 30.0))]
     report.write_report([*some_records(), *seeds], tmp_path, TITLE, "")

@@ -86,6 +86,7 @@ def test_key_heads_shared_by_queries(bias):
     assert_same(on_mesh((1, 1, 2, 4), "blockwise", 0.0, *inputs), whole)
 
 
+@pytest.mark.versions
 def test_kernel_serves_the_ring():
     q, k, v, d_out = arrays(batch=1)
     inputs = q, k, v, biases("alibi"), d_out

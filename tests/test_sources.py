@@ -114,6 +114,7 @@ def test_a_glob_relative_to_the_working_folder(tmp_path, monkeypatch):
     assert read_split(files("*.txt", **held_out(tmp_path)), "train") == ["a\n"]
 
 
+@pytest.mark.versions
 def test_gzip_is_decompressed_and_line_ends_are_kept(tmp_path):
     text = "é\r\nsecond\n\n"
     write(tmp_path, {"a.txt.gz": gzip.compress(text.encode())})

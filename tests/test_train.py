@@ -153,6 +153,7 @@ def test_slopes_that_forgot_the_other_devices_would_show(monkeypatch):
     assert np.abs(np.subtract(local, one_device("alibi"))).max() > 10 * TOLERANCE["sharded loss"]
 
 
+@pytest.mark.versions
 def test_saved_on_one_mesh_goes_on_upon_another(tmp_path):
     config = tiny_config(DataConfig())
     _, state = steps(config, (2, 2, 2, 1), 2)
@@ -241,6 +242,7 @@ def signal_at_step(monkeypatch, step: int) -> None:
     monkeypatch.setattr(loop, "put_batch", put_batch_with_signal)
 
 
+@pytest.mark.versions
 def test_run_stops_when_asked_and_a_whole_run_is_left_alone(tiny_data, tmp_path, monkeypatch):
     config = tiny_config(tiny_data, DROPOUT, steps=4, validate_every=2, checkpoint_every=10)
     with monkeypatch.context() as patch:

@@ -21,6 +21,7 @@ def test_steps_are_parsed_or_refused():
             parse_steps(text)
 
 
+@pytest.mark.versions
 def test_a_run_traces_the_steps_asked_for(tiny_data, tmp_path):
     """As far as they go: it ends after the fourth."""
     train(tiny_config(tiny_data), tmp_path / "run", profile="3-9")
@@ -39,6 +40,7 @@ def test_a_trace_of_steps_that_never_come_is_missed(tiny_data, tmp_path, caplog)
     assert "none of the steps 9 to 12 was taken here" in caplog.text
 
 
+@pytest.mark.versions
 def test_a_compilation_too_many_says_which_argument_changed(caplog):
     add = watched(jax.jit(lambda state, batch: (state["a"] + batch.sum(), state)), "state", "batch")
     state = {"a": jnp.zeros(3), "b": jnp.ones(2)}
