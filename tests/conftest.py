@@ -14,12 +14,15 @@ os.environ |= {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
+import hypothesis
 import jax
 import jaxtyping
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("no deadline", deadline=None)  # an example may be slow on a busy machine
+hypothesis.settings.load_profile("no deadline")
 
 # Largest absolute error allowed, by what is compared. Measured errors are a third of these or less; never loosen to pass.
 TOLERANCE = {
