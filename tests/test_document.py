@@ -4,9 +4,12 @@ import gzip
 import io
 import lzma
 import os
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,9 +25,7 @@ from alibi_jax.data.document import DataError, Document, file_document, text_doc
 from alibi_jax.data.sources import documents
 from alibi_jax.data.tokenizer import make_tokenizer
 
-TOKENIZERS = {
-    name: {"tokenizer": name} | ({"bpe_vocab_size": 257} if name == "bpe" else {}) for name in ("bytes", "words", "bpe")
-}
+TOKENIZERS = {"bytes": {}, "words": {"tokenizer": "words"}, "bpe": {"tokenizer": "bpe", "bpe_vocab_size": 257}}
 
 
 def put(path, content):
@@ -88,6 +89,7 @@ def zipped(content):
         return file.getvalue()
 
 
+ROOT = Path(__file__).parents[1]
 TEXT = "some text, ünd more\n" * 40
 OTHERS = {
     "utf-16 with mark": (lambda: TEXT.encode("utf-16"), r"UTF-16 text, .* \(iconv -f UTF-16 -t UTF-8\)"),
@@ -172,12 +174,15 @@ def test_preparing_holds_no_more_for_a_longer_file(tmp_path, monkeypatch, tokeni
     monkeypatch.setattr(document_module, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(tokenizer_module, "LONGEST_WORD", 1000)
     monkeypatch.setattr(facts_module, "BLOCK", 100_000)
+    monkeypatch.setattr(write_module, "CHUNK", 10_000)
     path = put(tmp_path / "a.gz", gzip.compress(FILES[kind](600_000), 1))
     values = {"directory": str(tmp_path / "corpora"), **TOKENIZERS[tokenizer]}
     tracemalloc.start()
-    made = prepare(DataConfig(source="files", train_path=str(path), **values), quiet=True)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    try:
+        made = prepare(DataConfig(source="files", train_path=str(path), **values), quiet=True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert made.facts["splits"]["train"]["tokens"] > 100_000
     assert peak < 1_800_000
 
@@ -192,3 +197,20 @@ def test_a_word_of_any_length_is_refused(monkeypatch, places):
         DataError, match=r"got 'words' and a word of more than 1,000 characters \('aaaa.*'\.\.\.\), expected"
     ):
         make_tokenizer(data, [text_document("some", " " * places + "a" * 1200 + " b")])
+
+
+def test_bpe_holds_what_is_stated_for_a_file_and_line_of_any_length(tmp_path):
+    """All of the process's memory, with what the tokenizers' library holds: some 200 bytes a token."""
+    path = put(tmp_path / "a.gz", gzip.compress(b"some words " * 230_000, 1))
+    data = DataConfig(source="files", train_path=str(path), directory=str(tmp_path / "corpora"), **TOKENIZERS["bpe"])
+    program = f"""
+import resource, tokenizers
+from alibi_jax.config import DataConfig
+from alibi_jax.data.corpus import prepare
+from alibi_jax.data.write import PREPARING_MIB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prepare({data!r}, quiet=True)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 / PREPARING_MIB)
+"""
+    child = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(child.stdout) < 1

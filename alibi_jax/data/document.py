@@ -57,7 +57,7 @@ class Document:
 
     def num_bytes(self) -> int:
         """UTF-8 bytes of the text, counted by reading it."""
-        return sum(len(piece.encode("utf-8")) for piece in self)
+        return sum(len(piece) if piece.isascii() else len(piece.encode("utf-8")) for piece in self)
 
     def between(self, start: int, stop: int) -> "Document":
         """The characters from `start` to `stop`."""
