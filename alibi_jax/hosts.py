@@ -48,6 +48,8 @@ class Hosts(Section):
     wait_seconds: int = 600  # for another host to come to the same place, unless it is at work on a corpus
 
     def check(self) -> None:
+        if self.listen:
+            parse_address(self.listen, "hosts.listen")
         named = bool(self.coordinator), self.count > 0, self.index >= 0
         require(
             not (self.discover and any(named)),
@@ -129,7 +131,7 @@ def connect(hosts: Hosts) -> None:
         return
     if joined.index > 0:
         reach(parse_address(joined.coordinator, "hosts.coordinator"), joined.timeout_seconds)
-    elif joined.listen:
+    elif joined.index == 0:  # not known to one that is to be discovered
         check_can_listen(parse_address(joined.listen, "hosts.listen"), joined.timeout_seconds)
     timer = threading.Timer(joined.timeout_seconds, _give_up, [joined])
     timer.daemon = True

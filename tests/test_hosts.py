@@ -287,6 +287,7 @@ def test_hosts_that_do_not_come_are_missed_in_time(hosts, tiny_data, tmp_path):
         ({"coordinator": "here:1", "count": 2, "index": 0}, {"listen": ":"}, "hosts.listen: got ':', expected address"),
         ({"index": 0}, {"coordinator": "here:1", "count": "²"}, "got '²', expected a number from 1 on"),
         ({"index": 0}, {"coordinator": "here:1", "count": "9" * 5000}, "expected a number from 1 on"),
+        ({"discover": True, "listen": "here"}, {}, "hosts.listen: got 'here', expected address:port"),
         ({"wait_seconds": 1}, {}, "hosts.wait_seconds: got 1, expected 5 to"),
         ({"coordinator": "here:1", "count": 2}, {}, r"hosts.index \(or JAX_PROCESS_ID\): got '', expected a number"),
         ({"index": 2}, {"coordinator": "here:1", "count": "2"}, "hosts.index: got 2, expected 0 to 1"),

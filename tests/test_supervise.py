@@ -55,7 +55,8 @@ import os, pathlib, signal, subprocess, sys, time
 def save(*_):
     pathlib.Path(sys.argv[1], "saved").touch()
     sys.exit(75)
-signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[2] == "deaf" else save)
+for number in (signal.SIGTERM, signal.SIGHUP):  # the kernel's, to stopped processes whose parent is gone
+    signal.signal(number, signal.SIG_IGN if sys.argv[2] == "deaf" else save)
 other = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(100)"])
 pathlib.Path(sys.argv[1], "other").write_text(str(other.pid))
 pathlib.Path(sys.argv[1], "ready").write_text(str(os.getpid()))
