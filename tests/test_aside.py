@@ -64,6 +64,21 @@ def test_nothing_is_removed_where_there_are_no_locks(tmp_path, monkeypatch):
         assert entries(tmp_path) == [f".{NAME}-00000001"]
 
 
+def test_what_belongs_to_another_user_stops_nobody(tmp_path, monkeypatch, caplog):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    left(tmp_path, f".{NAME}-00000001", f".{NAME}-0123456789ab-00000009-old")
+    (tmp_path / LOCK).touch()
+    open_it = os.open
+    monkeypatch.setattr("os.open", lambda path, flags, *mode: refused() if flags & os.O_RDWR else open_it(path, flags))
+    monkeypatch.setattr("shutil.rmtree", refused)
+    monkeypatch.setattr(Path, "rename", refused)
+    with preparing(tmp_path):
+        assert len(entries(tmp_path)) == 2
+    assert caplog.text.count("cannot be put right: Permission denied") == 2
+
+
 @pytest.mark.parametrize("text_is_there", [True, False])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_replacement_killed_between_its_renames_loses_nothing(data, text_is_there, named):

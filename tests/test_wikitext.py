@@ -2,6 +2,7 @@ import hashlib
 import http.server
 import os
 import re
+import shutil
 import sys
 import threading
 import zipfile
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data import wikitext as module
-from alibi_jax.data.corpus import open_corpus
+from alibi_jax.data.corpus import open_corpus, prepare
 from alibi_jax.data.sources import SPLITS, DataError, documents
 from alibi_jax.data.wikitext import articles
 
@@ -255,6 +256,26 @@ def test_a_corpus_of_words_has_one_end_a_line(tmp_path):
         text = "".join(TEXT[split])
         assert len(corpus.tokens(split)) == len(text.split()) + text.count("\n")
     assert corpus.tokenizer.decode(corpus.tokens("train")) == "".join(TEXT["train"])
+
+
+def test_a_corpus_is_known_by_the_data_set_it_was_prepared_from(tmp_path, caplog):
+    manual = fill(tmp_path / "manual", TOKENS)
+    data = wikitext(tmp_path, manual, tokenizer="words")
+    first = open_corpus(data)
+    os.utime(manual / "wiki.valid.tokens", (2**32, 2**32))
+    assert open_corpus(data).folder == first.folder
+    assert (
+        "wiki.valid.tokens was written after" in caplog.text
+        and "remove that folder: it is prepared again" in caplog.text
+    )
+    shutil.rmtree(tmp_path / "tfds")  # as on a machine that has the corpus alone
+    for fingerprint in (None, first.fingerprint):
+        caplog.clear()
+        assert open_corpus(data, fingerprint).folder == first.folder
+        assert "could not be compared" in caplog.text
+    (manual / "wiki.valid.tokens").write_text(" another = text \n" * 9)
+    assert prepare(data, force=True, quiet=True).fingerprint == open_corpus(data).fingerprint != first.fingerprint
+    assert open_corpus(data, first.fingerprint).folder == first.folder
 
 
 @pytest.mark.skipif("ALIBI_JAX_TEXT" not in os.environ, reason="set ALIBI_JAX_TEXT to a folder with wikitext-2/")

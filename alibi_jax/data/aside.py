@@ -46,18 +46,28 @@ def preparing(directory: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context((directory / LOCK).open("a+"))
-            if _take(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            lock = _open_lock(directory / LOCK)
+            held.callback(os.close, lock)
+            if _take(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 _put_right(directory)
-            _take(lock.fileno(), fcntl.LOCK_SH)
+            _take(lock, fcntl.LOCK_SH)
         yield
+
+
+def _open_lock(path: Path) -> int:
+    """A descriptor of the lock's file; one for reading where the file is another user's, whose folder this is, too."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)
 
 
 def _take(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind)
     except OSError as error:
-        if isinstance(error, BlockingIOError) or error.errno in NO_LOCKS:
+        # EBADF: over NFS a lock for one alone needs a file that can be written
+        if isinstance(error, BlockingIOError) or error.errno in (*NO_LOCKS, errno.EBADF):
             return False
         raise
     return True
@@ -70,12 +80,15 @@ def _put_right(directory: Path) -> None:
         if not left or path.is_symlink() or not path.is_dir():
             continue
         name, old = left.groups()
-        if old and not (directory / name).exists():
-            path.rename(directory / name)
-            logger.info("corpus: %s is back, whose replacement was killed", directory / name)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-            logger.info("corpus: removed %s, which a killed preparation left", path)
+        try:
+            if old and not (directory / name).exists():
+                path.rename(directory / name)
+                logger.info("corpus: %s is back, whose replacement was killed", directory / name)
+            else:
+                shutil.rmtree(path)
+                logger.info("corpus: removed %s, which a killed preparation left", path)
+        except OSError as error:  # another user's: this preparation does not need it
+            logger.warning("corpus: %s, which a killed preparation left, cannot be put right: %s", path, error.strerror)
 
 
 @contextlib.contextmanager

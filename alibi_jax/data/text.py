@@ -123,7 +123,7 @@ def _tfds(data: DataConfig) -> list[tuple[str, Path]]:
     """The files of records; the .json beside them describe them, and tfds may write those anew."""
     import tensorflow_datasets as tfds  # half a second, and only this source needs it
 
-    from alibi_jax.data import wikitext  # noqa: F401 (registers it)
+    from alibi_jax.data import wikitext  # which registers it
 
     try:
         folder = Path(tfds.builder(data.tfds_name, data_dir=data.tfds_dir or None, try_gcs=False).data_path)
@@ -132,6 +132,8 @@ def _tfds(data: DataConfig) -> list[tuple[str, Path]]:
     files = sorted(path for path in folder.glob("*") if path.is_file() and path.suffix != ".json")
     if not files:
         raise _not_prepared(data, f"nothing in {folder}")
+    if data.tfds_manual_dir:
+        wikitext.warn_of_newer_files(data)
     return [(f"{data.tfds_name}/{file.name}", file) for file in files]
 
 

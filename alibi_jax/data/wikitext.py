@@ -18,7 +18,7 @@ import requests
 import tensorflow_datasets as tfds
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data.sources import DataError
+from alibi_jax.data.document import DataError, warn_once
 
 URL = "https://s3.amazonaws.com/research.metamind.io/wikitext"
 SHA256 = {  # of <name>-v1.zip, which holds <name>/wiki.*.tokens
@@ -85,6 +85,23 @@ def prepare(data: DataConfig) -> None:
                 f"data.tfds_name: got {data.tfds_name!r}, which cannot be prepared in {builder.data_dir} ({error}), "
                 "expected readable files and a folder that can be written. Check permissions and free space."
             ) from error
+
+
+def warn_of_newer_files(data: DataConfig) -> None:
+    """Warns, once, of files in `data.tfds_manual_dir` that were written after the data set was prepared: it stays as it was."""
+    name = data.tfds_name.removeprefix("wikitext/").removesuffix(f":{Wikitext.VERSION}")
+    prepared = Path(Wikitext(config=name, data_dir=data.tfds_dir or None).data_path)
+    manual = Path(data.tfds_manual_dir)
+    paths = [
+        manual / f"{name}-v1.zip",
+        *(folder / file for folder in (manual / name, manual) for file in FILES.values()),
+    ]
+    newer = [path for path in paths if path.is_file() and path.stat().st_mtime > prepared.stat().st_mtime]
+    if newer:
+        warn_once(
+            f"data.tfds_manual_dir: {newer[0]} was written after {prepared} was prepared, which is read as it was then. "
+            "If its text has changed, remove that folder: it is prepared again."
+        )
 
 
 def _prepare(builder: Wikitext, manual: str) -> None:
