@@ -6,6 +6,7 @@ import re
 from typing import ClassVar, Literal, NamedTuple
 
 from alibi_jax.checks import LARGEST, Section, gib, require, shown
+from alibi_jax.limits import COUNT
 from alibi_jax.sizes import STATE, parameter_count
 
 INPUT_AND_TARGET = 2 * 4  # bytes of a token that is both, int32
@@ -249,10 +250,10 @@ class TrainConfig(Section):
 
     def check(self) -> None:
         require(
-            self.memory() <= LARGEST,
+            self.batch_size * self.train_length <= COUNT,
             "train.batch_size",
             f"{self.batch_size:,} sequences of {self.train_length:,} tokens, which would take {gib(self.memory())}",
-            f"at most {gib(LARGEST)}",
+            f"at most {COUNT} tokens an update, which are counted in int32",
             "Lower it, or train.train_length.",
         )
         require(

@@ -15,7 +15,7 @@ ALLOWED = {
     "limits": set(),
     "checks": {"limits"},
     "sizes": {"sections"},  # for a name of a type alone
-    "sections": {"checks", "sizes"},
+    "sections": {"checks", "limits", "sizes"},
     "storage": {"checks"},
     "recipes": {"checks", "storage"},
     "config": {"checks", "recipes", "sections", "storage"},

@@ -149,7 +149,7 @@ COMMANDS = {
     "port": (
         ("train", "RECIPE", "--hosts.coordinator", "here:99999"),
         "got 'here:99999', expected address:port",
-        "Name both",
+        "Such as",
     ),
     "wide": (("train", "RECIPE", "--model.width", 10**23), "expected 1 to 1048576", "Lower it"),
     "digits": (("train", "RECIPE", "--train.steps", "9" * 5000), "--train.steps", "--help"),
@@ -159,6 +159,17 @@ COMMANDS = {
         "Pass a",
     ),
     "topology": (("plan", "RECIPE", "--topology", "cpu:" + "9" * 5000), "which is none", "Choose one of these"),
+    "plan's file": (
+        ("plan", "RECIPE", "--topology", "cpu:1", "--json", "none/x.json"),
+        "json: got 'none/x.json'",
+        "Make",
+    ),
+    "plan's folder": (
+        ("plan", "RECIPE", "--topology", "cpu:1", "--json", ""),
+        "json: got '.', expected the name",
+        "Make",
+    ),
+    "batch": (("train", "RECIPE", "--train.batch-size", 2**28), "2147483647 tokens an update", "int32"),
     "searched": (
         ("plan", "RECIPE", "--topology", "cpu:1", "--tries", 3),
         "plan.tries: got 3 with plan.search False",

@@ -303,7 +303,7 @@ def test_infinite_gradient_stops_before_anything_is_saved(tiny_data, tmp_path, m
 def test_run_that_no_device_holds_is_refused_before_any_work(tiny_data, tmp_path, monkeypatch):
     config = tiny_config(tiny_data)
     monkeypatch.setattr(importlib.import_module("alibi_jax.train"), "free_memory", lambda: 2**30)
-    for change in ({"batch_size": 2**23, "validate_lengths": (16,)}, {"batch_size": 2**28}):
+    for change in ({"batch_size": 2**25, "validate_lengths": (16,)}, {"batch_size": 2**26}):
         with pytest.raises(
             ConfigError, match=r"memory: got .* GiB at least for [\d,]+ parameters and .* at most 1 GiB"
         ):

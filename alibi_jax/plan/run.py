@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alibi_jax.config import Config
+from alibi_jax.config import Config, require
 from alibi_jax.plan.plan import plan
 from alibi_jax.plan.report import json_text, search_text, text
 from alibi_jax.plan.search import search
@@ -33,6 +33,13 @@ def plan_run(
     Its config's mesh is that of the plan; a search tries all, and then shows the best plan whole. ConfigError as `topology`,
     `plan` and `search` raise it.
     """
+    require(
+        json is None or (json.parent.is_dir() and not json.is_dir()),
+        "json",
+        repr(str(json)),
+        "the name of a file in a folder that is there",
+        "Make the folder, or name another file.",
+    )
     found = topology(name, slices)
     if searches:
         plans = search(config, found, batches, tries, lengths, full, log.info)
