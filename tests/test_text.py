@@ -1,13 +1,16 @@
+import json
 import logging
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.corpus import corpus_folder, corpus_folders, open_corpus, prepare
+from alibi_jax.data.facts import read_facts
 from alibi_jax.data.sources import DataError
 
 
@@ -131,6 +134,33 @@ def test_a_corpus_of_the_earlier_format_is_prepared_again_and_said(data, caplog)
     (earlier / "corpus.json").write_text('{"format": 1}')
     assert open_corpus(data).folder.name.startswith(earlier.name + "-")
     assert f"{earlier} is of an earlier version, without checksums: its text is prepared again" in caplog.text
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe", "words"])
+def test_a_run_that_an_earlier_version_began_goes_on_without_its_text(data, tokenizer, caplog):
+    data = replace(data, tokenizer=tokenizer, **({"bpe_vocab_size": 270} if tokenizer == "bpe" else {}))
+    made = prepare(data, quiet=True)
+    earlier, tokens = made.folder.with_name(made.folder.name.rpartition("-")[0]), np.array(made.tokens("valid"))
+    made.folder.rename(earlier)
+    facts = read_facts(earlier / "corpus.json", 2) | {"format": 1}
+    del facts["files"]
+    for split in facts["splits"].values():
+        del split["unknown"]
+    (earlier / "corpus.json").write_text(json.dumps(facts))
+    shutil.rmtree("text")
+    if tokenizer == "words":  # which bytes its unknown words had is not known
+        with pytest.raises(DataError, match=r"data\.train_path: got 'text', which matches no file"):
+            open_corpus(data, made.fingerprint)
+        return
+    again = open_corpus(data, made.fingerprint)
+    np.testing.assert_array_equal(again.tokens("valid"), tokens)
+    assert (again.folder, again.facts) == (made.folder, made.facts) and earlier.exists()
+    assert "of an earlier version, is taken over as" in caplog.text
+    shutil.rmtree(again.folder)
+    with open(earlier / "valid.bin", "ab") as file:
+        file.write(b"a")
+    with pytest.raises(DataError, match=r"valid\.bin: got \d+ bytes, expected \d+ tokens of 2"):
+        open_corpus(data, made.fingerprint)
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(data, monkeypatch):

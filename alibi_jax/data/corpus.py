@@ -17,6 +17,7 @@ from jaxtyping import Integer
 from alibi_jax.config import DataConfig
 from alibi_jax.data.aside import move, preparing, writing, written_aside
 from alibi_jax.data.document import DataError
+from alibi_jax.data.earlier import can_take_over, take_over
 from alibi_jax.data.facts import broken, check_file
 from alibi_jax.data.layout import FORMAT, UNKNOWN_DTYPE, fingerprint_of, is_sha256, read_corpus_facts
 from alibi_jax.data.sources import Split
@@ -90,8 +91,23 @@ def open_corpus(data: DataConfig, fingerprint: str | None = None) -> Corpus:
     if is_sha256(fingerprint or "") and (folder := corpus_folder(data, fingerprint)).exists():
         _say_what_changed(data, folder)
         return _open(folder)
+    earlier = Path(data.directory) / _name(data)
+    if fingerprint and can_take_over(earlier, fingerprint):
+        return _take_over(data, earlier, fingerprint)
     found = _find(data)
     return _open(found) if found else prepare(data)
+
+
+def _take_over(data: DataConfig, earlier: Path, fingerprint: str) -> Corpus:
+    """The corpus of a run that an earlier version began: its text may have changed since, and cannot be compared."""
+    directory, folder = _directory(data), corpus_folder(data, fingerprint)
+    with preparing(directory), writing(directory), written_aside(directory, _name(data)) as aside:
+        take_over(earlier, aside)
+        move(aside, folder, False)
+    logger.warning(
+        "corpus: %s, of an earlier version, is taken over as %s, without knowledge of its text", earlier, folder
+    )
+    return _open(folder)
 
 
 def prepare(data: DataConfig, *, force: bool = False, quiet: bool = False) -> Corpus:
