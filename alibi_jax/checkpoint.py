@@ -185,8 +185,12 @@ class Checkpoints:
         self.started = step
 
     def check(self, step: int) -> None:
-        """CheckpointError where a checkpoint is of another step than its folder's name, ConfigError if of another run."""
+        """CheckpointError where files are missing from a checkpoint or it is of another step than its folder's name,
+        ConfigError where it is of another run."""
         explained = _Explained("read", self.folder, step)
+        missing = self._missing(step)
+        if missing:
+            raise explained.error(f"{', '.join(missing)} is missing")
         with explained:
             kept = read_origin(self.folder / str(step))
         if kept and kept[0] != step:
@@ -213,17 +217,16 @@ class Checkpoints:
         step, self.started = self.started, None
         with _Explained("write", self.folder, step):
             self.manager.wait_until_finished()
-        if step is not None and jax.process_index() == 0:  # others may see what is new late
-            self._check_whole(step)
+        # other hosts than the first may see what is new late
+        missing = self._missing(step) if step is not None and jax.process_index() == 0 else []
+        if missing:
+            raise _Explained("write", self.folder, step).error(f"{', '.join(missing)} is not there after the save")
 
-    def _check_whole(self, step: int) -> None:
-        """CheckpointError unless the files are there without which a checkpoint cannot be opened."""
-        names = () if in_bucket(self.folder) else WRITTEN
-        missing = [name for name in names if not (self.folder / str(step) / name).exists()]
-        if missing or step not in saved_steps(self.folder.parent):
-            raise _Explained("write", self.folder, step).error(
-                f"{', '.join(missing) or 'the step'} is not there after the save"
-            )
+    def _missing(self, step: int) -> list[str]:
+        """Files without which a checkpoint cannot be opened; in a bucket its last object says that it is whole."""
+        if in_bucket(self.folder):
+            return [] if step in saved_steps(self.folder.parent) else ["the step"]
+        return [name for name in WRITTEN if not (self.folder / str(step) / name).exists()]
 
     def close(self) -> None:
         try:

@@ -1,5 +1,6 @@
 """From a command to an exit status: errors a user can act on are one message, without a traceback."""
 
+import gc
 import io
 import logging
 import os
@@ -15,7 +16,7 @@ from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.hosts import HostsError, is_first, several
 from alibi_jax.loop import Diverged, Interrupted
 from alibi_jax.metrics import MetricsError
-from alibi_jax.output import lossy_output, show_error
+from alibi_jax.output import lossy_output, no_leftovers
 from alibi_jax.status import DIVERGED, FAILED, HELD, INTERRUPTED, KILLED, REFUSED
 from alibi_jax.workdir import HeldError
 
@@ -30,12 +31,11 @@ def run_command(parse: Callable[[], Callable[[], str]]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every program that runs commands leaves them so
             stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding shows what it can
-    with lossy_output():
+    with lossy_output(), no_leftovers():
         return _run(parse)
 
 
 def _run(parse: Callable[[], Callable[[], str]]) -> int:
-    sys.excepthook = show_error
     for name in ("absl", "asyncio"):  # Orbax logs there, with tracebacks, what it raises as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     log = logging.getLogger("alibi_jax")
@@ -44,6 +44,8 @@ def _run(parse: Callable[[], Callable[[], str]]) -> int:
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)  # what "auto" chose
     status = _status(parse)
+    if status == FAILED:
+        gc.collect()  # what was left over is dropped here, not at Python's end
     if status in (REFUSED, FAILED, DIVERGED, HELD, KILLED) and several():
         sys.stderr.flush()
         if is_first():

@@ -4,7 +4,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, TextIO
 
 
@@ -61,8 +60,20 @@ def lossy_output() -> Iterator[None]:
             _drain(stream)
 
 
-def show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints a traceback, as sys.excepthook does, but none of TensorStore's: where one of several reads or writes fails, the
-    others find the event loop closed that Orbax waited in, and say so from threads of C++. The error itself is raised."""
-    if kind is not RuntimeError or str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+@contextlib.contextmanager
+def no_leftovers() -> Iterator[None]:
+    """Shows none of what Python reports of reads and writes left over: where one of several fails, Orbax closes the event
+    loop in which the others end, and drops their coroutines. The failure itself is raised."""
+    hook = sys.unraisablehook
+
+    def show(unraisable: Any) -> None:
+        closed = unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        if not closed and not (code and "/orbax/" in code.co_filename):
+            hook(unraisable)
+
+    sys.unraisablehook = show
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -17,7 +18,7 @@ from alibi_jax import cli, loop
 from alibi_jax.checkpoint import CheckpointError, Checkpoints, checksums
 from alibi_jax.config import ConfigError, DataConfig, to_json
 from alibi_jax.train import train
-from alibi_jax.workdir import open_workdir
+from alibi_jax.workdir import open_workdir, saved_steps
 from runs import assert_identical, tiny_config
 
 # Orbax leaves what it was reading beside a damaged file to the garbage collector, which warns
@@ -249,6 +250,27 @@ def test_damaged_checkpoint_is_named_and_never_passed_over(sound, tmp_path, dama
     shutil.rmtree(tmp_path / "run/checkpoints/2")  # as the message says
     checkpoints = Checkpoints(tmp_path / "run")
     assert_identical(checkpoints.restore(checkpoints.latest(), params=shapes(params(1)))["params"], params(1))
+
+
+def test_damaged_checkpoint_is_one_line_and_its_way_on_works(tiny_data, tmp_path, capfd):
+    """Of all that goes to the terminal, by other threads and from C++ too."""
+    config, workdir = tiny_config(tiny_data, steps=4, checkpoint_every=2), tmp_path / "run"
+    (tmp_path / "config.json").write_text(to_json(config))
+    train = ["train", str(tmp_path / "config.json"), "--workdir", str(workdir)]
+    evaluate = ["evaluate", str(workdir), "--checkpoint", "last"]
+    assert main.main(train) == 0
+    capfd.readouterr()
+    halve(workdir / "checkpoints/4/params/manifest.ocdbt")
+    assert main.main(evaluate) == cli.FAILED
+    gc.collect()
+    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("attention: ")]
+    assert len(lines) == 1 and lines[0].startswith("error: checkpoints: could not read step 4 in "), lines
+    (workdir / "checkpoints/4/params/manifest.ocdbt").unlink()
+    assert main.main(train) == cli.FAILED
+    assert "params/manifest.ocdbt is missing" in capfd.readouterr().err
+    (command,) = re.findall(r"remove its folder \((.*)\), then run the same command again: it goes on from", lines[0])
+    subprocess.run(command, shell=True, check=True)
+    assert main.main(train) == 0 and saved_steps(workdir) == [2, 4]
 
 
 FOREIGN = {

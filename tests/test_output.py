@@ -5,13 +5,14 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import main
 from alibi_jax import cli
 from alibi_jax.config import to_json
-from alibi_jax.output import LossyStream, lossy_output, show_error
+from alibi_jax.output import LossyStream, lossy_output, no_leftovers
 from alibi_jax.progress import Bar
 from alibi_jax.workdir import saved_steps
 from runs import tiny_config
@@ -109,7 +110,17 @@ with lossy_output():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_lost_callbacks_of_tensorstore_are_not_shown(capsys):
-    for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):
-        show_error(type(error), error, None)
-    assert capsys.readouterr().err == "RuntimeError: another\n"
+def test_reads_left_over_are_not_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(unraisable.exc_value))
+    orbax = SimpleNamespace(cr_code=SimpleNamespace(co_filename="/lib/orbax/checkpoint/serialization.py"))
+    mine = SimpleNamespace(cr_code=SimpleNamespace(co_filename="/lib/mine.py"))
+    with no_leftovers():
+        for error, owner in [
+            (RuntimeError("Event loop is closed"), None),
+            (Exception("while reading"), orbax),
+            (RuntimeError("another"), None),
+            (KeyboardInterrupt(), mine),
+        ]:
+            sys.unraisablehook(SimpleNamespace(exc_type=type(error), exc_value=error, object=owner))
+    assert [repr(error) for error in shown] == ["RuntimeError('another')", "KeyboardInterrupt()"]
