@@ -177,6 +177,7 @@ class Report:
     title: str = "Length extrapolation"  # of the page
 
     def __post_init__(self) -> None:
+        require(self.folders != (), "folders", "none", "one or more folders that `evaluate` wrote", "Name them.")
         _check_named(self, "out")
 
     def __call__(self) -> str:

@@ -119,6 +119,7 @@ COMMANDS = {
         "data.directory: got '', expected a folder",
         "Name one",
     ),
+    "no folders": (("report",), "folders: got none, expected one or more folders", "Name them"),
     "no folder": (("report", ""), "path: got '', expected the name of a file or folder", "Name one"),
     "no recipe": (("train", ""), "train: got no config, expected a recipe", "Try"),
     "other stride": (
