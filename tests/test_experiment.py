@@ -150,7 +150,8 @@ def test_a_corpus_that_is_not_the_one_trained_on_is_refused(trained, tmp_path):
     config, folder = trained
     run = shutil.copytree(folder / "run", tmp_path / "run")
     Path(config.data.train_path).write_text("another text altogether\n" * 400)
-    prepare(config.data, force=True, quiet=True)
+    shutil.rmtree(config.data.directory)  # else the run finds its own there
+    prepare(config.data, quiet=True)
     with pytest.raises(ConfigError, match=r"corpus: got text and tokenizer of fingerprint"):
         evaluate_run(run, mesh=MeshConfig())
 

@@ -113,7 +113,10 @@ def evaluate_run(
     evaluate = config.evaluate
     check_same(**dataclasses.asdict(config))
     with first_host_first():
-        corpus = open_corpus(config.data, trained_on(workdir))
+        trained = trained_on(workdir)
+        corpus = open_corpus(config.data, trained)
+        if trained:  # before the checkpoint, which would say it in other words
+            check_corpus(workdir, corpus.fingerprint)
     stream = corpus.tokens(evaluate.split)
     stream = np.asarray(stream[: evaluate.max_tokens or None])
     out = locate(out) if out else workdir / "evaluation" / evaluate.split
