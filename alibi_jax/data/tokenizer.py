@@ -7,7 +7,7 @@ stretch of tokens: of the text itself for bytes and BPE, of the text in WikiText
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import ClassVar, Protocol, SupportsInt, runtime_checkable
 
@@ -152,7 +152,7 @@ class WordTokenizer(Tokenizer):
 
     def encode_pieces(self, document: Iterable[str]) -> Iterator[Int32[np.ndarray, "_"]]:
         for words in line_words(document):
-            yield np.fromiter((self.ids.get(word, self.unknown) for word in words), np.int32, len(words))
+            yield np.fromiter(map(self.ids.get, words, repeat(self.unknown)), np.int32, len(words))
 
     def unknown_bytes(self, document: Iterable[str]) -> Iterator[int]:
         for word in chain.from_iterable(line_words(document)):
