@@ -20,6 +20,7 @@ from alibi_jax.checks import gib
 from alibi_jax.config import Config, ConfigError, replace, require
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
+from alibi_jax.data.vocabulary import check_ids
 from alibi_jax.evaluate.memory import free_memory
 from alibi_jax.hosts import HostsError, first_host_first, from_first_host, is_first, several
 from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
@@ -129,6 +130,8 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
     with jax.set_mesh(mesh):
         check_served("model.attention", config.model, (config.train.train_length,), trained=True)
         check_served("model.attention", config.model, config.train.validate_lengths, trained=False)
+    for split in ("train", "valid"):
+        check_ids(f"{split} split of {corpus.folder}", corpus.tokens(split), corpus.tokenizer.vocab_size, sampled=True)
     with contextlib.ExitStack() as held:
         mark = from_first_host(new_mark(workdir))
         with first_host_first():

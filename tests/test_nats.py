@@ -52,7 +52,7 @@ def test_every_token_is_scored_once_with_the_protocols_inputs(n, length, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nats_module, "window_nats", fake)
         patch.setattr(nats_module, "place_rows", lambda rows: rows)
-        got = token_nats(Uniform(), {}, inputs, length=length, stride=stride, first_input=99, batch_size=batch_size)
+        got = token_nats(Uniform(200), {}, inputs, length=length, stride=stride, first_input=99, batch_size=batch_size)
     expected = [1000 * seen + 99 + start for seen, start in windows_by_definition(n, length, stride)]
     assert got.tolist() == expected
 
@@ -145,9 +145,18 @@ def test_sharded_over_eight_devices_it_scores_the_same(small, attention):
         ({"stride": 17}, "stride 17 at length 16, expected 1 to 16"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"stream": STREAM[:0]}, "empty stream"),
+        ({"stream": np.where(np.arange(75) == 40, 23, STREAM)}, "token 23 at index 40, expected ids from 0 to 22"),
+        ({"stream": np.where(np.arange(75) == 40, -1, STREAM)}, "token -1 at index 40"),
+        ({"stream": STREAM.astype(np.float32)}, "float32 of shape"),
+        ({"first_input": 23}, "first_input: got token 23"),
+        ({"first_input": -1}, "first_input: got token -1"),
+        ({"first_input": 1.0}, "first_input 1.0, expected an int"),
+        ({"length": 2.5}, "length 2.5, expected an int"),
     ],
 )
-def test_bad_input_is_refused_before_work(small, change, message):
-    options = {"stream": STREAM, "length": 16, "stride": 4, "batch_size": 4} | change
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_bad_input_is_refused_before_work(small, change, message, monkeypatch):
+    monkeypatch.setattr(nats_module, "window_nats", None)
+    options = {"stream": STREAM, "length": 16, "stride": 4, "batch_size": 4, "first_input": 0} | change
     with pytest.raises(ValueError, match=message):
-        token_nats(*small, options.pop("stream"), first_input=0, **options)
+        token_nats(*small, options.pop("stream"), **options)

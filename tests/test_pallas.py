@@ -1,14 +1,16 @@
 """The kernels compiled for machines that are not here: by the TPU compiler whole, for GPUs as far as Triton's input."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from alibi_jax.attention import attend
+from alibi_jax.attention import attend, pallas_gpu
 from alibi_jax.config import MeshConfig, ModelConfig
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import LinearBias, alibi_slopes
@@ -35,15 +37,17 @@ def forward_and_backward(bias, implementation, q, k, v, **options):
 
 
 def compile_for_tpu(topology, shape: Shape, dtype, **options):
+    """Inputs and outputs lie as the compiler likes, as they do between a model's products: elsewhere it would copy them, and
+    newer compilers (libtpu 0.0.50) no longer hide copies in the memory of the outputs."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = make_mesh(MeshConfig(), list(devices)[:1])
-    sharding = NamedSharding(mesh, PartitionSpec())
+    placed = Format(Layout.AUTO, NamedSharding(mesh, PartitionSpec()))
     sizes = [(shape.queries, shape.heads), *[(shape.keys, shape.key_heads)] * 2]
-    arrays = [jax.ShapeDtypeStruct((shape.batch, *size, shape.width), dtype, sharding=sharding) for size in sizes]
+    arrays = [jax.ShapeDtypeStruct((shape.batch, *size, shape.width), dtype) for size in sizes]
     bias = LinearBias(alibi_slopes(shape.heads))
     with jax.set_mesh(mesh):
-        step = jax.jit(functools.partial(forward_and_backward, bias, "pallas_tpu", **options))
-        return step.lower(*arrays).compile()
+        step = functools.partial(forward_and_backward, bias, "pallas_tpu", **options)
+        return jax.jit(step, in_shardings=placed, out_shardings=placed).lower(*arrays).compile()
 
 
 def test_a_ring_of_tpus_compiles_with_the_kernels_in_linear_memory():
@@ -70,11 +74,10 @@ def test_tpu_kernels_compile_and_take_linear_memory(topology, dtype, shape):
     compiled = compile_for_tpu(topology, shape, dtype)
     text = compiled.as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 3, "forward, dq, and dk with dv"
-    array = shape.keys * shape.heads * LANES * jnp.dtype(dtype).itemsize
     temporary = compiled.memory_analysis().temp_size_in_bytes
-    assert temporary < 9 * array, "more than copies of the inputs; [H, L, L] in float32 would be 2,048 MiB"
-    if shape.width == LANES and dtype == jnp.bfloat16:
-        assert temporary < 64 * MIB
+    assert temporary < 32 * jnp.dtype(dtype).itemsize * MIB, (
+        "four arrays like q; [H, L, L] in float32 would be 2,048 MiB"
+    )
 
 
 @pytest.mark.parametrize("shape", [Shape(2, 1000, 1000, 6, 2, 80), Shape(1, 70, 3333, 2, 2, 256, 3263)])
@@ -113,6 +116,22 @@ def test_a_sharded_model_for_tpus_uses_the_kernel_by_itself(caplog):
 )
 @pytest.mark.parametrize("rate", [0.0, pytest.param(0.1, marks=pytest.mark.versions)])
 def test_gpu_kernels_lower_to_triton(dtype, shape, rate):
+    text = lower_for_cuda(shape, dtype, rate)
+    assert text.count("__gpu$xla.gpu.triton") == 3, "forward, dq, and dk with dv"
+
+
+def test_the_end_of_triton_is_one_line_of_the_log_and_no_other_warning_is_lost(caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(pallas_gpu.log.parent.parent, "propagate", True)
+    pallas_gpu._log_deprecation.cache_clear()
+    for length in (64, 128):
+        lower_for_cuda(Shape(1, length, length, 2, 2, 16), jnp.float32, 0.0)  # here warnings are errors
+    assert caplog.text.count("Pallas's Triton backend") == 1
+    with pytest.raises(DeprecationWarning):
+        warnings.warn("The Pallas Mosaic backend is deprecated", DeprecationWarning, stacklevel=1)
+
+
+def lower_for_cuda(shape: Shape, dtype, rate):
     device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     sizes = [(shape.queries, shape.heads), *[(shape.keys, shape.key_heads)] * 2]
@@ -126,5 +145,4 @@ def test_gpu_kernels_lower_to_triton(dtype, shape, rate):
     }
     with jax.sharding.use_abstract_mesh(mesh):
         step = jax.jit(functools.partial(forward_and_backward, bias, "pallas_gpu", **options))
-        text = step.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("__gpu$xla.gpu.triton") == 3, "forward, dq, and dk with dv"
+        return step.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()

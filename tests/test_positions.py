@@ -9,7 +9,7 @@ from flax import linen as nn
 from hypothesis import strategies as st
 
 from alibi_jax.config import ModelConfig
-from alibi_jax.positions import POSITIONS, BucketBias, LengthError, LinearBias, alibi_slopes
+from alibi_jax.positions import POSITIONS, Alibi, BucketBias, LengthError, LinearBias, alibi_slopes
 from alibi_jax.positions.rotary import rotate_pairs
 from alibi_jax.positions.sinusoidal import sinusoids
 from alibi_jax.positions.t5 import bucket_edges
@@ -48,7 +48,11 @@ def test_bias_max_16_squares_the_slopes():
     np.testing.assert_allclose(alibi_slopes(16, 16.0), alibi_slopes(16) ** 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("heads", "bias_max"), [(0, 8.0), (-3, 8.0), (8, 0.0)])
+@pytest.mark.parametrize(
+    ("heads", "bias_max"),
+    [(0, 8.0), (-3, 8.0), (8.0, 8.0), (True, 8.0), ("8", 8.0), (8, 0.0), (8, np.nan), (8, np.inf), (8, 200.0)],
+)
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_slopes_refuse_bad_input(heads, bias_max):
     with pytest.raises(ValueError, match="got .* expected .*"):
         alibi_slopes(heads, bias_max)
@@ -129,6 +133,46 @@ def test_learned_refuses_lengths_past_its_table_naming_both():
     variables = method.init(jax.random.key(0), jnp.zeros((1, 16, 8)), jnp.arange(16), method="embed")
     with pytest.raises(LengthError, match=r"17 tokens.*at most 16"):
         method.apply(variables, jnp.zeros((1, 17, 8)), jnp.arange(17), method="embed")
+
+
+def test_learned_refuses_positions_outside_its_table_and_traced_ones_give_nan():
+    method = POSITIONS["learned"](ModelConfig(position="learned", width=8, num_heads=1, learned_length=16))
+    x = jnp.zeros((1, 4, 8))
+    variables = method.init(jax.random.key(0), x, jnp.arange(4), method="embed")
+
+    def embed(positions):
+        return method.apply(variables, x, positions, method="embed")
+
+    for positions, wrong in ((jnp.arange(13, 17), 16), (jnp.array([0, -1, 2, 3]), -1), (np.arange(20, 24), 20)):
+        with pytest.raises(LengthError, match=f"got position {wrong}, expected 0 to 15"):
+            embed(positions)
+    traced = jax.jit(embed)(jnp.array([-1, 0, 15, 16]))
+    assert np.isnan(traced).all(-1).tolist() == [[True, False, False, True]]
+    np.testing.assert_array_equal(traced[:, 1:3], embed(jnp.array([0, 15, 0, 0]))[:, :2])
+
+
+@pytest.mark.parametrize("name", ["learned", "sinusoidal", "rotary"])
+@pytest.mark.parametrize("positions", [np.arange(1), np.arange(6), np.arange(5.0)], ids=["one", "six", "float"])
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_positions_that_are_not_one_whole_number_a_token_are_refused(name, positions):
+    method = POSITIONS[name](ModelConfig(position=name, width=8, num_heads=1))
+    x, hook = (jnp.zeros((1, 5, 1, 8)), "rotate") if name == "rotary" else (jnp.zeros((1, 5, 8)), "embed")
+    with pytest.raises(ValueError, match="for 5 tokens, expected so many integers"):
+        method.init(jax.random.key(0), x, jnp.asarray(positions), method=hook)
+
+
+@pytest.mark.parametrize(("buckets", "max_distance"), [(1, 128), (0, 128), (32, 16), (32, 64.5)])
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_t5_buckets_refuse_what_makes_no_edges(buckets, max_distance):
+    with pytest.raises(ValueError, match=f"got {buckets} with max_distance {max_distance}, expected"):
+        bucket_edges(buckets, max_distance)
+
+
+@pytest.mark.parametrize("change", [{"slopes": "geometrical"}, {"divisor": 0.0}, {"divisor": np.nan}])
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_alibi_refuses_slopes_it_does_not_know(change):
+    with pytest.raises(ValueError, match="Alibi: got slopes"):
+        nn.init_with_output(lambda method: method.bias(), Alibi(4, **change))(jax.random.key(0))
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,15 @@
 import functools
 import logging
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from alibi_jax.attention import blockwise, pallas_gpu, pallas_tpu, ring
+from alibi_jax.attention import arguments, blockwise, pallas_gpu, pallas_tpu, ring
 from alibi_jax.attention.dropout import head_seeds
 from alibi_jax.attention.options import SAVED_NAME, Options, Part, Rules, differentiable
-from alibi_jax.attention.reach import DEFAULT_TOLERANCE
 from alibi_jax.attention.reference import reference_attention
-from alibi_jax.positions.base import Bias
+from alibi_jax.positions.base import Bias, concrete
 from alibi_jax.sharding import device, on_each_device, ring_size
 
 __all__ = ["SAVED_NAME", "attend"]
@@ -72,49 +69,14 @@ def _check_name(name: str, q: Array, k: Array, bias: Bias | None, interpret: boo
         raise NotImplementedError(f"attend: {name} cannot serve {reason}. Use implementation='blockwise'.")
 
 
-def _check_arrays(q: Array, k: Array, v: Array, bias: Bias | None, q_offset: Array) -> None:
-    whole = q.ndim == 4 and k.ndim == 4 and k.shape == v.shape and 0 not in q.shape and 0 not in k.shape
-    if not whole or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or q.shape[2] % k.shape[2]:
-        raise ValueError(
-            f"attend: got q {q.shape}, k {k.shape}, v {v.shape}, expected q [B, T, H, D] and k, v [B, S, K, D], none "
-            "of them 0. Reshape them; the number of heads of q is a multiple of that of k and v."
-        )
-    if {k.dtype, v.dtype} != {q.dtype} or q.dtype.name not in DEFAULT_TOLERANCE:
-        raise ValueError(
-            f"attend: got q {q.dtype}, k {k.dtype}, v {v.dtype}, expected all one of {', '.join(DEFAULT_TOLERANCE)}. Cast them."
-        )
-    if q_offset.ndim:
-        raise ValueError(
-            f"attend: got q_offset of shape {q_offset.shape}, expected a scalar. One offset serves all rows."
-        )
-    heads = q.shape[2] if bias is None else jax.tree.leaves(bias)[0].shape[bias.dimensions.index("heads")]
-    if heads != q.shape[2]:
-        raise ValueError(
-            f"attend: got a {type(bias).__name__} of {heads} heads for q of {q.shape[2]}, expected as many. "
-            "Make it for the heads of q, not those of k."
-        )
-
-
-def _check_ring(q: Array, k: Array, q_offset: int | Array, causal: bool, name: str) -> None:
+def _check_ring(q: Array, k: Array, q_offset: Any, causal: bool, name: str) -> None:
     """Over devices that split the sequence, attention is that of a whole sequence to itself."""
-    itself = causal and q.shape[1] == k.shape[1] and isinstance(q_offset, int) and q_offset == 0
+    offset = concrete(q_offset)
+    itself = causal and q.shape[1] == k.shape[1] and offset is not None and offset == 0
     if ring_size() > 1 and name != "reference" and not itself:
         raise NotImplementedError(
             f"attend: got {q.shape[1]} queries, {k.shape[1]} keys, q_offset {q_offset}, causal {causal} on a mesh that splits "
             "the sequence, expected causal attention of a sequence to itself. Use a mesh that does not, or 'reference'."
-        )
-
-
-def _check_options(dropout_rate: float, dropout_key: Array | None, tolerance: float | str | None) -> None:
-    if not 0 <= dropout_rate < 1 or (dropout_rate > 0 and dropout_key is None):
-        raise ValueError(
-            f"attend: got dropout_rate {dropout_rate} and dropout_key {dropout_key}, expected a rate in [0, 1) and, above "
-            "0, a key. Pass dropout_key=jax.random.key(...)."
-        )
-    if not (tolerance is None or tolerance == "auto" or (not isinstance(tolerance, str) and 0 < tolerance < 1)):
-        raise ValueError(
-            f"attend: got reach_tolerance {tolerance!r}, expected a share of the softmax mass in (0, 1), 'auto', or None to "
-            "skip nothing. Pass one of these."
         )
 
 
@@ -136,7 +98,9 @@ def attend(
 
     K key heads serve H = K G query heads, head h reading key head h // G (grouped-query attention; K = H is the usual one).
     bias: added after the scaling, in float32, such as `LinearBias(alibi_slopes(H))` (Press et al. 2022, section 3).
-    causal: a query sees keys at or before its position. q_offset: non-negative; not 0 when decoding with a cache.
+    causal: a query sees keys at or before its position. q_offset: not 0 when decoding with a cache; positions are 0 to
+    2^30 - 1. A query that sees no key gives 0 and gets no gradient: one before position 0, where a q_offset that is traced, and
+    so cannot be checked, is negative; one whose every key has a bias of -inf.
     reach_tolerance: the largest share of a row's softmax mass that may be skipped, where the bias proves a bound (causal
     LinearBias; see attention/reach.py), which moves an output by at most 2 reach_tolerance max|v|; "auto": by dtype, below
     its rounding; None: skip nothing. `reference` never skips.
@@ -147,17 +111,21 @@ def attend(
     Under `jax.set_mesh` the batch and the heads are split over those axes of the mesh that sharding.RULES name, each device
     attending alone, and the sequence over theirs, in a ring (ring.py); axes of other names are left to the compiler. In a
     shard_map of one's own: check_vma=False.
-    ValueError for shapes that do not fit; NotImplementedError for an implementation that does not exist or cannot serve.
+    ValueError for arguments that do not fit, and slopes that are known and not finite; NotImplementedError for an
+    implementation that does not exist or cannot serve.
     """
-    given, q_offset = q_offset, jnp.asarray(q_offset, jnp.int32)
-    _check_arrays(q, k, v, bias, q_offset)
-    _check_ring(q, k, given, causal, implementation)
-    _check_options(dropout_rate, dropout_key, reach_tolerance)
-    tolerance = DEFAULT_TOLERANCE[q.dtype.name] if reach_tolerance == "auto" else reach_tolerance
+    arguments.check_arrays(q, k, v)
+    arguments.check_causal(causal)
+    bias, offset = arguments.checked_bias(bias, q.shape[2]), arguments.checked_offset(q_offset, q.shape[1])
+    rate, tolerance = (
+        arguments.checked_dropout(dropout_rate, dropout_key),
+        arguments.checked_tolerance(reach_tolerance, q.dtype),
+    )
+    _check_ring(q, k, q_offset, causal, implementation)
     chosen = _choose(q, k, bias) if implementation == "auto" else implementation
     _check_name(chosen, q, k, bias, interpret)
-    seeds = head_seeds(dropout_key if dropout_rate > 0 else None, q.shape[0], q.shape[2])
-    inputs, options = (q, k, v, bias, q_offset, seeds), Options(causal, dropout_rate, tolerance, interpret)
+    seeds = head_seeds(dropout_key if rate > 0 else None, q.shape[0], q.shape[2])
+    inputs, options = (q, k, v, bias, offset, seeds), Options(causal, rate, tolerance, interpret)
     rules = IMPLEMENTATIONS[chosen].rules
     if rules is None:
         return reference_attention(options, *inputs)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from alibi_jax.attention import passes
 from alibi_jax.attention.dropout import dense_keep_scale
-from alibi_jax.attention.options import Given, Known, Options, Part, Rules
+from alibi_jax.attention.options import LOWEST, Given, Known, Options, Part, Rules
 from alibi_jax.attention.passes import Plan
 from alibi_jax.attention.reach import excess_within, first_key_block, reach, score_bounds
 from alibi_jax.positions.base import Bias
@@ -156,10 +156,12 @@ def _forward_block(plan: Plan, heads: Heads, q_offset: Array, i: Array) -> tuple
     walk = functools.partial(_nearest_first, plan, heads, i, start)
     zeros = jnp.zeros(q.shape[:-1], jnp.float32)
     shift = jax.lax.cond(
-        _is_modest(plan, heads, i, q_offset), lambda: zeros, lambda: walk(visit_for_maxima, zeros - jnp.inf)
+        _is_modest(plan, heads, i, q_offset), lambda: zeros, lambda: walk(visit_for_maxima, zeros + LOWEST)
     )
     out, total = walk(visit, (jnp.zeros(q.shape, jnp.float32), zeros))
-    total = jnp.maximum(total, TINY)  # of rows known of elsewhere, beside which all here vanishes
+    total = jnp.maximum(
+        total, TINY
+    )  # of rows that see no key here, or none that counts beside what is known of elsewhere
     return out / total[..., None], shift + jnp.log(total)
 
 
@@ -292,17 +294,18 @@ def _plan(options: Options, part: Part) -> Plan:
     return Plan(options, queries, keys, _block_size(queries), _block_size(keys), at_once)
 
 
-def _pad(x: Array, block: int, axis: int) -> Array:
+def _pad(x: Array, block: int, axis: int, value: float = 0.0) -> Array:
     widths = [(0, -size % block if at == axis else 0) for at, size in enumerate(x.shape)]
-    return jnp.pad(x, widths)
+    return jnp.pad(x, widths, constant_values=value)
 
 
 def _queries(plan: Plan, part: Part, x: Float[Array, "B T H D"]) -> Float[Array, "B t K G D"]:
     return _pad(x, plan.block_q, 1).reshape(x.shape[0], -1, part.k.shape[2], x.shape[2] // part.k.shape[2], x.shape[3])
 
 
-def _numbers(plan: Plan, part: Part, x: Float32[Array, "B H T"]) -> Float32[Array, "B K G t"]:
-    return _pad(x, plan.block_q, 2).reshape(x.shape[0], part.k.shape[2], x.shape[1] // part.k.shape[2], -1)
+def _numbers(plan: Plan, part: Part, x: Float32[Array, "B H T"], value: float = 0.0) -> Float32[Array, "B K G t"]:
+    padded = _pad(x, plan.block_q, 2, value)
+    return padded.reshape(x.shape[0], part.k.shape[2], x.shape[1] // part.k.shape[2], -1)
 
 
 def _arrange(plan: Plan, part: Part) -> Inputs:
@@ -328,7 +331,8 @@ def _forward_part(options: Options, part: Part) -> tuple[Float[Array, "B T H D"]
 
 def _backward_part(options: Options, part: Part, given: Given, learned: bool) -> tuple:
     plan = _plan(options, part)
-    padded = Given(_queries(plan, part, given.d_out), *(_numbers(plan, part, x) for x in given[1:]))
+    numbers = _numbers(plan, part, given.logsumexp, jnp.inf), _numbers(plan, part, given.delta)
+    padded = Given(_queries(plan, part, given.d_out), *numbers)
     dq, dk, dv, d_bias = _backward(plan, _arrange(plan, part), padded, learned)
     batch, length, heads, width = part.q.shape
     dk, dv = (x[:, : part.k.shape[1]].astype(part.k.dtype) for x in (dk, dv))

@@ -18,6 +18,9 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from alibi_jax.positions.base import Bias
 
 SAVED_NAME = "attention"  # of output and log-sum-exp, for policies of jax.checkpoint that keep them
+LOWEST = (
+    -3e38
+)  # a row's largest score before any was seen: with -inf, the weights of a row that sees no key would be NaN
 
 
 class Options(NamedTuple):
@@ -52,7 +55,7 @@ class Given(NamedTuple):
     """What the backward pass is given beside the Part: of each query, over all keys it sees."""
 
     d_out: Any  # [B T H D]: the gradient that came
-    logsumexp: Any  # float32 [B H T]
+    logsumexp: Any  # float32 [B H T]; infinite for queries that are padding: 0 beside a large bias is no weight of 0
     delta: Any  # float32 [B H T]: sum of d_out * out
 
 

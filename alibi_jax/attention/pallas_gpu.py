@@ -7,11 +7,13 @@ are powers of two, which the hardware has; the scores are scaled for it.
 Why Triton and not Mosaic GPU, Pallas's own future backend for Hopper: a Triton kernel is written in whole blocks, and what
 holds in interpret mode holds on the device; a Mosaic GPU one is written in barriers, asynchronous copies and warp groups,
 whose hangs and races show on the device alone, and none was at hand. FlexAttention is Triton, too. Triton is deprecated in
-Pallas from jax 0.11: when it goes, this file is what has to be written anew.
+Pallas from jax 0.11: when it goes, this file is what has to be written anew, and `_expect_deprecation` goes with it.
 """
 
 import functools
+import logging
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +22,11 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Float32, Int32
 
 from alibi_jax.attention.dropout import keep_scale
-from alibi_jax.attention.options import Given, Options, Part, Rules
+from alibi_jax.attention.options import LOWEST, Given, Options, Part, Rules
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
 from alibi_jax.positions.base import Bias, LinearBias
+
+log = logging.getLogger(__name__)
 
 LOG2E = math.log2(math.e)
 DEVICE_KINDS = ("NVIDIA H100", "NVIDIA H200")  # what the tiles below are chosen for
@@ -125,7 +129,7 @@ def _forward_kernel(
         return mixed * shrink[:, None] + _dot(weights.astype(q.dtype), v_ref[rows, :]), new_largest, total
 
     zeros = jnp.zeros(tiles.block_q, jnp.float32)
-    carry = jnp.zeros(q.shape, jnp.float32), zeros - 1e30, zeros
+    carry = jnp.zeros(q.shape, jnp.float32), zeros + LOWEST, zeros
     mixed, largest, total = _loop(kernel, tiles, start, first[0], key_blocks, visit, carry)
     total = jnp.maximum(total, TINY)  # 0 where a row needs none of these keys
     out[...] = (mixed / total[:, None]).astype(out.dtype)
@@ -203,10 +207,31 @@ def _dkv_kernel(
     dk[...], dv[...] = sum_dk.astype(dk.dtype), sum_dv.astype(dv.dtype)
 
 
+@functools.cache
+def _log_deprecation() -> None:
+    log.info(
+        "attention: pallas_gpu runs on Pallas's Triton backend, which a jax later than %s will not have. Before a new jax, "
+        "look whether alibi_jax supports it, or name 'blockwise'.",
+        jax.__version__,
+    )
+
+
+def _expect_deprecation(interpret: bool) -> None:
+    """Turns jax's DeprecationWarning about the Triton backend, that one message alone, into one line of our log.
+
+    It comes with every kernel, when it is lowered: after this file's code has returned, so that only a filter of the whole
+    process reaches it. It asks for another backend, which no user of attend() can choose.
+    """
+    if not interpret:
+        warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+        _log_deprecation()
+
+
 def _call(kernel: Kernel, tiles: Tiles, body: Any, blocks: int, grid: tuple, inputs: list, outputs: list) -> Any:
     """pallas_call of `body`; inputs are (array, block spec), outputs (shape, dtype, block spec)."""
     from jax.experimental.pallas import triton as plgpu  # here, for some day it will be gone (see above)
 
+    _expect_deprecation(kernel.options.interpret)
     return pl.pallas_call(
         functools.partial(body, kernel, blocks),
         grid=grid,
@@ -334,7 +359,8 @@ def _forward_part(options: Options, part: Part) -> tuple[Float[Array, "B T H D"]
 def _backward_part(options: Options, part: Part, given: Given, learned: bool) -> tuple:
     kernel, queries, keys = _kernel(options, part), part.q.shape[1], part.k.shape[1]
     block = kernel.forward.block_q
-    numbers = (jnp.pad(x, ((0, 0), (0, 0), (0, -queries % block))) for x in given[1:])
+    paddings = (given.logsumexp, jnp.inf), (given.delta, 0.0)
+    numbers = (jnp.pad(x, ((0, 0), (0, 0), (0, -queries % block)), constant_values=value) for x, value in paddings)
     dq, dk, dv = _backward(kernel, _inputs(kernel, part), _pad(kernel, given.d_out, block), *numbers)
     width = slice(kernel.width)
     return dq[:, :queries, :, width], dk[:, :keys, :, width], dv[:, :keys, :, width], None

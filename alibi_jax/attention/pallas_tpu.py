@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
 from alibi_jax.attention.dropout import keep_scale
-from alibi_jax.attention.options import Given, Options, Part, Rules
+from alibi_jax.attention.options import LOWEST, Given, Options, Part, Rules
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
 from alibi_jax.positions.base import Bias, LinearBias
 
@@ -45,7 +45,7 @@ class Scalars(NamedTuple):
 
 
 def _last_block(kernel: Kernel, q_offset: Array, i: Array, key_blocks: int) -> Array:
-    """Index of the last key block that queries of block i may see."""
+    """Index of the last key block that queries of block i may see; negative where they stand before all keys."""
     if not kernel.options.causal:
         return jnp.int32(key_blocks - 1)
     return jnp.minimum((q_offset + (i + 1) * kernel.block_q - 1) // kernel.block_k, key_blocks - 1)
@@ -96,7 +96,7 @@ def _forward_kernel(kernel: Kernel, scalars: Scalars, q, k, v, out, logsumexp, m
     @pl.when(n == 0)
     def _start():
         mixed[...] = jnp.zeros_like(mixed)
-        largest[...] = jnp.full_like(largest, -1e30)
+        largest[...] = jnp.full_like(largest, LOWEST)
         total[...] = jnp.zeros_like(total)
 
     @pl.when(j <= _last_block(kernel, scalars.q_offset[0], i, pl.num_programs(3)))
@@ -228,7 +228,7 @@ def _query_major(kernel: Kernel, heads: int, query_blocks: int, key_blocks: int,
         scalars = Scalars(*refs)
         last = _last_block(kernel, scalars.q_offset[0], i, key_blocks)
         first = scalars.first[(b * heads + h) * query_blocks + i]
-        return b, h // kernel.group, jnp.minimum(first + n, last), 0
+        return b, h // kernel.group, jnp.maximum(jnp.minimum(first + n, last), 0), 0
 
     return _blocks(kernel, width, queries, rows, keys)
 
@@ -347,11 +347,12 @@ def _forward_part(options: Options, part: Part) -> tuple[Float[Array, "B T H D"]
 def _backward_part(options: Options, part: Part, given: Given, learned: bool) -> tuple:
     kernel, queries, keys = _kernel(options, part), part.q.shape[1], part.k.shape[1]
 
-    def rows(x: Float32[Array, "B H T"]) -> Float32[Array, "B H 1 t"]:
-        return jnp.pad(x, ((0, 0), (0, 0), (0, -queries % kernel.block_q)))[:, :, None]
+    def rows(x: Float32[Array, "B H T"], padding: float) -> Float32[Array, "B H 1 t"]:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, -queries % kernel.block_q)), constant_values=padding)[:, :, None]
 
     scalars, d_out = _scalars(kernel, part), _arrange(given.d_out, kernel.block_q)
-    dq, dk, dv = _backward(kernel, *_arrays(kernel, part), scalars, d_out, rows(given.logsumexp), rows(given.delta))
+    numbers = rows(given.logsumexp, jnp.inf), rows(given.delta, 0.0)
+    dq, dk, dv = _backward(kernel, *_arrays(kernel, part), scalars, d_out, *numbers)
     return dq.swapaxes(1, 2)[:, :queries], dk.swapaxes(1, 2)[:, :keys], dv.swapaxes(1, 2)[:, :keys], None
 
 

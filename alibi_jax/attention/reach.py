@@ -62,14 +62,17 @@ def nearest_mass(
     """log of the sum of exp(score) over the NEAREST keys up to each query: a part of what its softmax divides by."""
     queries, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     positions = q_offset + jnp.arange(queries)
-    total = jnp.full(q.shape[:3], -jnp.inf, jnp.float32)
-    for distance in range(min(NEAREST, keys)):
+
+    def add(distance: Int32[Array, ""], total: Float32[Array, "B T H"]) -> Float32[Array, "B T H"]:
         at = positions - distance
         near = jnp.repeat(k[:, jnp.clip(at, 0, keys - 1)], group, axis=2)
         scores = (q.astype(jnp.float32) * near.astype(jnp.float32)).sum(-1) * q.shape[-1] ** -0.5
         inside = ((at >= 0) & (at < keys))[None, :, None]
-        total = jnp.logaddexp(total, jnp.where(inside, scores - slopes[None, None] * distance, -jnp.inf))
-    return total.swapaxes(1, 2)
+        return jnp.logaddexp(total, jnp.where(inside, scores - slopes[None, None] * distance, -jnp.inf))
+
+    # a loop, because each distance makes a copy of the keys, and unrolled, compilers hold several of them at once
+    total = jnp.full(q.shape[:3], -jnp.inf, jnp.float32)
+    return jax.lax.fori_loop(0, min(NEAREST, keys), add, total).swapaxes(1, 2)
 
 
 def excess_within(margin: Float32[Array, "*heads T"], slopes: Float32[Array, "*heads"]) -> Float32[Array, "*heads"]:

@@ -18,7 +18,10 @@ def reference_attention(
     q_offset: Int[Array, ""],
     seeds: UInt32[Array, "B H 2"],
 ) -> Float[Array, "B T H D"]:
-    """softmax(q k^T / sqrt(D) + bias) v, over keys at or before the query where causal. O(T S) memory; skips nothing."""
+    """softmax(q k^T / sqrt(D) + bias) v, over keys at or before the query where causal; 0 for a query that sees no key.
+
+    O(T S) memory; skips nothing.
+    """
     group = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
     q_positions, k_positions = q_offset + jnp.arange(q.shape[1]), jnp.arange(k.shape[1])
@@ -28,7 +31,9 @@ def reference_attention(
         scores = scores + bias.block(q_positions, k_positions)[None]
     if options.causal:
         scores = jnp.where(k_positions[None, :] <= q_positions[:, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1)
+    seen = scores != -jnp.inf
+    weights = jax.nn.softmax(jnp.where(seen.any(-1, keepdims=True), scores, 0.0), axis=-1)
+    weights = jnp.where(seen, weights, 0.0)
     if options.dropout_rate > 0:
         weights = weights * dense_keep_scale(seeds, options.dropout_rate, q_positions, k_positions)
     return jnp.einsum("bhts,bshd->bthd", weights, v.astype(jnp.float32), precision="highest").astype(q.dtype)

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float32, Int, Int32, Integer
 
 from alibi_jax.config import ModelConfig
+from alibi_jax.data.vocabulary import check_ids
 from alibi_jax.sharding import batch_sharding, place_rows, shard
 
 HOST_BYTES = (
@@ -52,7 +53,17 @@ def least_memory(config: ModelConfig, batch_size: int, length: int) -> int:
     return max(inputs, scores) // jax.device_count()
 
 
+def _check_ids(stream: np.ndarray, first_input: int, vocab_size: int | None) -> None:
+    if not isinstance(first_input, int | np.integer) or isinstance(first_input, bool):
+        raise ValueError(f"token_nats: got first_input {first_input!r}, expected an int, a token's id. Pass one.")
+    check_ids("token_nats, first_input", np.array([first_input]), vocab_size)
+    check_ids("token_nats, stream", stream, vocab_size)
+
+
 def _check(stream: np.ndarray, length: int, stride: int, batch_size: int) -> None:
+    for name, value in (("length", length), ("stride", stride), ("batch_size", batch_size)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ValueError(f"token_nats: got {name} {value!r}, expected an int. Pass a whole number.")
     if len(stream) == 0:
         raise ValueError("token_nats: got an empty stream, expected at least one token. Give it text.")
     if length < 1:
@@ -96,14 +107,16 @@ def token_nats(
 ) -> Float32[np.ndarray, " n"]:
     """-log p, in nats, of every token of `stream`, each scored once with up to `length` inputs.
 
-    model: any Linen module with a method nats(tokens, targets) -> float32 [B, L], as TransformerLM has.
+    model: any Linen module with a method nats(tokens, targets) -> float32 [B, L], as TransformerLM has. Of one that says its
+    vocab_size, as TransformerLM does, all ids are checked first.
     stride: tokens scored by each window; None, or `length`, is the non-overlapping protocol, 1 the paper's analysis.
     first_input: the token that stands before the first target. batch_size: windows computed at once (a multiple of the
     devices along the batch under `jax.set_mesh`). progress: called with the number of tokens scored so far.
-    ValueError for an empty stream, a length below 1, a stride outside 1 ... length.
+    ValueError for an empty stream, ids outside the vocabulary, a length below 1, a stride outside 1 ... length.
     """
     stride = length if stride is None else stride
     _check(stream, length, stride, batch_size)
+    _check_ids(stream, first_input, getattr(model, "vocab_size", None))
     scores = np.full(len(stream), np.nan, np.float32)
     waiting: list[tuple] = []
 

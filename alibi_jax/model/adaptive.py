@@ -27,7 +27,7 @@ def named(name: str, config: ModelConfig, b: int) -> str:
 
 class Embedding(nn.Module):
     """A vector for each word: a row of its band's table, N(0, width^-0.5), projected to E; times sqrt(E) where the recipe
-    says so."""
+    says so. NaN for ids outside the vocabulary, which would else read another word's row."""
 
     config: ModelConfig
 
@@ -53,6 +53,7 @@ class Embedding(nn.Module):
             x = sum(_rows(tokens, *part, dtype) for part in parts)
         else:
             x = self.tables[0][tokens].astype(dtype)
+        x = jnp.where(((tokens >= 0) & (tokens < config.vocab_size))[..., None], x, jnp.nan)
         return x * config.width**0.5 if config.scale_embedding else x
 
 

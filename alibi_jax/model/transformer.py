@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, Int
 
@@ -9,6 +10,7 @@ from alibi_jax.attention import SAVED_NAME, attend
 from alibi_jax.config import ModelConfig
 from alibi_jax.model.adaptive import Embedding, Softmax, xavier
 from alibi_jax.positions import POSITIONS, Bias
+from alibi_jax.positions.base import concrete
 from alibi_jax.sharding import shard
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
@@ -34,6 +36,19 @@ def implementation(config: ModelConfig) -> str:
     """As configured; but slopes that are trained have no gradient in the kernels, which "auto" would choose."""
     trained = config.position == "alibi" and config.slopes == "learned"
     return "blockwise" if trained and config.attention == "auto" else config.attention
+
+
+def check_ids(name: str, ids: Array, vocab_size: int) -> None:
+    """ValueError where ids are no integers, or are known now and outside the vocabulary."""
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"{name}: got {ids.dtype}, expected integers, the tokens' ids. Cast them.")
+    values = concrete(ids)
+    wrong = np.empty(0) if values is None else values[(values < 0) | (values >= vocab_size)]
+    if wrong.size:
+        raise ValueError(
+            f"{name}: got token {wrong[0]}, expected ids from 0 to {vocab_size - 1}, the vocabulary. Use the tokenizer that "
+            "the model was trained with."
+        )
 
 
 class Attention(nn.Module):
@@ -118,11 +133,17 @@ class TransformerLM(nn.Module):
     `params = model.init(key, tokens)["params"]`, `model.apply({"params": params}, tokens) -> float32 [B, L, V]`; parameters
     are plain nested dicts of float32 arrays. With adaptive_cutoffs what comes is normalised: log-probabilities. For a loss use
     `model.apply({"params": params}, tokens, targets, method="nats") -> float32 [B, L]`, which never holds [B, L, V] numbers.
-    With train=True dropout acts and wants rngs={"dropout": key}. ValueError for a config without vocab_size, and where a
-    position method refuses the length (`learned`).
+    With train=True dropout acts and wants rngs={"dropout": key}. ValueError for a config without vocab_size, for ids outside
+    the vocabulary, and where a position method refuses the length (`learned`). Under jax.jit ids are not known: there one
+    outside gives NaN, as a target and, as an input, for all that see it.
     """
 
     config: ModelConfig
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Ids are below it."""
+        return self.config.vocab_size
 
     def _layers(self, x: Float[Array, "B L E"], bias: Bias | None, train: bool) -> Float[Array, "B L E"]:
         config = self.config
@@ -148,6 +169,9 @@ class TransformerLM(nn.Module):
     def _checked(self, tokens: Int[Array, "B L"], targets: Int[Array, "B L"] | None, train: bool) -> Array:
         if self.config.vocab_size is None:
             raise ValueError("model.vocab_size: got None, expected a number. Set it to the tokenizer's vocabulary.")
+        check_ids("tokens", tokens, self.config.vocab_size)
+        if targets is not None:
+            check_ids("targets", targets, self.config.vocab_size)
         # accelerators would multiply float32 as TF32 or bfloat16, and a float32 evaluation would not be one
         with jax.default_matmul_precision("highest" if self.config.compute_dtype == "float32" else "default"):
             return self._forward(tokens, targets, train)

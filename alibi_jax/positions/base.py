@@ -8,10 +8,18 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, Int
 
 Positions = Int[Array, " T"]
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """The numbers of x where they are known now; None where x is traced by jax.jit, or lies on other hosts too."""
+    if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return None
+    return np.asarray(x)
 
 
 class Bias:
@@ -61,6 +69,15 @@ class LinearBias(Bias):
 
     def largest(self) -> Float32[Array, " H"]:
         return jnp.where(self.slopes >= 0, 0.0, jnp.inf)
+
+
+def check_positions(x: Array, positions: Array) -> None:
+    """ValueError where x [B, L, ...] does not have one whole position for each of its L tokens: one for all would broadcast."""
+    if positions.shape != x.shape[1:2] or not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise ValueError(
+            f"positions: got {positions.dtype}{list(positions.shape)} for {x.shape[1]} tokens, expected so many integers. "
+            "Pass jnp.arange(length) for a text from its start."
+        )
 
 
 class PositionMethod(nn.Module):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from alibi_jax.positions.base import PositionMethod
+from alibi_jax.positions.base import PositionMethod, check_positions
 
 
 def rotate_pairs(x: Float[Array, "B L H D"], positions: Int[Array, " L"], base: float) -> Float[Array, "B L H D"]:
@@ -29,4 +29,5 @@ class Rotary(PositionMethod):
     base: float = 10_000.0
 
     def rotate(self, x: Float[Array, "B L H D"], positions: Int[Array, " L"]) -> Float[Array, "B L H D"]:
+        check_positions(x, positions)
         return rotate_pairs(x, positions, self.base)

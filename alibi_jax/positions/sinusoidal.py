@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from alibi_jax.positions.base import PositionMethod
+from alibi_jax.positions.base import PositionMethod, check_positions
 
 
 def sinusoids(positions: Int[Array, " L"], width: int) -> Float32[Array, "L E"]:
@@ -25,4 +25,5 @@ class Sinusoidal(PositionMethod):
     """Adds `sinusoids` to the embeddings; defined at every length, trained at few."""
 
     def embed(self, x: Float[Array, "B L E"], positions: Int[Array, " L"]) -> Float[Array, "B L E"]:
+        check_positions(x, positions)
         return x + sinusoids(positions, x.shape[-1]).astype(x.dtype)[None]

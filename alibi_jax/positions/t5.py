@@ -16,9 +16,15 @@ def bucket_edges(num_buckets: int, max_distance: int) -> np.ndarray:
     """Smallest distance of buckets 1 ... R-1, int32 [R-1]: one bucket a distance up to R/2, then logarithmic ones.
 
     Bucket r >= R/2 starts at the first whole distance d with log(d / (R/2)) / log(max_distance / (R/2)) * R/2 >= r - R/2;
-    the last holds all distances from its edge on. This is T5's rule for causal attention.
+    the last holds all distances from its edge on. This is T5's rule for causal attention. ValueError for fewer than two
+    buckets, and for a max_distance that is no whole number above R/2.
     """
     exact = num_buckets // 2
+    if exact < 1 or not isinstance(max_distance, int | np.integer) or max_distance <= exact:
+        raise ValueError(
+            f"T5 buckets: got {num_buckets} with max_distance {max_distance}, expected 2 or more, and a whole distance beyond "
+            "the first half of them. T5's own are 32 and 128."
+        )
     steps = np.arange(num_buckets - exact) / (num_buckets - exact)
     logarithmic = np.ceil(exact * (max_distance / exact) ** steps - 1e-9)
     return np.concatenate([np.arange(1, exact), logarithmic]).astype(np.int32)

@@ -1,0 +1,140 @@
+"""What attend() accepts: checked before any work, with what was got, what is expected, and what to do."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from alibi_jax.attention.reach import DEFAULT_TOLERANCE
+from alibi_jax.positions.base import Bias, LinearBias, concrete
+
+POSITIONS = 2**30  # int32 holds them, and what is added for whole blocks
+
+
+def check_arrays(q: Array, k: Array, v: Array) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, jax.Array | np.ndarray):
+            raise ValueError(f"attend: got {name} of type {type(x).__name__}, expected an array. Convert it.")
+    fits = q.ndim == 4 and k.ndim == 4 and k.shape == v.shape and 0 not in q.shape and 0 not in k.shape
+    if not fits or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or q.shape[2] % k.shape[2]:
+        raise ValueError(
+            f"attend: got q {q.shape}, k {k.shape}, v {v.shape}, expected q [B, T, H, D] and k, v [B, S, K, D], none "
+            "of them 0. Reshape them; the number of heads of q is a multiple of that of k and v."
+        )
+    if {k.dtype, v.dtype} != {q.dtype} or q.dtype.name not in DEFAULT_TOLERANCE:
+        raise ValueError(
+            f"attend: got q {q.dtype}, k {k.dtype}, v {v.dtype}, expected all one of {', '.join(DEFAULT_TOLERANCE)}. Cast them."
+        )
+
+
+def checked_offset(q_offset: Any, queries: int) -> Array:
+    """q_offset as an int32 scalar. Where it is traced its value cannot be checked."""
+    value = q_offset if isinstance(q_offset, jax.Array) else np.asarray(q_offset)
+    if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise ValueError(
+            f"attend: got q_offset {_shown(q_offset)}, expected one integer, the position of the first query. Pass an int."
+        )
+    number = concrete(value)
+    if number is not None and not 0 <= int(number) <= POSITIONS - queries:
+        raise ValueError(
+            f"attend: got q_offset {int(number)} for {queries} queries, expected positions from 0 to 2^30 - 1. Count "
+            "positions from the first key, which is at 0."
+        )
+    return jnp.asarray(value, jnp.int32)
+
+
+def checked_bias(bias: Bias | None, heads: int) -> Bias | None:
+    """The bias with its array in float32."""
+    if bias is None:
+        return None
+    if not isinstance(bias, Bias):
+        raise ValueError(
+            f"attend: got a bias of type {type(bias).__name__}, expected LinearBias, BucketBias or None. Pass "
+            "LinearBias(slopes) for slopes."
+        )
+    name, leaves = type(bias).__name__, jax.tree.leaves(bias)
+    shapes = [np.shape(leaf) for leaf in leaves]
+    if len(leaves) != 1 or len(shapes[0]) != len(bias.dimensions):
+        raise ValueError(
+            f"attend: got a {name} of arrays of shapes {shapes}, expected one array [{', '.join(bias.dimensions)}]. "
+            "Make it an array of that shape."
+        )
+    if shapes[0][bias.dimensions.index("heads")] != heads:
+        raise ValueError(
+            f"attend: got a {name} of {shapes[0][bias.dimensions.index('heads')]} heads for q of {heads}, expected as many. "
+            "Make it for the heads of q, not those of k."
+        )
+    _check_numbers(bias, name, leaves[0])
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bias)
+
+
+def _check_numbers(bias: Bias, name: str, array: Array) -> None:
+    """A table may hold -inf, which hides the keys of a bucket; a slope of infinity would make NaN of distance 0."""
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise ValueError(f"attend: got a {name} of {array.dtype}, expected real numbers. Cast its array to float32.")
+    values = concrete(array)
+    if values is None:
+        return
+    values = values.astype(np.float32)
+    bad = ~np.isfinite(values) if isinstance(bias, LinearBias) else np.isnan(values) | np.isposinf(values)
+    if bad.any():
+        raise ValueError(
+            f"attend: got a {name} that holds {values[bad][0]}, expected finite numbers. Look where its array was made."
+        )
+
+
+def checked_dropout(rate: Any, key: Array | None) -> float:
+    number = _number("dropout_rate", rate, "a rate in [0, 1)")
+    if not (number >= 0 and round(number * 2**32) < 2**32):  # as dropout.py counts; NaN is refused as well
+        raise ValueError(f"attend: got dropout_rate {rate}, expected a rate in [0, 1). Pass one, such as 0.1.")
+    if number > 0 and not _is_key(key):
+        raise ValueError(
+            f"attend: got dropout_key {_shown(key)} with dropout_rate {rate}, expected a key. Pass "
+            "dropout_key=jax.random.key(...)."
+        )
+    return number
+
+
+def _is_key(key: Any) -> bool:
+    if not isinstance(key, jax.Array | np.ndarray):
+        return False
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key.ndim == 0 if typed else key.dtype == jnp.uint32 and key.ndim == 1
+
+
+def checked_tolerance(tolerance: Any, dtype: jnp.dtype) -> float | None:
+    if tolerance is None:
+        return None
+    if isinstance(tolerance, str) and tolerance == "auto":
+        return DEFAULT_TOLERANCE[dtype.name]
+    expected = "a share of the softmax mass in (0, 1), 'auto', or None to skip nothing"
+    number = _number("reach_tolerance", tolerance, expected)
+    if not 0 < number < 1:
+        raise ValueError(f"attend: got reach_tolerance {tolerance!r}, expected {expected}. Pass one of these.")
+    return number
+
+
+def check_causal(causal: Any) -> None:
+    if not isinstance(causal, bool | np.bool_):
+        raise ValueError(
+            f"attend: got causal {_shown(causal)}, expected True or False, known when it is traced. Pass one of these."
+        )
+
+
+def _number(name: str, x: Any, expected: str) -> float:
+    """A real number that is known when the function is traced, as a float."""
+    value = concrete(x) if isinstance(x, int | float | np.number | np.ndarray | jax.Array) else None
+    real = value is not None and value.ndim == 0 and value.dtype != np.bool_ and not np.iscomplexobj(value)
+    if not real:
+        raise ValueError(
+            f"attend: got {name} {_shown(x)}, expected {expected}, known when the function is traced. Pass a Python number."
+        )
+    return float(value) if math.isfinite(value) else math.nan
+
+
+def _shown(x: Any) -> str:
+    """An array by its type and shape, anything else as it is written."""
+    return f"{x.dtype}{list(x.shape)}" if isinstance(x, jax.Array | np.ndarray) else repr(x)
