@@ -50,6 +50,23 @@ def test_runs_at_any_length_and_a_prefix_gives_the_same_logits(position):
     assert_close(logits(model, params, tokens)[:, :100], logits(model, params, tokens[:, :100]), "logits")
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("cutoffs", [(), (10, 20)], ids=["one band", "three bands"])
+def test_an_id_outside_the_vocabulary_is_refused_and_under_jit_gives_nan(cutoffs):
+    model, params, tokens = make(adaptive_cutoffs=cutoffs)
+    nats = functools.partial(model.apply, {"params": params}, method="nats")
+    for wrong in (37, -1):
+        changed = tokens.at[1, 5].set(wrong)
+        for arguments, name in (((changed, tokens), "tokens"), ((tokens, changed), "targets")):
+            with pytest.raises(ValueError, match=f"{name}: got token {wrong}, expected ids from 0 to 36"):
+                nats(*arguments)
+    as_input, as_target = jax.jit(lambda x, y: (nats(x, y), nats(y, x)))(tokens.at[1, 5].set(37), tokens)
+    assert np.isnan(as_input[1, 5:]).all() and np.isfinite(as_input[0]).all()
+    assert np.argwhere(np.isnan(as_target)).tolist() == [[1, 5]]
+    with pytest.raises(ValueError, match="tokens: got float32, expected integers"):
+        model.apply({"params": params}, jnp.zeros((1, 4)))
+
+
 def test_learned_positions_refuse_longer_inputs():
     model, params, _ = make(position="learned")
     with pytest.raises(LengthError, match=r"41 tokens.*at most 40"):

@@ -143,7 +143,7 @@ def test_learned_refuses_positions_outside_its_table_and_traced_ones_give_nan():
     def embed(positions):
         return method.apply(variables, x, positions, method="embed")
 
-    for positions, wrong in ((jnp.arange(13, 17), 16), (jnp.array([0, -1, 2, 3]), -1), (np.arange(20, 24), 20)):
+    for positions, wrong in ((jnp.arange(13, 17), 16), (jnp.array([0, -1, 2, 3]), -1), (jnp.arange(20, 24), 20)):
         with pytest.raises(LengthError, match=f"got position {wrong}, expected 0 to 15"):
             embed(positions)
     traced = jax.jit(embed)(jnp.array([-1, 0, 15, 16]))

@@ -6,6 +6,7 @@ import importlib
 import json
 import signal
 import struct
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event
 from alibi_jax import loop
 from alibi_jax.checkpoint import Checkpoints
 from alibi_jax.config import Config, ConfigError, DataConfig, MeshConfig, TrainConfig, replace
+from alibi_jax.data.corpus import Corpus, open_corpus
 from alibi_jax.data.sources import DataError
 from alibi_jax.limits import RANGES, Range
 from alibi_jax.loop import Diverged, Interrupted, stop_requested
@@ -322,6 +324,29 @@ def test_bad_input_is_refused_before_any_work(tiny_data, tmp_path):
             train(tiny_config(tiny_data, **change), tmp_path / "run")
         assert not (tmp_path / "run").exists()
         assert (tmp_path / "corpora").exists() == ("batch_size" not in change)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_an_id_past_the_vocabulary_is_refused_before_any_work(split, tiny_data, tmp_path, monkeypatch):
+    """Where opening the corpus did not see it."""
+    tokens = Corpus.tokens
+
+    def altered(corpus, name):
+        ids = np.array(tokens(corpus, name), np.int32)
+        ids[700] = 300 if name == split else ids[700]
+        return ids
+
+    def opened(data):
+        corpus = open_corpus(data)
+        monkeypatch.setattr(Corpus, "tokens", altered)
+        return corpus
+
+    monkeypatch.setattr(sys.modules[train.__module__], "open_corpus", opened)
+    with pytest.raises(
+        DataError, match=rf"{split} split of .*: got token 300 at index 700, expected ids from 0 to 255"
+    ):
+        train(tiny_config(tiny_data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_signals_are_given_back():

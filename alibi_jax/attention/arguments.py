@@ -14,7 +14,7 @@ from alibi_jax.positions.base import Bias, LinearBias, concrete
 POSITIONS = 2**30  # int32 holds them, and what is added for whole blocks
 
 
-def check_arrays(q: Array, k: Array, v: Array) -> None:
+def check_arrays(q: Any, k: Any, v: Any) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, jax.Array | np.ndarray):
             raise ValueError(f"attend: got {name} of type {type(x).__name__}, expected an array. Convert it.")
@@ -46,7 +46,7 @@ def checked_offset(q_offset: Any, queries: int) -> Array:
     return jnp.asarray(value, jnp.int32)
 
 
-def checked_bias(bias: Bias | None, heads: int) -> Bias | None:
+def checked_bias(bias: Any, heads: int) -> Bias | None:
     """The bias with its array in float32."""
     if bias is None:
         return None
@@ -71,7 +71,7 @@ def checked_bias(bias: Bias | None, heads: int) -> Bias | None:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bias)
 
 
-def _check_numbers(bias: Bias, name: str, array: Array) -> None:
+def _check_numbers(bias: Bias, name: str, array: Any) -> None:
     """A table may hold -inf, which hides the keys of a bucket; a slope of infinity would make NaN of distance 0."""
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise ValueError(f"attend: got a {name} of {array.dtype}, expected real numbers. Cast its array to float32.")
@@ -86,7 +86,7 @@ def _check_numbers(bias: Bias, name: str, array: Array) -> None:
         )
 
 
-def checked_dropout(rate: Any, key: Array | None) -> float:
+def checked_dropout(rate: Any, key: Any) -> float:
     number = _number("dropout_rate", rate, "a rate in [0, 1)")
     if not (number >= 0 and round(number * 2**32) < 2**32):  # as dropout.py counts; NaN is refused as well
         raise ValueError(f"attend: got dropout_rate {rate}, expected a rate in [0, 1). Pass one, such as 0.1.")

@@ -135,7 +135,7 @@ class TransformerLM(nn.Module):
     `model.apply({"params": params}, tokens, targets, method="nats") -> float32 [B, L]`, which never holds [B, L, V] numbers.
     With train=True dropout acts and wants rngs={"dropout": key}. ValueError for a config without vocab_size, for ids outside
     the vocabulary, and where a position method refuses the length (`learned`). Under jax.jit ids are not known: there one
-    outside gives NaN, as a target and, as an input, for all that see it.
+    outside gives NaN, as a target and, as an input, for its whole row.
     """
 
     config: ModelConfig
