@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 CASES = {
     "all rise": Case(Shape(1, 129, 129, 2, 2, 8), (-0.7, -0.7)),
-    "queries and keys padded": Case(Shape(2, 150, 170, 4, 2, 8, 20), (-0.7, 0.5, -3.0, 0.0)),
+    "queries and keys padded": Case(Shape(2, 150, 170, 4, 2, 8, 20), (-0.7, 0.5, -1.0, 0.0)),
     "dropout": Case(Shape(1, 40, 40, 2, 1, 8), (-5.0, 0.25), rate=0.3),
     "encoder": Case(Shape(1, 33, 50, 2, 2, 8, 0, False), (-2.0, 2.0)),
     "before the keys": Case(Shape(1, 40, 40, 2, 2, 8, -5), (-4.0, 0.1)),
@@ -47,7 +47,7 @@ CASES = {
     "nothing seen": Case(Shape(1, 20, 20, 2, 2, 8), table=(-np.inf,) * 4),
 }
 KERNELS = ["pallas_tpu", "pallas_gpu"]
-BY_KERNELS = ["queries and keys padded", "encoder", "before the keys"]  # Pallas's interpreters take seconds for each
+BY_KERNELS = ["encoder", "before the keys", "dropout"]  # Pallas's interpreters take seconds for each
 SERVED = [(case, name) for case in CASES for name in IMPLEMENTATIONS if name not in KERNELS or case in BY_KERNELS]
 
 

@@ -54,11 +54,11 @@ def test_a_ring_of_tpus_compiles_with_the_kernels_in_linear_memory():
     """Own part, neighbour's, and the loop of a head that looks farther: each a forward kernel and two backward ones."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
     mesh = make_mesh(MeshConfig(data=1, sequence=4), list(devices))
-    sharding = NamedSharding(mesh, PartitionSpec(None, "sequence"))
-    arrays = [jax.ShapeDtypeStruct((1, 16_384, 4, LANES), jnp.bfloat16, sharding=sharding)] * 3
+    placed = Format(Layout.AUTO, NamedSharding(mesh, PartitionSpec(None, "sequence")))
+    arrays = [jax.ShapeDtypeStruct((1, 16_384, 4, LANES), jnp.bfloat16)] * 3
     with jax.set_mesh(mesh):
-        step = jax.jit(functools.partial(forward_and_backward, LinearBias(alibi_slopes(4)), "pallas_tpu"))
-        compiled = step.lower(*arrays).compile()
+        step = functools.partial(forward_and_backward, LinearBias(alibi_slopes(4)), "pallas_tpu")
+        compiled = jax.jit(step, in_shardings=placed, out_shardings=placed).lower(*arrays).compile()
     text = compiled.as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 9 and "collective-permute" in text
     part = 4096 * 4 * LANES * 2  # bytes of one device's queries
