@@ -336,8 +336,8 @@ def test_an_id_past_the_vocabulary_is_refused_before_any_work(split, tiny_data, 
         ids[700] = 300 if name == split else ids[700]
         return ids
 
-    def opened(data):
-        corpus = open_corpus(data)
+    def opened(*arguments, **options):
+        corpus = open_corpus(*arguments, **options)
         monkeypatch.setattr(Corpus, "tokens", altered)
         return corpus
 

@@ -5,13 +5,14 @@ import logging
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from alibi_jax.attention import arguments, blockwise, pallas_gpu, pallas_tpu, ring
 from alibi_jax.attention.dropout import head_seeds
 from alibi_jax.attention.options import SAVED_NAME, Options, Part, Rules, differentiable
 from alibi_jax.attention.reference import reference_attention
-from alibi_jax.positions.base import Bias, concrete
+from alibi_jax.positions.base import Bias
 from alibi_jax.sharding import device, on_each_device, ring_size
 
 __all__ = ["SAVED_NAME", "attend"]
@@ -71,8 +72,7 @@ def _check_name(name: str, q: Array, k: Array, bias: Bias | None, interpret: boo
 
 def _check_ring(q: Array, k: Array, q_offset: Any, causal: bool, name: str) -> None:
     """Over devices that split the sequence, attention is that of a whole sequence to itself."""
-    offset = concrete(q_offset)
-    itself = causal and q.shape[1] == k.shape[1] and offset is not None and offset == 0
+    itself = causal and q.shape[1] == k.shape[1] and isinstance(q_offset, int | np.integer) and q_offset == 0
     if ring_size() > 1 and name != "reference" and not itself:
         raise NotImplementedError(
             f"attend: got {q.shape[1]} queries, {k.shape[1]} keys, q_offset {q_offset}, causal {causal} on a mesh that splits "
