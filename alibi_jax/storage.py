@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from alibi_jax.checks import require
+from alibi_jax.checks import require, shown
 
 Location = Path | epath.Path  # of a file or a folder; an epath.Path is in a bucket
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what a file system without locks answers
@@ -26,6 +26,8 @@ def locate(path: str | os.PathLike) -> Location:
     """
     text = os.fspath(path)
     require(text.strip() != "" and "\0" not in text, "path", repr(text), "the name of a file or folder", "Name one.")
+    longest = max(len(name.encode(errors="surrogatepass")) for name in text.split("/"))
+    require(longest < 256, "path", shown(text), "names of at most 255 bytes, as disks have them", "Shorten it.")
     address = re.match(r"([a-z][a-z0-9+]+):/(/?)", text)
     if not address:
         return Path(path)

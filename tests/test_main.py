@@ -119,6 +119,8 @@ COMMANDS = {
         "data.directory: got '', expected a folder",
         "Name one",
     ),
+    "long workdir": (("train", "RECIPE", "--workdir", "a" * 5000), "expected names of at most 255 bytes", "Shorten it"),
+    "long folder": (("report", "a" * 5000), "expected names of at most 255 bytes", "Shorten it"),
     "no folders": (("report",), "folders: got none, expected one or more folders", "Name them"),
     "no folder": (("report", ""), "path: got '', expected the name of a file or folder", "Name one"),
     "no recipe": (("train", ""), "train: got no config, expected a recipe", "Try"),
