@@ -2,7 +2,7 @@
 
 Preparing holds at most PREPARING_MIB, however long a file, a line or what a gzip file decompresses to. To that come what
 grows with the text's variety, not its length: the different words of the training text while `words` or `bpe` is learned
-(some 100 bytes each; BPE's library holds letters that no space or punctuation parts, up to 65,536 of them, as one word of
+(some 200 bytes each; BPE's library holds letters that no space or punctuation parts, up to 65,536 of them, as one word of
 some 40 bytes a letter); and one example of a tfds data set.
 """
 
