@@ -14,7 +14,7 @@ from alibi_jax.model.flops import forward_flops_per_token, peak_flops
 from alibi_jax.positions import POSITIONS, LengthError
 from conftest import assert_close
 
-SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_width": 64, "vocab_size": 37, "learned_length": 40}
+SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_width": 64, "vocab_size": 37}
 
 
 def make(**changes):
@@ -68,7 +68,7 @@ def test_an_id_outside_the_vocabulary_is_refused_and_under_jit_gives_nan(cutoffs
 
 
 def test_learned_positions_refuse_longer_inputs():
-    model, params, _ = make(position="learned")
+    model, params, _ = make(position="learned", learned_length=40)
     with pytest.raises(LengthError, match=r"41 tokens.*at most 40"):
         model.apply({"params": params}, jnp.zeros((1, 41), int))
 
