@@ -191,14 +191,13 @@ def test_bad_command_line_is_one_message(call, recipe, tmp_path, untouched, monk
     assert "Traceback" not in text and [message for message in messages if message not in text] == [], text[:2000]
 
 
-def test_evaluation_without_non_overlapping_windows_is_refused_before_work(call, recipe, tiny_data, tmp_path):
+def test_evaluation_of_no_windows_is_refused_before_work(call, recipe, tiny_data, tmp_path):
     prepare(tiny_data, quiet=True)
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(recipe.read_text())
-    for strides in (("8",), ("L/2", "L/4"), ()):
-        status, text = call("evaluate", run, "--lengths", 16, 32, "--strides", *strides)
-        assert status == cli.REFUSED and "evaluate.strides: got" in text and "'L', non-overlapping windows" in text
+    status, text = call("evaluate", run, "--lengths", 16, 32, "--strides")
+    assert status == cli.REFUSED and "evaluate.strides: got none, expected one or more" in text
     assert [path.name for path in run.iterdir()] == ["config.json"]
 
 
@@ -393,6 +392,8 @@ def test_unknown_words_are_counted_and_warned_of(call, recipe, tmp_path, tiny_da
         "1",
     )
     assert call("train", recipe, "--workdir", tmp_path / "run", *options)[0] == 0
+    status, said = call("evaluate", tmp_path / "run", "--lengths", "32", "--strides", "8", "--out", tmp_path / "slid")
+    assert status == 0 and "32 (2x)" in said, said  # sliding windows alone are results, too
     status, said = call("evaluate", tmp_path / "run", "--lengths", "16", "--strides", "L", "--far-stride", "L")
     assert status == 0 and "evaluate: 42.1% of the words are outside the vocabulary" in said
     (record,) = map(json.loads, (tmp_path / "run/evaluation/valid/sweep.jsonl").read_text().splitlines())
