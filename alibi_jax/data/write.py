@@ -7,7 +7,7 @@ some 40 bytes a letter); and one example of a tfds data set.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def _write_split(path: Path, texts: Iterable[Document], tokenizer: Tokenizer) ->
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         for document in texts:
-            for encoded in tokenizer.encode_pieces(_digested(document, digest)):
+            for encoded in tokenizer.encode_pieces(_digested(document, digest.update)):
                 file.write(encoded.astype(token_dtype(tokenizer.vocab_size)).tobytes())
                 tokens += len(encoded)
                 num_bytes += int(tokenizer.token_bytes[encoded].sum(dtype=np.int64))
@@ -114,13 +114,13 @@ def _write_split(path: Path, texts: Iterable[Document], tokenizer: Tokenizer) ->
     return {"tokens": tokens, "bytes": num_bytes, "documents": num_documents, "sha256": digest.hexdigest()}
 
 
-def _digested(document: Document, digest: "hashlib._Hash") -> Iterator[str]:
-    """The pieces of a document, each added to the digest; its length comes first, or moved boundaries would not show."""
+def _digested(document: Document, update: Callable[[bytes], None]) -> Iterator[str]:
+    """The pieces of a document, each passed to a digest's `update`; its length comes first, or moved boundaries would not show."""
     length = document.num_bytes()
-    digest.update(b"%d\n" % length)
+    update(b"%d\n" % length)
     for piece in document:
         content = piece.encode("utf-8")
-        digest.update(content)
+        update(content)
         length -= len(content)
         yield piece
     if length != 0:
