@@ -115,7 +115,7 @@ def _write_split(path: Path, texts: Iterable[Document], tokenizer: Tokenizer) ->
 
 
 def _digested(document: Document, update: Callable[[bytes], None]) -> Iterator[str]:
-    """The pieces of a document, each passed to a digest's `update`; its length comes first, or moved boundaries would not show."""
+    """The pieces of a document, each put into the digest; its length comes first, or moved boundaries would not show."""
     length = document.num_bytes()
     update(b"%d\n" % length)
     for piece in document:
