@@ -120,7 +120,6 @@ UNREADABLE = {
     "backslash": "a\\b",
     "line end": "a\nb",
     "escape": "a\x1b[1mb",
-    "nul": "a\0b",
     "bytes": os.fsdecode(b"a\xff"),
     "long": "/".join(["x" * 100] * 40),
 }

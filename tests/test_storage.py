@@ -71,6 +71,9 @@ def test_a_path_is_a_folder_or_in_a_bucket(bucket, tmp_path, monkeypatch):
     for path in ("s3://bucket/run", "gs:/bucket/run", "memory://run"):
         with pytest.raises(ConfigError, match=f"got {path}, expected a folder or gs://BUCKET/FOLDER"):
             locate(path)
+    for path in ("", " ", "a\0b"):
+        with pytest.raises(ConfigError, match="expected the name of a file or folder"):
+            locate(path)
     monkeypatch.delitem(sys.modules, "gcsfs")
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"expected the package gcsfs for gs://\. Install it"):
