@@ -47,19 +47,19 @@ class _Explained(contextlib.AbstractContextManager):
                 raise missing from error
             raise self.error(next(iter(str(error).strip().splitlines()), kind.__name__)) from error
 
-    def error(self, reason: str) -> CheckpointError:
+    def error(self, reason: str, way_on: str = "") -> CheckpointError:
         reason = reason.partition(" [")[0]  # from there on TensorStore gives its whole specification
         reason = reason if len(reason) <= 400 else f"{reason[:200]} ... {reason[-200:]}"
         steps = saved_steps(self.folder.parent)
         what = self.verb if self.step is None else f"{self.verb} step {self.step}"
         return CheckpointError(
             f"checkpoints: could not {what} in {self.folder}: {reason}. Expected a whole checkpoint of this config and "
-            f"room on the disk. Steps on the disk: {', '.join(map(str, steps)) or 'none'}. {self._way_on(steps)}"
+            f"room on the disk. Steps on the disk: {', '.join(map(str, steps)) or 'none'}. {way_on or self._way_on(steps)}"
         )
 
     def _way_on(self, steps: list[int]) -> str:
-        before = [step for step in steps if self.step is None or step < self.step]
-        goes_on = f"it goes on from step {before[-1]}" if before else "it begins anew"
+        others = [step for step in steps if step != self.step]
+        goes_on = f"it goes on from step {others[-1]}" if others else "it begins anew"
         if self.verb == "write":
             return f"If the disk is full, free it; then run the same command again: {goes_on}."
         if self.step is None:
@@ -97,7 +97,8 @@ def _check_loss(metrics: Any) -> None:
     """ValueError for what Orbax could not sort by."""
     loss = metrics.get("validation_nats") if isinstance(metrics, dict) else metrics
     if type(loss) not in (int, float) or not -math.inf < loss < math.inf:
-        raise ValueError(f"validation_nats: got {str(loss)[:40]!r} in metrics/metrics, expected a finite number")
+        got = loss if isinstance(loss, float) else f"JSON of type {type(loss).__name__}"
+        raise ValueError(f"validation_nats: got {got} in metrics/metrics, expected a finite number")
 
 
 def check_path(workdir: Location) -> Location:
@@ -190,11 +191,14 @@ class Checkpoints:
         explained = _Explained("read", self.folder, step)
         missing = self._missing(step)
         if missing:
-            raise explained.error(f"{', '.join(missing)} is missing")
+            raise explained.error(f"got no {', '.join(missing)}")
         with explained:
             kept = read_origin(self.folder / str(step))
         if kept and kept[0] != step:
-            raise explained.error(f"it was saved at step {kept[0]}, and its folder was renamed")
+            raise explained.error(
+                f"it was saved at step {kept[0]}, and its folder was renamed",
+                f"Name the folder {kept[0]} again, or move it away; then run the same command again.",
+            )
         if kept and self.origin:
             check_origin(self.folder / str(step), kept[1], self.origin)
 

@@ -22,6 +22,7 @@ from alibi_jax.storage import NO_LOCKS, Location, in_bucket, write_atomically
 
 MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
 COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint's folder on a disk until it is whole
 LONGEST_NOTE = 200  # characters shown of what the lock's holder wrote
 SHARED_SECONDS = 3.0  # until a new file of one host is to be seen on the others
 
@@ -163,9 +164,13 @@ def _fingerprint(workdir: Location) -> str:
 
 
 def has_begun(workdir: Location) -> bool:
-    """Whether anything has been saved in a run's folder, whole or not. Until then it takes any config and text."""
+    """Whether anything has been saved in a run's folder. Until then it takes any config and text.
+
+    What a first save left unfinished, for it was killed or the disk was full, is nothing: Orbax removes it. In a bucket
+    it does not say so by its name, and counts.
+    """
     folder = workdir / "checkpoints"
-    return folder.is_dir() and any(True for _ in folder.iterdir())
+    return folder.is_dir() and any(UNFINISHED not in path.name for path in folder.iterdir())
 
 
 def _check_by_checkpoint(workdir: Location, missing: list[str], own: Origin) -> None:
@@ -182,7 +187,7 @@ def _check_by_checkpoint(workdir: Location, missing: list[str], own: Origin) -> 
             "both files. Put them back, remove the folder checkpoints to begin anew, or choose another --workdir."
         )
     check_origin(place, kept[1], own)
-    logger.info("workdir: %s of %s is written again, as the checkpoint says", " and ".join(missing), workdir)
+    logger.info("workdir: in %s %s: written again, as the checkpoint says", workdir, " and ".join(missing))
 
 
 def check_corpus(workdir: Location, fingerprint: str) -> None:

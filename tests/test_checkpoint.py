@@ -188,7 +188,9 @@ METRICS = {
 def test_loss_that_is_no_number_is_named(sound, tmp_path, kind, read_only):
     shutil.copytree(sound, tmp_path / "run")
     (tmp_path / "run/checkpoints/1/metrics/metrics").write_text(METRICS[kind])
-    with pytest.raises(CheckpointError, match="could not read step 1 .*remove its folder .*checkpoints/1"):
+    with pytest.raises(
+        CheckpointError, match="could not read step 1 .*remove its folder .*checkpoints/1.*goes on from step 2"
+    ):
         Checkpoints(tmp_path / "run", read_only=read_only)
 
 
@@ -266,7 +268,7 @@ def test_damaged_checkpoint_is_one_line_and_its_way_on_works(tiny_data, tmp_path
     assert len(lines) == 1 and lines[0].startswith("error: checkpoints: could not read step 4 in "), lines
     (workdir / "checkpoints/4/params/manifest.ocdbt").unlink()
     assert main.main(train) == cli.FAILED
-    assert "params/manifest.ocdbt is missing" in capfd.readouterr().err
+    assert "got no params/manifest.ocdbt" in capfd.readouterr().err
     (command,) = re.findall(r"remove its folder \((.*)\), then run the same command again: it goes on from", lines[0])
     subprocess.run(command, shell=True, check=True)
     assert main.main(train) == 0 and saved_steps(workdir) == [2, 4]

@@ -66,11 +66,14 @@ def test_checkpoint_under_another_step_is_refused(run, last):
     shutil.rmtree(workdir / "checkpoints/4")
     (workdir / "checkpoints/2").rename(workdir / f"checkpoints/{last}")
     with pytest.raises(
-        CheckpointError, match=f"could not read step {last} .*saved at step 2, and its folder was renamed"
+        CheckpointError, match=f"could not read step {last} .*at step 2, .* was renamed.* Name the folder 2 again"
     ):
         train(config, workdir)
     with pytest.raises(CheckpointError, match="saved at step 2"):
         evaluate_run(workdir)
+    (workdir / f"checkpoints/{last}").rename(workdir / "checkpoints/2")
+    train(config, workdir)
+    assert saved_steps(workdir) == [2, 4]
 
 
 def test_checkpoint_of_another_run_is_refused(run, tmp_path):

@@ -40,8 +40,9 @@ def test_folder_without_a_checkpoint_takes_another_config_and_text(tmp_path):
         config = replace(config, "train", seed=number)
         open_workdir(tmp_path, config, f"text {number}")
         assert load_config(tmp_path) == config and (tmp_path / "corpus.txt").read_text() == f"text {number}"
-        (tmp_path / "checkpoints").mkdir(exist_ok=True)  # a first save that failed leaves no more
-    (tmp_path / "checkpoints/2.orbax-checkpoint-tmp").mkdir()  # it may be somebody's
+        # a first save that was killed, or met a full disk, leaves no more
+        (tmp_path / f"checkpoints/{number}.orbax-checkpoint-tmp/params").mkdir(parents=True)
+    (tmp_path / "checkpoints/kept").mkdir()  # it may be somebody's
     with pytest.raises(ConfigError, match=r"train\.seed: 2 -> 3"):
         open_workdir(tmp_path, replace(config, "train", seed=3), "text")
 
