@@ -1,3 +1,4 @@
+import shutil
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import tensorflow_datasets as tfds
 from alibi_jax.config import DataConfig
 from alibi_jax.data.document import warn_once
 from alibi_jax.data.sources import SPLITS, DataError, documents
+from alibi_jax.data.text import read_text
 
 
 def read_split(data, split):
@@ -168,3 +170,42 @@ def test_a_parquet_file_that_lacks_examples_is_refused(tmp_path):
         DataError, match=r"train\.parquet.*: got 4 examples, expected the 9 that dataset_info\.json counts"
     ):
         read_split(tiny(folder, tfds_splits=("train", "validation", "test")), "train")
+
+
+DAMAGES = {
+    "cut": lambda content: content[:-50],
+    "half": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+    "empty": lambda content: b"",
+    "other": lambda content: content.replace(b"text", b"\xff\xfe\xfd\xfc"),
+}
+
+
+@pytest.fixture
+def damaged(ninety, tmp_path):
+    """A copy of the data set, and its file of training examples."""
+    folder = shutil.copytree(ninety, tmp_path / "copy")
+    return folder, next(folder.rglob("*-train.*-of-*"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_of_a_data_set_are_named(damaged, damage):
+    folder, file = damaged
+    content = file.read_bytes()
+    file.write_bytes(DAMAGES[damage](content))
+    assert file.read_bytes() != content
+    with pytest.raises(DataError, match=r"tiny_texts.*[Pp]repare the data set again"):
+        read_split(tiny(folder, tfds_splits=("train", "test[:5]", "test[5:]")), "train")
+
+
+def test_a_file_of_a_data_set_that_is_gone_and_a_damaged_description_are_named(damaged):
+    folder, file = damaged
+    data = tiny(folder, tfds_splits=("train", "test[:5]", "test[5:]"))
+    file.unlink()
+    with pytest.raises(DataError, match=r"split 'train', whose files cannot be read \(.*No such file"):
+        read_split(data, "train")
+    facts = file.with_name("dataset_info.json")
+    facts.write_text(facts.read_text()[:100])
+    for read_it in (lambda: read_split(data, "train"), lambda: read_text(data)):
+        with pytest.raises(DataError, match=r"dataset_info\.json is damaged"):
+            read_it()

@@ -20,28 +20,36 @@ def dataset_documents(data: DataConfig, place: int) -> Iterator[Document]:
     _check_overlaps(data, ranges)
     _check_feature(data, builder)
     split = data.tfds_splits[place]
-    for number, example in enumerate(_examples(builder, split)):
+    for number, example in enumerate(_read(data, builder, split)):
         where = f"{data.tfds_name}, split {split}, example {number}, feature {data.tfds_text}"
         yield text_document(where, _decode(example[data.tfds_text], where))
 
 
+def make_builder(data: DataConfig) -> Any:
+    """The library's builder of a data set. ValueError where what describes the data set cannot be read."""
+    import tensorflow_datasets as tfds  # half a second, and only this source needs it
+    from google.protobuf import json_format
+
+    try:
+        return tfds.builder(data.tfds_name, data_dir=data.tfds_dir or None, try_gcs=False)
+    except json_format.ParseError as error:
+        raise ValueError(f"dataset_info.json is damaged: {error}") from error
+
+
 def _open(data: DataConfig) -> tuple[Any, list[Ranges]]:
     """The builder of a data set that is prepared, and the records of each of the three splits."""
-    import tensorflow_datasets as tfds  # half a second, and only this source needs it
-
     folder = data.tfds_dir or "the library's own folder"
     split = data.tfds_splits[0]
     try:
-        builder = tfds.builder(data.tfds_name, data_dir=data.tfds_dir or None, try_gcs=False)
+        builder = make_builder(data)
         if not _is_parquet(builder):
             builder.as_data_source(split=split)
         ranges = []
         for split in data.tfds_splits:
             ranges.append(_ranges(builder, split))
     except (ValueError, AssertionError, NotImplementedError, OSError) as error:
-        reason = str(error).partition("\n")[0][:300]
         raise DataError(
-            f"data.tfds_name: got {data.tfds_name!r}, split {split!r} in {folder} ({reason}), expected a data set "
+            f"data.tfds_name: got {data.tfds_name!r}, split {split!r} in {folder} ({_first_line(error)}), expected a data set "
             "prepared for random access. Prepare it once, on a machine with TensorFlow if its builder needs it: "
             f"tfds build {data.tfds_name} --file_format=array_record --data_dir=D. Then pass --data.tfds_dir D."
         ) from error
@@ -90,6 +98,26 @@ def _check_feature(data: DataConfig, builder: Any) -> None:
         )
 
 
+def _read(data: DataConfig, builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """The examples of a split; DataError where the libraries that read its files find them damaged or gone."""
+    from google.protobuf import message
+
+    try:
+        yield from _examples(builder, split)
+    except DataError:
+        raise
+    except (RuntimeError, ValueError, OSError, message.DecodeError) as error:  # RuntimeError: array_record's
+        raise DataError(
+            f"data.tfds_name: got {data.tfds_name!r}, split {split!r}, whose files cannot be read "
+            f"({_first_line(error)}), expected whole ones in {builder.data_path}. Remove that folder and prepare the data "
+            "set again."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
+
+
 def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
     if not _is_parquet(builder):
         yield from builder.as_data_source(split=split)
@@ -114,6 +142,8 @@ def _parquet_records(file: str, expected: int) -> Iterator[bytes]:
 
 
 def _decode(value: Any, where: str) -> str:
+    if value is None:  # what array_record reads of a file that was cut
+        raise DataError(f"{where}: got an example without text, expected whole files. Prepare the data set again.")
     if not isinstance(value, bytes):
         raise DataError(f"{where}: got {type(value).__name__}, expected text. Choose another --data.tfds_text.")
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alibi_jax.config import DataConfig
+from alibi_jax.data.datasets import make_builder
 from alibi_jax.data.document import DataError
 from alibi_jax.data.facts import broken, has_kinds, read_facts, write_facts
 from alibi_jax.data.sources import files_of_splits, stdlib_files
@@ -121,12 +122,10 @@ def _files(data: DataConfig) -> list[tuple[str, Path]]:
 
 def _tfds(data: DataConfig) -> list[tuple[str, Path]]:
     """The files of records; the .json beside them describe them, and tfds may write those anew."""
-    import tensorflow_datasets as tfds  # half a second, and only this source needs it
-
-    from alibi_jax.data import wikitext  # which registers it
+    from alibi_jax.data import wikitext  # half a second: it imports tensorflow_datasets, and registers itself there
 
     try:
-        folder = Path(tfds.builder(data.tfds_name, data_dir=data.tfds_dir or None, try_gcs=False).data_path)
+        folder = Path(make_builder(data).data_path)
     except (ValueError, AssertionError, NotImplementedError, OSError) as error:
         raise _not_prepared(data, error) from error
     files = sorted(path for path in folder.glob("*") if path.is_file() and path.suffix != ".json")
