@@ -296,7 +296,7 @@ def test_nothing_to_verify_is_said(data):
 def test_an_empty_split_is_refused_before_anything_is_kept(tmp_path):
     (tmp_path / "a.txt").write_text("a single line")
     data = DataConfig(source="files", train_path=str(tmp_path / "a.txt"), directory=str(tmp_path / "corpora"))
-    with pytest.raises(DataError, match=r"train split of files .*: got 0 tokens, expected text\. Give more of it"):
+    with pytest.raises(DataError, match=r"valid split of files .*: got 0 tokens, expected text\. Give more of it"):
         prepare(data, quiet=True)
     assert entries(data) == []
 

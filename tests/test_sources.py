@@ -124,12 +124,29 @@ def test_gzip_is_decompressed_and_line_ends_are_kept(tmp_path):
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.sampled_from("ab\n"), min_size=1, max_size=300))
-def test_few_documents_are_cut_at_line_ends_and_lose_nothing(tmp_path, text):
+def test_few_documents_are_cut_at_line_ends_where_each_split_has_some_and_lose_nothing(tmp_path, text):
     path = write(tmp_path, {"a.txt": text}) / "a.txt"
     parts = ["".join(texts) for texts in read(files(path)).values()]
     assert "".join(parts) == text
-    for part in parts[:2]:
-        assert part == "" or part.endswith("\n")
+    first, second = (text.rfind("\n", 0, round(len(text) * goal)) + 1 for goal in (0.9, 0.95))
+    if 0 < first < second < len(text):
+        assert parts == [text[:first], text[first:second], text[second:]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "sizes"),
+    [
+        (["word " * 80], (360, 20, 20)),
+        (["a" * 599 + "\n"] * 4, (2160, 120, 120)),
+        (["a" * 39], (35, 2, 2)),
+    ],
+    ids=["one line", "four lines", "one word"],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_lines_are_cut_rather_than_leave_a_split_empty(tmp_path, texts, sizes, count):
+    write(tmp_path, {f"{i}.txt": "".join(texts) for i in range(count)})
+    got = {split: sum(map(len, texts)) for split, texts in read(files(tmp_path)).items()}
+    assert got == {split: count * size for split, size in zip(SPLITS, sizes, strict=True)}
 
 
 def test_a_hundred_lines_are_cut_90_5_5(tmp_path):
@@ -160,11 +177,13 @@ def test_many_documents_are_split_whole(tmp_path):
 
 
 def test_documents_are_read_one_at_a_time(tmp_path):
-    write(tmp_path, {"a.txt": "a\n" * 100, "b.txt": b"\xff"})
+    names = [f"{i}.txt" for i in range(20)]
+    _, second, *_ = sorted(name for name, split in split_names(names).items() if split == "train")
+    write(tmp_path, dict.fromkeys(names, "a\n") | {second: b"\xff"})
     stream = documents(files(tmp_path), "train")
     assert "".join(next(stream)).startswith("a")
     with pytest.raises(DataError):
-        next(stream)
+        "".join(next(stream))
 
 
 @pytest.mark.parametrize(

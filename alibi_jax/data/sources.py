@@ -137,25 +137,33 @@ def _cut(document: Document, goal: int, near: int) -> int:
 
 
 @functools.lru_cache(maxsize=3 * HELD_OUT_EVERY)
-def _cuts(file: Path, size: int, changed: int, held_out: int) -> list[int]:
+def _cuts(file: Path, size: int, changed: int, held_out: int, at_lines: bool) -> list[int]:
     """Where one file is cut into training text and `held_out` twentieths after it, in characters, ends included.
 
     Kept while the file has this size and time of change: finding it reads the file.
     """
     document = file_document(file)
     length = sum(map(len, document))
-    near = max(NEAR_CHARACTERS, length // HELD_OUT_EVERY)
+    near = max(NEAR_CHARACTERS, length // HELD_OUT_EVERY) if at_lines else length // (2 * HELD_OUT_EVERY)
     goals = [round(length * (1 - i / HELD_OUT_EVERY)) for i in range(held_out, 0, -1)]
     return [0, *(_cut(document, goal, near) for goal in goals), length]
 
 
-def _cut_file(file: Path, split: Split, held_out: Sequence[str]) -> Document | None:
-    """The part of one file that belongs to `split`: the held-out twentieths stand at its end, in order."""
-    status = file.stat()
-    cuts = _cuts(file, status.st_size, status.st_mtime_ns, len(held_out))
+def _cut_files(files: Sequence[Path], split: Split, held_out: Sequence[str]) -> Iterator[Document]:
+    """The part of each file that belongs to `split`: the held-out twentieths stand at its end, in order.
+
+    Where lines are so long, or so few, that a split would have no text, they are cut, too.
+    """
+    cuts = []
+    for at_lines in (True, False):
+        entries = ((file, file.stat()) for file in files)
+        cuts = [_cuts(file, at.st_size, at.st_mtime_ns, len(held_out), at_lines) for file, at in entries]
+        if all(any(one[i] < one[i + 1] for one in cuts) for i in range(len(held_out) + 1)):
+            break
     place = ["train", *held_out].index(split)
-    start, stop = cuts[place : place + 2]
-    return file_document(file).between(start, stop) if start < stop else None
+    for file, (start, stop) in zip(files, (one[place : place + 2] for one in cuts), strict=True):
+        if start < stop:
+            yield file_document(file).between(start, stop)
 
 
 def files_of_splits(data: DataConfig) -> dict[Split, list[tuple[str, Path]]]:
@@ -208,7 +216,7 @@ def _files(data: DataConfig, split: Split) -> Iterator[Document]:
         yield from (file_document(file) for _, file in files[split])
     elif len(train) < HELD_OUT_EVERY:
         held_out = [name for name in ("valid", "test") if name not in files]
-        yield from filter(None, (_cut_file(file, split, held_out) for _, file in train))
+        yield from _cut_files([file for _, file in train], split, held_out)
     else:
         splits = split_names([name for name, _ in train])
         for name, file in train:
