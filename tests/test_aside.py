@@ -180,3 +180,16 @@ def test_a_bucket_is_no_folder_of_corpora(data):
     with pytest.raises(DataError, match=r"data\.directory: got 'gs://b/corpora', expected a folder"):
         open_corpus(replace(data, directory="gs://b/corpora"))
     assert not Path("gs:").exists()
+
+
+def test_a_folder_in_which_no_lock_can_be_made_is_said_to_be_read_only(tmp_path, monkeypatch):
+    real = os.open
+
+    def refuses_new(path, flags, *mode):
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuses_new)
+    with pytest.raises(DataError, match=r"data\.directory: got .* \(Permission denied\)"), preparing(tmp_path):
+        pass

@@ -156,6 +156,10 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_its_text(data, toke
     np.testing.assert_array_equal(again.tokens("valid"), tokens)
     assert (again.folder, again.facts) == (made.folder, made.facts) and earlier.exists()
     assert "of an earlier version, is taken over as" in caplog.text
+    caplog.clear()
+    caplog.set_level(logging.INFO, "alibi_jax")
+    assert open_corpus(data, made.fingerprint).folder == again.folder
+    assert "whose text an earlier version did not keep" in caplog.text and "edited" not in caplog.text
     shutil.rmtree(again.folder)
     with open(earlier / "valid.bin", "ab") as file:
         file.write(b"a")

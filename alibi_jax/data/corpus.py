@@ -196,7 +196,11 @@ def _without_text(data: DataConfig, folders: list[Path], error: DataError) -> Pa
 
 def _say_what_changed(data: DataConfig, folder: Path) -> None:
     try:
-        same = same_entries(kept_text(folder, FORMAT), read_text(data))
+        kept = kept_text(folder, FORMAT)
+        if not kept.files:
+            logger.info("corpus: %s is used, whose text an earlier version did not keep: it is not compared", folder)
+            return
+        same = same_entries(kept, read_text(data))
     except DataError as error:
         logger.warning(
             "corpus: %s, which the run was begun with, could not be compared with its text: %s", folder, error
@@ -215,7 +219,10 @@ def _say_why(data: DataConfig) -> None:
             earlier,
         )
     for folder in corpus_folders(data):
-        change = difference(kept_text(folder, FORMAT), read_text(data))
+        kept = kept_text(folder, FORMAT)
+        if not kept.files:  # taken over: it may well be of this text
+            continue
+        change = difference(kept, read_text(data))
         logger.info(
             "corpus: %s is of another text (%s): this one is prepared, too; runs of the other need it", folder, change
         )
