@@ -30,6 +30,23 @@ WRITTEN = (  # by Orbax, last or near it; without them a checkpoint cannot be op
 RAISED = (OSError, ValueError, KeyError, RuntimeError)  # by Orbax and TensorStore, for what is on the disk
 
 
+def missing_files(folder: Location, step: int) -> list[str]:
+    """Files without which a checkpoint cannot be opened; in a bucket its last object says that it is whole."""
+    if in_bucket(folder):
+        return [] if step in saved_steps(folder.parent) else ["the step"]
+    return [name for name in WRITTEN if not (folder / str(step) / name).exists()]
+
+
+def is_whole(workdir: Location, step: int) -> bool:
+    """Whether a step's checkpoint has its files and was saved at that step: what can be seen without opening it."""
+    folder = workdir / "checkpoints"
+    try:
+        kept = read_origin(folder / str(step))
+        return not missing_files(folder, step) and (kept is None or kept[0] == step)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read or written; what was saved before is untouched."""
 
@@ -189,7 +206,7 @@ class Checkpoints:
         """CheckpointError where files are missing from a checkpoint or it is of another step than its folder's name,
         ConfigError where it is of another run."""
         explained = _Explained("read", self.folder, step)
-        missing = self._missing(step)
+        missing = missing_files(self.folder, step)
         if missing:
             raise explained.error(f"got no {', '.join(missing)}")
         with explained:
@@ -222,15 +239,9 @@ class Checkpoints:
         with _Explained("write", self.folder, step):
             self.manager.wait_until_finished()
         # other hosts than the first may see what is new late
-        missing = self._missing(step) if step is not None and jax.process_index() == 0 else []
+        missing = missing_files(self.folder, step) if step is not None and jax.process_index() == 0 else []
         if missing:
             raise _Explained("write", self.folder, step).error(f"{', '.join(missing)} is not there after the save")
-
-    def _missing(self, step: int) -> list[str]:
-        """Files without which a checkpoint cannot be opened; in a bucket its last object says that it is whole."""
-        if in_bucket(self.folder):
-            return [] if step in saved_steps(self.folder.parent) else ["the step"]
-        return [name for name in WRITTEN if not (self.folder / str(step) / name).exists()]
 
     def close(self) -> None:
         try:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alibi_jax.checkpoint import is_whole
 from alibi_jax.checks import require
 from alibi_jax.signals import ALWAYS, stop_handler
 from alibi_jax.status import DIVERGED, FAILED, GAVE_UP, HELD, INTERRUPTED, REFUSED
@@ -168,7 +169,7 @@ def supervise(
     It is started again whatever ended it, after 1, 2, 4 ... 30 seconds (30 where another run holds the folder), unless
     that is in FINAL or this process was asked to stop: such a signal is passed on, and a run that is still there after
     `stop_seconds` is killed, as is a run without a step for `stall_seconds` (0: never). A new checkpoint sets pause and
-    patience back. GAVE_UP after `patience` restarts in a row without one; 0 once the checkpoint of `last_step` is there,
+    patience back. GAVE_UP after `patience` restarts in a row without one; 0 once the checkpoint of `last_step` is whole,
     whatever ended the run then; 128 + the signal's number for a child that a signal ended, as shells say it.
     """
     require(patience >= 0, "patience", patience, "0 restarts or more", "Raise --patience.")
@@ -184,7 +185,9 @@ def supervise(
             if child.asked or status in FINAL:
                 _say(status, step, "stopped as asked" if child.asked else FINAL[status])
                 return 128 - status if status < 0 else status
-            if step >= last_step:  # its peers may be done and gone: nobody would be there to finish with
+            if step >= last_step and is_whole(
+                workdir, step
+            ):  # its peers may be done and gone: nobody would be there to finish with
                 _say(status, step, "which is its last: done")
                 return 0
             restarts, best = (restarts, best) if step <= best else (0, step)

@@ -24,7 +24,7 @@ MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may chang
 COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint's folder on a disk until it is whole
 LONGEST_NOTE = 200  # characters shown of what the lock's holder wrote
-SHARED_SECONDS = 3.0  # until a new file of one host is to be seen on the others
+SHARED_SECONDS = 10.0  # until a new file of one host is to be seen on the others; some file systems remember listings
 
 
 class HeldError(RuntimeError):

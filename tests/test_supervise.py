@@ -1,6 +1,7 @@
 """A supervised run is started again when it dies, and only where that helps."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -14,8 +15,10 @@ import pytest
 
 import main
 from alibi_jax import status, supervise
-from alibi_jax.config import ConfigError, to_json
+from alibi_jax.checkpoint import WRITTEN
+from alibi_jax.config import Config, ConfigError, to_json
 from alibi_jax.data.corpus import prepare
+from alibi_jax.origin import Origin, origin_item
 from alibi_jax.train import train
 from alibi_jax.workdir import HeldError, only_run
 from children import be_quick, exit_status, latest, run_command, start, wait_for
@@ -109,6 +112,20 @@ def test_is_started_again_where_that_helps(tmp_path, capfd, pauses, case):
     assert len((tmp_path / "runs").read_text()) == len(lines) == runs == len(pauses) + 1
     assert all(re.match(r"supervise: 20\d\d-\d\d-\d\dT\S+ the run ended with (SIG|status)", line) for line in lines)
     assert said in lines[-1], lines
+
+
+def test_last_step_ends_it_once_its_checkpoint_is_whole(tmp_path, capfd, pauses):
+    """Not a folder that was renamed to it, or lacks files: what the run itself refuses."""
+    command, place = stand_in(STAND_IN, tmp_path, *["4:1"] * 6), tmp_path / "checkpoints/4"
+    assert supervise.supervise(command, tmp_path, 1, 4) == status.GAVE_UP
+    for name in WRITTEN:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    for step, expected in ((2, status.GAVE_UP), (4, 0)):
+        origin = origin_item(Origin(Config(), "text"), step)
+        (place / "checksums/metadata").write_text(json.dumps({"origin": origin}))
+        assert supervise.supervise(command, tmp_path, 1, 4) == expected
+    assert capfd.readouterr().err.endswith("last checkpoint: step 4; which is its last: done\n")
 
 
 def test_pauses_grow_until_a_new_checkpoint(tmp_path, capfd, pauses):
