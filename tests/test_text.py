@@ -219,3 +219,15 @@ def test_held_out_texts_belong_to_the_text(data, tmp_path):
     first = prepare(data, quiet=True)
     (tmp_path / "test.txt").write_text("held in.\n")
     assert open_corpus(data).folder != first.folder
+
+
+def test_copies_of_held_out_files_in_the_training_text_are_warned_of(data, caplog):
+    Path("valid.txt").write_text("held out\n" * 5)
+    own = replace(data, valid_path="valid.txt")
+    prepare(own, quiet=True)
+    assert "has the content of" not in caplog.text
+    for name in ("copy.txt", "another.txt"):
+        shutil.copy("valid.txt", f"text/{name}")
+    prepare(own, quiet=True)
+    first, held_out = os.path.abspath("text/another.txt"), os.path.abspath("valid.txt")
+    assert f"{first} has the content of {held_out}, which is held out; such files: 2" in caplog.text

@@ -55,10 +55,19 @@ def read_text(data: DataConfig) -> Text:
     return Text(places(data), [_look(name, path) for name, path in FILES[data.source](data)])
 
 
-def keep_text(folder: Path, version: int, text: Text) -> None:
-    """Writes folder/text.json: the text's files with the sha256 of each."""
-    files = [dataclasses.asdict(file) | {"sha256": _sha256(file.path)} for file in text.files]
-    write_facts(folder / "text.json", {"format": version, "places": text.places, "files": files})
+def keep_text(folder: Path, version: int, text: Text) -> Text:
+    """Writes folder/text.json: the text's files with the sha256 of each. Returns the text with these."""
+    files = [dataclasses.replace(file, sha256=_sha256(file.path)) for file in text.files]
+    entries = [dataclasses.asdict(file) for file in files]
+    write_facts(folder / "text.json", {"format": version, "places": text.places, "files": entries})
+    return Text(text.places, files)
+
+
+def copies(text: Text) -> list[tuple[str, str]]:
+    """(path, path) of each training file and of one with the same content that is held out by a path of its own."""
+    held_out = {file.sha256: file.path for file in text.files if file.name.startswith(("valid/", "test/"))}
+    train = (file for file in text.files if file.name.startswith("train/"))
+    return [(file.path, held_out[file.sha256]) for file in train if file.sha256 in held_out]
 
 
 def kept_text(folder: Path, version: int) -> Text:

@@ -7,6 +7,7 @@ some 40 bytes a letter); and one example of a tfds data set.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -22,11 +23,13 @@ from alibi_jax.data.document import DataError, Document
 from alibi_jax.data.facts import file_checksums, write_facts
 from alibi_jax.data.layout import FORMAT, UNKNOWN_DTYPE, file_names, fingerprint_of, token_dtype
 from alibi_jax.data.sources import SPLITS, Split, describe, documents, tell_sizes
-from alibi_jax.data.text import Text, keep_text, read_text, same_entries
+from alibi_jax.data.text import Text, copies, keep_text, read_text, same_entries
 from alibi_jax.data.tokenizer import Tokenizer, make_tokenizer
 
 PREPARING_MIB = 384  # beyond the program itself; seen were 30 for bytes, 70 for words, 130 to 300 for BPE
 CHUNK = 2**20  # tokens that are held at once
+
+logger = logging.getLogger("alibi_jax")
 
 
 def unknown_excess(tokenizer: Tokenizer, unknown: Integer[np.ndarray, " k"]) -> int:
@@ -67,7 +70,7 @@ def write_corpus(data: DataConfig, folder: Path, quiet: bool) -> str:
                 splits[split] |= {"unknown": number, "bytes": splits[split]["bytes"] + excess}
     tell_sizes(data, {split: facts["bytes"] for split, facts in splits.items()})
     after = read_text(data)
-    keep_text(folder, FORMAT, after)
+    _warn_of_copies(keep_text(folder, FORMAT, after))
     _require_unchanged(before or after, after)
     _require_unchanged(after, read_text(data))  # nor while its content was read
     facts = {
@@ -90,6 +93,17 @@ def _text_if_there(data: DataConfig) -> Text | None:
         return read_text(data)
     except DataError:
         return None
+
+
+def _warn_of_copies(text: Text) -> None:
+    found = copies(text)
+    if found:
+        logger.warning(
+            "data.train_path: %s has the content of %s, which is held out; such files: %d. "
+            "A model that was trained on the text it is judged by looks better than it is: take the copies out.",
+            *found[0],
+            len(found),
+        )
 
 
 def _require_unchanged(before: Text, after: Text) -> None:
