@@ -39,6 +39,7 @@ from alibi_jax.evaluate.tables import summary_table
 from alibi_jax.hosts import Hosts, connect, is_first
 from alibi_jax.plan.run import plan_run
 from alibi_jax.signals import interruptible
+from alibi_jax.status import KILLED
 from alibi_jax.storage import locate
 from alibi_jax.supervise import supervise
 from alibi_jax.train import train
@@ -239,4 +240,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruptible(lambda: main(sys.argv[1:])))
+    status = interruptible(lambda: main(sys.argv[1:]))
+    if status == KILLED:
+        os._exit(
+            status
+        )  # XLA's threads may be at work still, and Python's end takes away what they use: once a SIGSEGV
+    sys.exit(status)

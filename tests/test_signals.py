@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -76,6 +77,23 @@ def test_a_command_that_is_interrupted_says_so_and_cleans_up(capsys):
 
     assert interruptible(command) == status.KILLED and cleaned == [True]
     assert interruptible(lambda: 7) == 7
+
+
+def test_a_command_that_is_interrupted_ends_without_python_s_own_end(monkeypatch, capsys):
+    """Threads of C++ may still be at work then."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def ended(status: int):
+        raise SystemExit(f"at once with {status}")
+
+    monkeypatch.setattr("alibi_jax.evaluate.report.read_records", interrupted)
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(sys, "argv", ["main.py", "report", "somewhere"])
+    with pytest.raises(SystemExit, match="at once with 130"):
+        runpy.run_path(main.__file__, run_name="__main__")
+    assert capsys.readouterr().err.startswith("stopped at once")
 
 
 def test_a_callback_of_a_library_does_not_swallow_it(capsys):

@@ -32,7 +32,7 @@ def writing(directory: Path) -> Iterator[None]:
             raise  # it was not the writing that failed
         raise DataError(
             f"data.directory: got {str(directory)!r} ({error.strerror or error}), expected a folder that can be written, "
-            "with room for the corpus. Free the disk or pass --data.directory FOLDER."
+            "with room for the corpus. Free the disk, allow writing there, or pass --data.directory FOLDER."
         ) from error
 
 
