@@ -231,3 +231,12 @@ def test_copies_of_held_out_files_in_the_training_text_are_warned_of(data, caplo
     prepare(own, quiet=True)
     first, held_out = os.path.abspath("text/another.txt"), os.path.abspath("valid.txt")
     assert f"{first} has the content of {held_out}, which is held out; such files: 2" in caplog.text
+
+
+@pytest.mark.parametrize("directory", ["text", ".", "text/corpora"])
+@pytest.mark.parametrize("path", ["text", ".", "**/*"])
+def test_a_corpus_below_its_text_is_no_text(data, path, directory):
+    data = replace(data, train_path=path, directory=directory)
+    first = prepare(data, quiet=True)
+    assert open_corpus(data).folder == first.folder
+    assert prepare(replace(data, tokenizer="words"), quiet=True).facts["splits"]["train"]["documents"] == 23

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alibi_jax.data.document import DataError
+from alibi_jax.data.paths import CORPUS
 from alibi_jax.storage import NO_LOCKS
 
 LOCK = ".lock"
 # .<corpus>-<8 hex> is being written; .<corpus>-<8 hex>-old was there before and is being replaced
-LEFT = re.compile(r"\.((?:stdlib|files|tfds)-(?:bytes|words|bpe)-[0-9a-f]{12}(?:-[0-9a-f]{12})?)-[0-9a-f]{8}(-old)?")
+LEFT = re.compile(rf"\.({CORPUS})-[0-9a-f]{{8}}(-old)?")
 
 logger = logging.getLogger("alibi_jax")
 

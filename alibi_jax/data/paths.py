@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from alibi_jax.data.document import DataError, warn_once
 
 Pattern = tuple[str, ...]  # one a folder level; "**" stands for any number of levels
 EVERYTHING = frozenset({("**",)})
+CORPUS = (
+    r"(?:stdlib|files|tfds)-(?:bytes|words|bpe)-[0-9a-f]{12}(?:-[0-9a-f]{12})?"  # how a prepared one's folder is named
+)
+NO_TEXT = re.compile(rf"\..*|{CORPUS}", re.DOTALL)  # names that are passed over
 
 
 class _Entry(NamedTuple):
@@ -34,8 +39,8 @@ def text_files(path: str) -> list[tuple[str, Path]]:
     """(posix name below the folder, path) of every file that `path` (a file, folder or glob) stands for, by name.
 
     Symbolic links are followed. What is reached by several names is taken once, by a name without a link where it has
-    one. Names that begin with a dot are passed over; so are FIFOs, sockets and devices, with a warning. DataError names a
-    folder that cannot be read and a link that leads nowhere. Empty where nothing matches.
+    one. Names that begin with a dot and prepared corpora are passed over; so are FIFOs, sockets and devices, with a warning.
+    DataError names a folder that cannot be read and a link that leads nowhere. Empty where nothing matches.
     """
     root, pattern = _split_pattern(path)
     status = _status(root)
@@ -92,10 +97,10 @@ def _walk(root: _Entry) -> Iterator[_Entry]:
 
 
 def _entries(folder: _Entry) -> list[tuple[_Entry, bool]]:
-    """What a folder holds and the patterns ask for, hidden names left out, and whether each is a symbolic link."""
+    """What a folder holds and the patterns ask for, and whether each is a symbolic link; without what is no text."""
     try:
         with os.scandir(folder.path) as entries:
-            found = [(entry.name, entry.is_symlink()) for entry in entries if not entry.name.startswith(".")]
+            found = [(entry.name, entry.is_symlink()) for entry in entries if not NO_TEXT.fullmatch(entry.name)]
     except OSError as error:
         raise _unreadable(folder.path, error) from error
     kept = []
