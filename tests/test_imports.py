@@ -36,7 +36,7 @@ ALLOWED = {
     "workdir": {"config", "origin", "storage"},
     "checkpoint": {"checks", "coordinator", "origin", "storage", "workdir"},
     "metrics": {"config", "model", "storage"},
-    "supervise": {"checks", "signals", "status", "storage", "workdir"},
+    "supervise": {"checkpoint", "checks", "signals", "status", "storage", "workdir"},
     "evaluate": set(
         "agreement checkpoint config data display hosts model origin positions progress sharding storage workdir".split()
     ),
