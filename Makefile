@@ -4,6 +4,8 @@ RUN := .venv/bin/python
 # The newest Python above the default one, of those on PATH or in ~/.pyenv; empty where there is none.
 NEWEST := $(shell $(PYTHON) tests/newest_python.py)
 NEWEST_READY := $(if $(NEWEST),.venv-newest/.dev)
+# The oldest supported Python, as pyenv has it where it is not on PATH.
+OLDEST ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python3.11) python3.11)
 NO_NEWEST := @echo "Nothing was run: no Python newer than $(PYTHON) is on PATH or in ~/.pyenv."
 # Otherwise each of many test processes compiles every file of the project again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -78,7 +80,7 @@ bench-attention: .venv/.peers  ## ALiBi attention beside PyTorch's, 8 minutes
 	touch $@
 
 .venv-oldest/.dev: requirements.txt pyproject.toml
-	python3.11 -m venv --clear .venv-oldest
+	$(OLDEST) -m venv --clear .venv-oldest
 	sed -nE 's/^([A-Za-z0-9_-]+)(\[[a-z]+\])?>=([0-9.]+).*/\1==\3/p' requirements.txt > .venv-oldest/constraints.txt
 	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]'
 	touch $@

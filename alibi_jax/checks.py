@@ -96,11 +96,23 @@ def _check_used(section: Any, name: str) -> None:
         if belongs is None or value == field.default or belongs.holds(getattr(section, belongs.other)):
             continue
         other, held = f"{name}.{belongs.other}", getattr(section, belongs.other)
-        wanted = " or ".join(map(repr, belongs.values)) or "one that is not empty, 0 or False"
+        wanted = " or ".join(map(repr, belongs.values))
         raise ConfigError(
-            f"{name}.{field.name}: got {shown(value)} with {other} {held!r}, expected {other} {wanted}: "
-            f"with any other it does nothing. Set {other}, or leave {name}.{field.name} at {field.default!r}."
+            f"{name}.{field.name}: got {shown(value)} with {other} {held!r}, expected {other} "
+            f"{wanted or f'other than {held!r}'}: with any other it does nothing. Set {other}, or set {name}.{field.name} to "
+            f"its default, {field.default!r}."
         )
+
+
+def without_unused(kind: type["Section"], values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a section that act, given the values of the others; those left out have their defaults."""
+    known = {field.name: field.default for field in dataclasses.fields(kind)} | values
+    belonging = {name: BELONGS.get(f"{kind.section}.{name}") for name in values}
+    return {
+        name: value
+        for name, value in values.items()
+        if belonging[name] is None or belonging[name].holds(known[belonging[name].other])
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +126,7 @@ class Section:
         for field in dataclasses.fields(self):
             kind, value = hints[field.name], getattr(self, field.name)
             expected = " | ".join(map(repr, typing.get_args(kind))) if typing.get_origin(kind) is Literal else None
-            expected = expected or getattr(kind, "__name__", str(kind))
+            expected = expected or (str(kind) if typing.get_origin(kind) else kind.__name__)
             path = f"{self.section}.{field.name}".lstrip(".")
             require(_fits(value, kind), path, shown(value), expected, f"Set {path} to a value of that kind.")
         check_values(self, self.section)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alibi_jax.checks import ConfigError, Section, require, shown
+from alibi_jax.checks import ConfigError, Section, require, shown, without_unused
 from alibi_jax.recipes import parse_json, run_recipe
 from alibi_jax.sections import (
     Attention,
@@ -81,15 +81,20 @@ class Config(Section):
 
 
 def replace(config: Config, section: str, **changes: Any) -> Config:
-    """The config with fields of one section changed, checked anew."""
-    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+    """The config with fields of one section changed, checked anew.
+
+    Fields that belong to a choice that is changed, such as model.bias_max to position "alibi", have their defaults again.
+    """
+    before = getattr(config, section)
+    values = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)} | changes
+    return dataclasses.replace(config, **{section: type(before)(**(without_unused(type(before), values) | changes))})
 
 
 def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def _section_from_dict(kind: type, name: str, values: Any) -> Any:
+def _section_from_dict(kind: type, name: str, values: Any, of_run: bool) -> Any:
     require(isinstance(values, dict), name, type(values).__name__, "a JSON object", f"Correct {name}.")
     known = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
@@ -100,14 +105,17 @@ def _section_from_dict(kind: type, name: str, values: Any) -> Any:
     made = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):
-            value = _section_from_dict(hints[key], key, value)
+            value = _section_from_dict(hints[key], key, value, of_run)
         made[key] = tuple(value) if isinstance(value, list) else value
-    return kind(**made)
+    return kind(**(without_unused(kind, made) if of_run else made))
 
 
-def from_json(text: str) -> Config:
-    """The config a JSON text describes; fields it lacks have their defaults. ConfigError on anything unknown."""
-    return _section_from_dict(Config, "config", parse_json(text))
+def from_json(text: str, *, of_run: bool = False) -> Config:
+    """The config a JSON text describes; fields it lacks have their defaults. ConfigError on anything unknown.
+
+    of_run: a run wrote it, maybe with an earlier version, which let fields be set that do nothing; they get their defaults.
+    """
+    return _section_from_dict(Config, "config", parse_json(text), of_run)
 
 
 def _field_names() -> list[str]:
@@ -151,7 +159,7 @@ def _read(path: Location) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: got {error}, expected JSON in UTF-8. Correct the file.") from error
     try:
-        return from_json(text)
+        return from_json(text, of_run=file is not path)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 

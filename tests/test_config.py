@@ -126,3 +126,24 @@ def test_configs_are_frozen_and_json_holds_every_field():
         Config().model.width = 3
     written = json.loads(to_json(Config()))
     assert {f.name for f in dataclasses.fields(ModelConfig)} == set(written["model"])
+
+
+def test_replacing_a_choice_sets_the_fields_of_the_one_before_to_their_defaults():
+    config = Config(model=ModelConfig(bias_max=10.0), data=DataConfig(source="tfds", tfds_name="lm1b"))
+    assert replace(config, "model", position="rotary").model == ModelConfig(position="rotary")
+    assert replace(config, "data", source="files", train_path="t").data == DataConfig(source="files", train_path="t")
+    assert replace(config, "model", width=256).model.bias_max == 10.0
+    with pytest.raises(ConfigError, match=r"model\.bias_max: got 12\.0 with model\.position 'none'"):
+        replace(config, "model", position="none", bias_max=12.0)
+
+
+def test_fields_that_did_nothing_in_a_run_do_not_keep_it_from_being_read(tmp_path):
+    """Earlier versions let them be set."""
+    sections = {"model": {"position": "rotary", "bias_max": 10.0}, "optimizer": {"warmup_steps": 0, "momentum": 0.5}}
+    (tmp_path / "config.json").write_text(json.dumps(sections))
+    config = load_config(tmp_path)
+    assert config == Config(model=ModelConfig(position="rotary"), optimizer=OptimizerConfig(warmup_steps=0))
+    with pytest.raises(
+        ConfigError, match=r"model\.bias_max: got 10\.0 .*, or set model\.bias_max to its default, 8\.0"
+    ):
+        load_config(tmp_path / "config.json")

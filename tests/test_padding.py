@@ -148,3 +148,20 @@ def test_a_ring_whose_parts_are_padded():
         run = jax.jit(lambda d_out, *inputs: (lambda out, vjp: (out, *vjp(d_out)))(*jax.vjp(output, *inputs)))
         out, dq, dk, dv, d_bias = run(arrays[3], *arrays[:3], case.bias)
     assert_exact(case, (out, dq, dk, dv, d_bias.slopes), exact(case, *arrays))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")  # which know no float64, though all that comes out is float32
+@pytest.mark.parametrize("name", ["linear", "bucket"])
+def test_gradients_of_a_bias_in_float32_are_the_same_where_float64_is_enabled(name):
+    q = jax.random.normal(KEY, (1, 129, 1, 8), jnp.float32)
+    bias = LinearBias(jnp.float32([0.5])) if name == "linear" else BucketBias(jnp.zeros((8, 1)), 16)
+
+    def gradient():
+        made = jax.grad(lambda bias: jnp.square(attend(q, q, q, bias=bias, implementation="blockwise")).sum())(bias)
+        return jax.tree.leaves(made)[0]
+
+    expected = gradient()
+    with jax.enable_x64(True):
+        again = gradient()
+    assert again.dtype == jnp.float32
+    assert_close(again, expected, "attention gradient")

@@ -110,7 +110,8 @@ def _backward(rules: Rules, options: Options, residuals: tuple, d_out: Any) -> t
     if isinstance(d_out, SymbolicZero):
         d_out = jnp.zeros(d_out.shape, d_out.dtype)
     products = d_out.astype(jnp.float32) * out.astype(jnp.float32)
-    delta = jnp.matmul(products, jnp.ones(products.shape[-1]), precision="highest")  # faster than .sum(-1) on a CPU
+    ones = jnp.ones(products.shape[-1], jnp.float32)
+    delta = jnp.matmul(products, ones, precision="highest")  # faster than .sum(-1) on a CPU
     given = Given(d_out, logsumexp, delta.swapaxes(1, 2))
     dq, dk, dv, d_bias = rules.backward(options, part, given, learned is not None)
     return (Part(dq, dk, dv, d_bias, None, None, None),)

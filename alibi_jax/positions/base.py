@@ -68,7 +68,7 @@ class LinearBias(Bias):
         return self.slopes
 
     def largest(self) -> Float32[Array, " H"]:
-        return jnp.where(self.slopes >= 0, 0.0, jnp.inf)
+        return jnp.where(self.slopes >= 0, jnp.float32(0.0), jnp.inf)
 
 
 def check_positions(x: Array, positions: Array) -> None:
