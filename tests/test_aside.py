@@ -125,7 +125,7 @@ def limited(size):
 def test_a_write_that_the_disk_refuses_names_the_folder_and_the_way_on(data, tokenizer, size):
     data = replace(data, tokenizer=tokenizer, bpe_vocab_size=260 if tokenizer == "bpe" else 1024)
     message = (
-        r"data\.directory: got '.*corpora' \(File too large\), expected .* Free the disk or pass --data\.directory"
+        r"data\.directory: got '.*corpora' \(File too large\), expected .* Free the disk, allow writing there, or pass"
     )
     if (tokenizer, size) in (("words", 50_000), ("bpe", 50_000)):
         size = 2000  # their token files are small
