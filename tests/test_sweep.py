@@ -377,6 +377,7 @@ LINES = {
     "null": lambda lines: [b"null", *lines, b""],
     "binary": lambda _: [bytes(range(256)) * 20],
     "nested": lambda lines: [*lines, b"[" * 100_000, b""],
+    "twice": lambda lines: [*lines, *lines, b""],
     "another type": lambda lines: [lines[0].replace(b'"length": 8', b'"length": "8"'), *lines[1:], b""],
     "another perplexity": lambda lines: [*lines[:2], lines[2].replace(b'"perplexity": ', b'"perplexity": 1'), b""],
 }
@@ -391,7 +392,7 @@ def test_what_cannot_be_read_is_scored_again_and_that_is_said_once(tiny, tmp_pat
     with caplog.at_level(logging.WARNING):
         again = run(tiny, tmp_path, SHORT)
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1 and "sweep.jsonl: lines that cannot be read: " in said[0]
+    assert len(said) == 1 and "sweep.jsonl: lines that cannot be used: " in said[0]
     same = ("length", "stride", "mean_nats", "gain")
     key = lambda r: (r["length"], r["stride"])  # noqa: E731
     assert [[r.get(k) for k in same] for r in sorted(again, key=key)] == [

@@ -49,7 +49,7 @@ def _check_same(path: Location, record: Record, facts: Record) -> None:
 
 
 def _read(path: Location, facts: Record) -> list[Record]:
-    """The records there are, all of this very evaluation. Lines that cannot be read are said, copied aside and taken out."""
+    """The records there are, all of this very evaluation. Lines of no use are said, copied aside and taken out."""
     if not path.exists():
         return []
     records, faults = {}, []
@@ -58,6 +58,10 @@ def _read(path: Location, facts: Record) -> list[Record]:
             faults.append(f"line {number}: {line}")
         else:
             _check_same(path, line, facts)
+            if _pair(line) in records:
+                faults.append(
+                    f"line {number}: length {line['length']}, stride {line['stride']} again; the last is kept"
+                )
             records[_pair(line)] = line
     if faults and is_first():
         copy = path.with_name(f"{path.name}.damaged")
@@ -65,7 +69,8 @@ def _read(path: Location, facts: Record) -> list[Record]:
         write_records(path, list(records.values()))
         shown = "; ".join(faults[:FAULTS_SHOWN]) + (" ..." if len(faults) > FAULTS_SHOWN else "")
         text = (
-            "%s: lines that cannot be read: %d, scored again where they are asked for (%s); as it was it is kept in %s"
+            "%s: lines that cannot be used: %d (%s); what has no record is scored again where it is asked for; the file as it "
+            "was is kept in %s"
         )
         logger.warning(text, path, len(faults), shown, copy.name)
     return list(records.values())
