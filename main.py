@@ -203,6 +203,12 @@ def _supervised(arguments: list[str]) -> Supervise:
     return tyro.cli(Supervise, default=default, args=own, prog="main.py supervise")
 
 
+def _evaluate(evaluate: EvaluateConfig, arguments: list[str]) -> Evaluate:
+    """The command, its options over what the run's config says."""
+    default = Evaluate(tyro.MISSING, evaluate, MeshConfig())
+    return tyro.cli(Evaluate, default=default, args=arguments, prog="main.py evaluate")
+
+
 def parse(arguments: list[str]) -> Prepare | Train | Supervise | Plan | Evaluate | Report:
     """The command named first, its options over the config named second."""
     kinds = {"prepare": Prepare, "train": Train, "supervise": Supervise, "plan": Plan} | {
@@ -223,10 +229,10 @@ def parse(arguments: list[str]) -> Prepare | Train | Supervise | Plan | Evaluate
         return tyro.cli(Report, args=rest, prog="main.py report")
     if kind is Supervise:
         return _supervised(rest)
-    config = load_config(path) if path else Config()
     if kind is Evaluate:
-        default = Evaluate(tyro.MISSING, config.evaluate, MeshConfig())
-        return tyro.cli(Evaluate, default=default, args=rest, prog="main.py evaluate")
+        workdir = path or _evaluate(EvaluateConfig(), rest).workdir  # an option stands before it
+        return _evaluate(load_config(workdir).evaluate, rest)
+    config = load_config(path) if path else Config()
     if not path and not {"-h", "--help"} & set(rest):
         raise ConfigError(
             f"{name}: got no config, expected a recipe, a .json or a run's folder. Try configs/quickstart.py."

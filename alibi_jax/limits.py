@@ -68,7 +68,7 @@ RANGES = {
     "evaluate.lengths": Range(1, COUNT, is_size=True),
     "evaluate.max_tokens": Range(0, COUNT),
     "evaluate.batch_tokens": Range(1, 10**15, is_size=True),  # cut to the windows there are
-    "evaluate.memory_limit_gib": Range(0.0, 2.0**24),
+    "evaluate.memory_limit_gib": Range(0.0, 1e7),
     "mesh.data": Range(-1, DEVICES),
     "mesh.fsdp": Range(-1, DEVICES),
     "mesh.tensor": Range(-1, DEVICES),

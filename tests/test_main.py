@@ -6,7 +6,7 @@ import pytest
 
 import main
 from alibi_jax import cli, loop
-from alibi_jax.config import replace, to_json
+from alibi_jax.config import EvaluateConfig, replace, to_json
 from alibi_jax.data.corpus import prepare
 from runs import tiny_config
 
@@ -399,3 +399,16 @@ def test_unknown_words_are_counted_and_warned_of(call, recipe, tmp_path, tiny_da
     (record,) = map(json.loads, (tmp_path / "run/evaluation/valid/sweep.jsonl").read_text().splitlines())
     assert record["num_bytes"] == len(" north <unk> café \n south pole here".encode()) * 8 + 2
     assert (record["num_tokens"], record["unknown_words"]) == (57, 24)
+
+
+def test_an_evaluation_is_as_the_run_says_wherever_its_folder_stands(tmp_path):
+    (tmp_path / "config.json").write_text('{"evaluate": {"lengths": [8, 24], "strides": ["L"]}}')
+    for arguments in ([tmp_path, "--split", "test"], ["--split", "test", tmp_path]):
+        command = main.parse(["evaluate", *map(str, arguments)])
+        assert command.workdir == str(tmp_path)
+        assert command.evaluate == EvaluateConfig(lengths=(8, 24), strides=("L",), split="test")
+
+
+def test_a_recipe_in_place_of_a_run_is_refused_before_text_is_prepared(call, recipe, untouched):
+    status, text = call("evaluate", recipe)
+    assert status == cli.REFUSED and "a file, expected the folder of a trained run" in text

@@ -109,6 +109,7 @@ def evaluate_run(
     workdir = locate(workdir)
     label = run_label(workdir, label)
     config = load_config(workdir)
+    require(workdir.is_dir(), "workdir", f"{workdir}, a file", "the folder of a trained run", "Name that folder.")
     config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
     evaluate = config.evaluate
     check_same(**dataclasses.asdict(config))
