@@ -13,8 +13,8 @@ import numpy as np
 
 from alibi_jax.agreement import check_same
 from alibi_jax.checkpoint import CheckpointError, Checkpoints
-from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config, require
-from alibi_jax.data.corpus import open_corpus
+from alibi_jax.config import Config, ConfigError, DataConfig, EvaluateConfig, MeshConfig, load_config, require
+from alibi_jax.data.corpus import Corpus, open_corpus
 from alibi_jax.display import decoded
 from alibi_jax.evaluate.records import MANY_UNKNOWN
 from alibi_jax.evaluate.sweep import plan, sweep
@@ -92,6 +92,38 @@ def _warn_of_unknown_words(share: float) -> None:
         )
 
 
+def _config_of_run(workdir: Location, evaluate: EvaluateConfig | None, mesh: MeshConfig | None) -> Config:
+    """The run's config, to be evaluated as asked; ConfigError where hosts disagree on it."""
+    config = load_config(workdir)
+    require(workdir.is_dir(), "workdir", f"{workdir}, a file", "the folder of a trained run", "Name that folder.")
+    config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
+    check_same(**dataclasses.asdict(config))
+    return config
+
+
+def _corpus_of_run(workdir: Location, data: DataConfig) -> Corpus:
+    """The corpus that the run was trained on; its text is compared before a checkpoint, which would say it in other words."""
+    with first_host_first():
+        trained = trained_on(workdir)
+        corpus = open_corpus(data, trained)
+        if trained:
+            check_corpus(workdir, corpus.fingerprint)
+    return corpus
+
+
+def _facts(config: Config, corpus: Corpus, num_tokens: int, params: Any) -> dict[str, Any]:
+    """What every record of an evaluation also says of the run and its text."""
+    return {
+        "position": config.model.position,
+        "train_length": config.train.train_length,
+        "split": config.evaluate.split,
+        "corpus_fingerprint": corpus.fingerprint,
+        "unknown_words": corpus.num_unknown(config.evaluate.split, num_tokens),
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "config": dataclasses.asdict(config),
+    }
+
+
 def evaluate_run(
     workdir: str | Path,
     evaluate: EvaluateConfig | None = None,
@@ -108,16 +140,8 @@ def evaluate_run(
     """
     workdir = locate(workdir)
     label = run_label(workdir, label)
-    config = load_config(workdir)
-    require(workdir.is_dir(), "workdir", f"{workdir}, a file", "the folder of a trained run", "Name that folder.")
-    config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
-    evaluate = config.evaluate
-    check_same(**dataclasses.asdict(config))
-    with first_host_first():
-        trained = trained_on(workdir)
-        corpus = open_corpus(config.data, trained)
-        if trained:  # before the checkpoint, which would say it in other words
-            check_corpus(workdir, corpus.fingerprint)
+    config = _config_of_run(workdir, evaluate, mesh)
+    evaluate, corpus = config.evaluate, _corpus_of_run(workdir, config.data)
     stream = corpus.tokens(evaluate.split)
     stream = np.asarray(stream[: evaluate.max_tokens or None])
     out = locate(out) if out else workdir / "evaluation" / evaluate.split
@@ -131,17 +155,7 @@ def evaluate_run(
         check_served("attention", scored, lengths, trained=False)
         step, params = load_params(workdir, config, evaluate.checkpoint, corpus.fingerprint)
         check_corpus(workdir, corpus.fingerprint)
-        facts = {
-            "run": label,
-            "position": config.model.position,
-            "train_length": config.train.train_length,
-            "split": evaluate.split,
-            "checkpoint_step": step,
-            "corpus_fingerprint": corpus.fingerprint,
-            "unknown_words": corpus.num_unknown(evaluate.split, len(stream)),
-            "parameters": sum(x.size for x in jax.tree.leaves(params)),
-            "config": dataclasses.asdict(config),
-        }
+        facts = {"run": label, "checkpoint_step": step, **_facts(config, corpus, len(stream), params)}
         _warn_of_unknown_words(facts["unknown_words"] / max(1, len(stream)))
         sweep(
             TransformerLM(scored),
