@@ -149,11 +149,11 @@ def test_a_file_of_a_mark_alone_is_empty(tmp_path):
 
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
     path = put(tmp_path / "a", b"text\n")
-    pieces = write_module._digested(file_document(path), write_module.hashlib.sha256())
+    pieces = write_module._digested(file_document(path), write_module.hashlib.sha256().update)
     assert next(pieces) == "text\n"
     texts = iter(["one", "longer"])
     with pytest.raises(DataError, match=r"some: got a text that changed while it was read"):
-        list(write_module._digested(Document("some", lambda: [next(texts)]), write_module.hashlib.sha256()))
+        list(write_module._digested(Document("some", lambda: [next(texts)]), write_module.hashlib.sha256().update))
 
 
 FILES = {
