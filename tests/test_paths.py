@@ -138,7 +138,7 @@ def test_a_tilde_is_the_home_folder_where_no_such_name_is(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("path", ["a" * 300, "a/" * 5000, "nul\0"], ids=["long name", "long path", "NUL"])
 def test_a_path_that_cannot_be_is_refused(path):
-    with pytest.raises(DataError, match=r"got .*(too long|null byte|null character), expected files and folders that can be read"):
+    with pytest.raises(DataError, match=r"got .*(too long|null).*, expected files and folders that can be read"):
         text_files(path)
 
 
