@@ -50,10 +50,10 @@ class Address(NamedTuple):
     def places(self) -> list[tuple]:
         """(family, socket address) of each number the name has; OSError where it has none."""
         try:
-            found = socket.getaddrinfo(self.name, self.port, type=socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(self.name, self.port, type=socket.SOCK_STREAM)
         except UnicodeError as error:  # a label that is empty or too long
             raise OSError(f"no name of a host: {error}") from error
-        return [(family, place) for family, _, _, _, place in found]
+        return [(family, place) for family, _, _, _, place in addresses]
 
 
 def parse_address(text: str, field: str) -> Address:

@@ -152,10 +152,10 @@ def connect(hosts: Hosts) -> None:
 def _initialize(hosts: Hosts) -> None:
     # its service would take SIGTERM for itself until training begins
     jax.config.update("jax_enable_preemption_service", False)
-    told = {} if hosts.discover else {"coordinator_address": hosts.coordinator, "num_processes": hosts.count}
+    addresses = {} if hosts.discover else {"coordinator_address": hosts.coordinator, "num_processes": hosts.count}
     try:
         jax.distributed.initialize(
-            **told,
+            **addresses,
             process_id=None if hosts.discover else hosts.index,
             coordinator_bind_address=hosts.listen or None,
             initialization_timeout=hosts.timeout_seconds + 60,  # the timer comes first, with a message

@@ -58,9 +58,9 @@ def stop_requested() -> Iterator[list[str]]:
         ends = number in ALWAYS and not is_supervised()
         signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
         cursor = SHOW_CURSOR if os.isatty(2) else ""
-        said = "; a second one stops at once" if ends else ""
+        advice = "; a second one stops at once" if ends else ""
         with contextlib.suppress(OSError):  # the terminal may be what is gone
-            os.write(2, f"{cursor}{names[-1]}: saving after this step{said}.\n".encode())
+            os.write(2, f"{cursor}{names[-1]}: saving after this step{advice}.\n".encode())
 
     with stop_handler(note):
         yield names

@@ -9,6 +9,7 @@ import json
 import re
 import runpy
 import traceback
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -65,11 +66,11 @@ def _reason(path: Location, fields: Iterable[str], error: BaseException) -> str:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of two values of one key one would be dropped without a word."""
-    made = dict(pairs)
-    for key in made:
-        count = sum(name == key for name, _ in pairs) if len(made) < len(pairs) else 1
-        require(count == 1, "config", f"the key {key!r} {count} times in one object", "it once", "Remove one.")
-    return made
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        key, count = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ConfigError(f"config: got the key {key!r} {count} times in one object, expected it once. Remove one.")
+    return values
 
 
 def _integer(text: str) -> int:

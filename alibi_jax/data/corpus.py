@@ -94,8 +94,8 @@ def open_corpus(data: DataConfig, fingerprint: str | None = None) -> Corpus:
     earlier = Path(data.directory) / _name(data)
     if fingerprint and can_take_over(earlier, fingerprint):
         return _take_over(data, earlier, fingerprint)
-    found = _find(data)
-    return _open(found) if found else prepare(data)
+    folder = _find(data)
+    return _open(folder) if folder else prepare(data)
 
 
 def _take_over(data: DataConfig, earlier: Path, fingerprint: str) -> Corpus:

@@ -100,11 +100,11 @@ def _entries(folder: _Entry) -> list[tuple[_Entry, bool]]:
     """What a folder holds and the patterns ask for, and whether each is a symbolic link; without what is no text."""
     try:
         with os.scandir(folder.path) as entries:
-            found = [(entry.name, entry.is_symlink()) for entry in entries if not NO_TEXT.fullmatch(entry.name)]
+            names = [(entry.name, entry.is_symlink()) for entry in entries if not NO_TEXT.fullmatch(entry.name)]
     except OSError as error:
         raise _unreadable(folder.path, error) from error
     kept = []
-    for name, is_link in sorted(found, reverse=True):
+    for name, is_link in sorted(names, reverse=True):
         left = _below(folder.below, name)
         if left:
             path = folder.path / name

@@ -96,13 +96,13 @@ def _text_if_there(data: DataConfig) -> Text | None:
 
 
 def _warn_of_copies(text: Text) -> None:
-    found = copies(text)
-    if found:
+    pairs = copies(text)
+    if pairs:
         logger.warning(
             "data.train_path: %s has the content of %s, which is held out; such files: %d. "
             "A model that was trained on the text it is judged by looks better than it is: take the copies out.",
-            *found[0],
-            len(found),
+            *pairs[0],
+            len(pairs),
         )
 
 
