@@ -17,7 +17,7 @@ endif
 .PHONY: quickstart environments test test-ids test-peers test-slow test-versions test-newest test-oldest lint bench bench-attention clean
 
 quickstart: .venv/.ready  ## train five small models short, test them long, write runs/quickstart/report.html
-	$(RUN) experiments/extrapolation.py --config configs/quickstart.py --out runs/quickstart
+	$(RUN) -m experiments.extrapolation --config configs/quickstart.py --out runs/quickstart
 
 environments: .venv/.peers $(NEWEST_READY:dev=packages)  ## what CI installs, side by side with --jobs 2
 
@@ -47,12 +47,12 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 
 bench: .venv/.peers  ## speed beside a peer, in one alternating run
-	$(RUN) benchmarks/train_step.py --out runs/train_step.json
+	$(RUN) -m benchmarks.train_step --out runs/train_step.json
 
 bench-attention: .venv/.peers  ## ALiBi attention beside PyTorch's, 8 minutes
 	mkdir -p runs
-	$(RUN) benchmarks/attention.py --out runs/attention.json
-	$(RUN) benchmarks/attention_plot.py runs/attention.json --out runs/attention.png
+	$(RUN) -m benchmarks.attention --out runs/attention.json
+	$(RUN) -m benchmarks.attention_plot runs/attention.json --out runs/attention.png
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -28,20 +28,20 @@ from typing import Annotated
 
 import tyro
 
-from alibi_jax.checks import check_values, require, shown
-from alibi_jax.cli import FAILED, REFUSED, run_command
-from alibi_jax.config import Config, ConfigError, EvaluateConfig, MeshConfig, load_config
+from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
+from alibi_jax.config.checks import check_values
 from alibi_jax.data.corpus import prepare, summary, verify
-from alibi_jax.display import decoded
+from alibi_jax.errors import KILLED, ConfigError, Failed, Refused, require, shown
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.tables import summary_table
-from alibi_jax.hosts import Hosts, connect, is_first
 from alibi_jax.plan.run import plan_run
-from alibi_jax.signals import interruptible
-from alibi_jax.status import KILLED
+from alibi_jax.run.command import run_command
+from alibi_jax.run.display import decoded
+from alibi_jax.run.hosts import Hosts, connect, is_first
+from alibi_jax.run.signals import interruptible
+from alibi_jax.run.supervise import supervise
 from alibi_jax.storage import locate
-from alibi_jax.supervise import supervise
 from alibi_jax.train import train
 
 
@@ -143,7 +143,7 @@ class Plan:
         )
         if not fits:
             print(said)
-            raise SystemExit(FAILED)
+            raise SystemExit(Failed.status)
         return said
 
 
@@ -217,7 +217,7 @@ def parse(arguments: list[str]) -> Prepare | Train | Supervise | Plan | Evaluate
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
-        raise SystemExit(0 if arguments else REFUSED)
+        raise SystemExit(0 if arguments else Refused.status)
     near = difflib.get_close_matches(arguments[0], kinds, n=1, cutoff=0.0)[0]
     known = ", ".join(kinds)
     require(

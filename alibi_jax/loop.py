@@ -11,35 +11,28 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from alibi_jax.checkpoint import Checkpoints
 from alibi_jax.config import Config, TrainConfig
 from alibi_jax.data.batches import batches
 from alibi_jax.data.corpus import Corpus
+from alibi_jax.errors import Diverged, Interrupted
 from alibi_jax.evaluate.nats import token_nats
 from alibi_jax.evaluate.records import too_short
 from alibi_jax.evaluate.statistics import bits_per_byte
-from alibi_jax.hosts import Agreement, is_first
-from alibi_jax.metrics import MetricsLog, Speed
 from alibi_jax.model import TransformerLM
-from alibi_jax.progress import Bar, loss_text
+from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.hosts import Agreement, is_first
+from alibi_jax.run.metrics import MetricsLog, Speed
+from alibi_jax.run.profile import Trace
+from alibi_jax.run.progress import Bar, loss_text
+from alibi_jax.run.signals import ALWAYS, stop_handler
+from alibi_jax.run.supervise import is_supervised, tell_supervisor
 from alibi_jax.sharding import Share, batch_ways, host_share, put_batch
-from alibi_jax.signals import ALWAYS, stop_handler
 from alibi_jax.storage import Location
-from alibi_jax.supervise import is_supervised, tell_supervisor
-from alibi_jax.watch import Trace
 
 VALIDATION_TOKENS = 8192  # of one batch of validation windows; at least one window a device
 SHOW_CURSOR = "\x1b[?25h"  # the bar hides it, and a second signal would leave it so
 
 logger = logging.getLogger("alibi_jax")
-
-
-class Diverged(RuntimeError):
-    """A loss or a gradient that is not finite; the last good checkpoint is kept."""
-
-
-class Interrupted(RuntimeError):
-    """A signal asked the run to stop; its state is saved."""
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from alibi_jax.config import Config, ConfigError, MeshConfig, require
+from alibi_jax.config import Config, MeshConfig
+from alibi_jax.errors import ConfigError, require
 
 AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from alibi_jax.checks import require, shown
+from alibi_jax.errors import require, shown
 
 Location = Path | epath.Path  # of a file or a folder; an epath.Path is in a bucket
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what a file system without locks answers

@@ -14,25 +14,26 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Int32
 
-from alibi_jax.agreement import check_same
-from alibi_jax.checkpoint import Checkpoints, check_path
-from alibi_jax.checks import gib
-from alibi_jax.config import Config, ConfigError, replace, require
+from alibi_jax.config import Config, replace
+from alibi_jax.config.checks import gib
+from alibi_jax.config.sizes import parameter_count
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
 from alibi_jax.data.vocabulary import check_ids
+from alibi_jax.errors import ConfigError, HostsError, require
 from alibi_jax.evaluate.memory import free_memory
-from alibi_jax.hosts import HostsError, first_host_first, from_first_host, is_first, several
 from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.served import check_served
 from alibi_jax.optimizer import learning_rate, make_optimizer
-from alibi_jax.origin import Origin
+from alibi_jax.run.agreement import check_same
+from alibi_jax.run.checkpoint import Checkpoints, check_path
+from alibi_jax.run.hosts import first_host_first, from_first_host, is_first, several
+from alibi_jax.run.origin import Origin
+from alibi_jax.run.profile import parse_steps, watched
+from alibi_jax.run.workdir import check_shared, new_mark, only_run, open_workdir, trained_on
 from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings, ways
-from alibi_jax.sizes import parameter_count
 from alibi_jax.storage import locate
-from alibi_jax.watch import parse_steps, watched
-from alibi_jax.workdir import check_shared, new_mark, only_run, open_workdir, trained_on
 
 
 class State(NamedTuple):

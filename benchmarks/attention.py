@@ -40,7 +40,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from alibi_jax import LinearBias, alibi_slopes, attend
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.storage import write_atomically
-from shapes import LENGTHS
+from benchmarks.shapes import LENGTHS
 
 Direction = Literal["forward", "forward+backward"]
 Call = Callable[[], tuple]  # (out,) or (dq, dk, dv): JAX arrays [1, L, H, D] or tensors [1, H, L, D]

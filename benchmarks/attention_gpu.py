@@ -1,7 +1,7 @@
 """ALiBi attention on a Hopper GPU beside PyTorch's FlexAttention with the same bias and cuDNN's attention without any bias.
 
-  python benchmarks/attention_gpu.py --out runs/attention_gpu.json          # on the GPU
-  python benchmarks/attention_gpu.py --interpret --lengths 256              # anywhere: the same code, small, step by step
+  python -m benchmarks.attention_gpu --out runs/attention_gpu.json          # on the GPU
+  python -m benchmarks.attention_gpu --interpret --lengths 256              # anywhere: the same code, small, step by step
 
 Correctness first: at the first length our outputs and gradients are compared with `reference` in float32, which the tests
 compare with float64. Then all take turns
@@ -26,7 +26,7 @@ import tyro
 from alibi_jax import LinearBias, alibi_slopes, attend
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.storage import write_atomically
-from shapes import GPU_SHAPES
+from benchmarks.shapes import GPU_SHAPES
 
 PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989}  # bfloat16, dense, SXM: NVIDIA's data sheets
 LARGEST_ERROR = 3e-2  # bfloat16, of outputs near 1; of gradients, as a share of the largest

@@ -1,6 +1,6 @@
 """Draws what benchmarks/attention.py measured: milliseconds against length, forward beside forward+backward.
 
-    python benchmarks/attention_plot.py RANDOM.json [TRAINED.json] --out FIGURE.png
+    python -m benchmarks.attention_plot RANDOM.json [TRAINED.json] --out FIGURE.png
 
 Of a second file, of a trained model's inputs, only our lines are drawn, dashed: what can be skipped depends on the
 inputs, and so does our time alone.

@@ -1,6 +1,6 @@
 """How much memory does the loss over a large vocabulary take, whole and in parts? Compiled only, nothing is run.
 
-  python benchmarks/loss_memory.py
+  python -m benchmarks.loss_memory
 
 The gradient of the summed nats of 9,216 tokens (18 x 512) over WikiText-103's 267,744 words, float32, width 1,024: temporary
 memory by the compiler's count, with all logits at once and with `logits_mib` 256, plain and adaptive (cutoffs 20,000, 60,000).
@@ -9,7 +9,7 @@ memory by the compiler's count, with all logits at once and with `logits_mib` 25
 import jax
 import jax.numpy as jnp
 
-from alibi_jax.loss import Weights, target_nats
+from alibi_jax.model.loss import Weights, target_nats
 
 WIDTHS, SIZES = (1024, 256, 64), (20_000, 40_000, 207_744)
 ALL, PARTS = 2**20, 256  # logits_mib

@@ -37,7 +37,7 @@ from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import State, train_step
-from bloom import make_bloom, model_config, params_of_bloom, torch_adamw
+from benchmarks.bloom import make_bloom, model_config, params_of_bloom, torch_adamw
 
 SAME_LOSS = 1e-4  # nats; they agree to about 1e-6
 NO_POSITION = "no bias"  # our model without a position method

@@ -1,7 +1,7 @@
 """What does each position method cost, in speed and memory, to train and to evaluate? (Table 1 of the paper.)
 
-  python experiments/cost.py --out runs/cost                    # a small model, minutes on two cores
-  python experiments/cost.py --paper --out runs/cost_paper      # configs/wikitext103.py, 9,216 tokens a step, as the paper
+  python -m experiments.cost --out runs/cost                    # a small model, minutes on two cores
+  python -m experiments.cost --paper --out runs/cost_paper      # configs/wikitext103.py, 9,216 tokens a step, as the paper
 
 One model for every method, the same weights' shapes, tokens and optimizer; the methods take turns in one run, and a time is the
 median of the turns. A training step is forward, loss, backward, clip and update; evaluation is one batch of windows. Memory is
@@ -23,18 +23,18 @@ import jax
 import numpy as np
 import tyro
 
-import paper
-from alibi_jax.checks import require
-from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, load_config, replace
+from alibi_jax.errors import require
 from alibi_jax.evaluate.nats import window_nats
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import markdown
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
+from alibi_jax.run.command import run_command
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import init_state, train_step
-from grid import read_kept, write_results
+from experiments import paper
+from experiments.grid import read_kept, write_results
 
 PAUSE = 0.1  # seconds between turns, so that the threads of the one before are asleep
 BASELINE = "sinusoidal"

@@ -1,7 +1,7 @@
 """Does what was found on one text hold on another, with nothing tuned in between?
 
-  python experiments/domains.py --text FOLDER --out runs/domains --jobs 2           # WikiText-2 and books, both as bytes
-  python experiments/domains.py --paper --text FOLDER --out runs/domains_paper   # configs/wikitext103.py and configs/books.py
+  python -m experiments.domains --text FOLDER --out runs/domains --jobs 2           # WikiText-2 and books, both as bytes
+  python -m experiments.domains --paper --text FOLDER --out runs/domains_paper   # configs/wikitext103.py and configs/books.py
 
 The paper takes its slopes from WikiText-103 over to the Toronto BookCorpus as they were. Here the same recipe, to the last
 number, is trained on both texts, and the methods are compared on each by bits a byte and by how the loss changes with length.
@@ -16,15 +16,15 @@ from pathlib import Path
 
 import tyro
 
-import paper
-from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, replace
-from alibi_jax.display import number
 from alibi_jax.evaluate.plots import non_overlapping
 from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.report import read_records, write_report
-from extrapolation import ratios
-from grid import by_length, recipe, train_and_evaluate, write_results
+from alibi_jax.run.command import run_command
+from alibi_jax.run.display import number
+from experiments import paper
+from experiments.extrapolation import ratios
+from experiments.grid import by_length, recipe, train_and_evaluate, write_results
 
 COMPARABLE = (
     "Comparable with the paper: on the books, as on WikiText, ALiBi trained short is to hold or better its loss at longer "

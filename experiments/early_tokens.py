@@ -1,7 +1,7 @@
 """Does a longer input help because the model reads further, or because fewer tokens stand near the start of a window?
 
-  python experiments/early_tokens.py --runs runs/wikitext2/{alibi,sinusoidal,rotary,t5,none}-64 --out runs/early_tokens --jobs 2
-  python experiments/early_tokens.py --runs runs/wikitext103/{alibi,sinusoidal,t5}-512 --paper --out runs/early_tokens_paper
+  python -m experiments.early_tokens --runs runs/wikitext2/{alibi,sinusoidal,rotary,t5,none}-64 --out runs/early_tokens --jobs 2
+  python -m experiments.early_tokens --runs runs/wikitext103/{alibi,sinusoidal,t5}-512 --paper --out runs/early_tokens_paper
 
 Scores the same tokens with non-overlapping windows and with the paper's sliding window of stride 1, in which every token sees
 as much as the length allows (tables 13-15), and splits the gain of each longer input in two (evaluate/statistics.py). The
@@ -18,15 +18,15 @@ from pathlib import Path
 
 import tyro
 
-import paper
-from alibi_jax.checks import require
-from alibi_jax.cli import run_command
 from alibi_jax.config import load_config
-from alibi_jax.display import markdown_text, number
+from alibi_jax.errors import require
 from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.tables import markdown, perplexity_text
-from grid import by_length, evaluate_all, write_results
+from alibi_jax.run.command import run_command
+from alibi_jax.run.display import markdown_text, number
+from experiments import paper
+from experiments.grid import by_length, evaluate_all, write_results
 
 READ = (
     "Nats a token that non-overlapping windows gain over the same run at its training length; positive is better. Far "

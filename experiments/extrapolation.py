@@ -1,9 +1,9 @@
 """Does a model trained on short inputs read long ones? Every position method, at one or more training lengths, all else equal.
 
-  python experiments/extrapolation.py --config configs/quickstart.py --out runs/quickstart
-  python experiments/extrapolation.py --config configs/wikitext2_small.py --train-lengths 64 256 --more-seeds 1 2 --jobs 2 \\
+  python -m experiments.extrapolation --config configs/quickstart.py --out runs/quickstart
+  python -m experiments.extrapolation --config configs/wikitext2_small.py --train-lengths 64 256 --more-seeds 1 2 --jobs 2 \\
       --out runs/wikitext2                                        # figures 1 and 4, tables 2-5 of the paper, in small
-  python experiments/extrapolation.py --paper --out runs/wikitext103    # the paper's own model, 286,000 updates
+  python -m experiments.extrapolation --paper --out runs/wikitext103    # the paper's own model, 286,000 updates
 
 Trains the config once for every method, length and seed, evaluates each on the same held-out tokens at every longer length,
 non-overlapping and sliding (alibi_jax/evaluate/nats.py says how), and writes results.md (with the paper's figures beside ours),
@@ -24,15 +24,15 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-import paper
-from alibi_jax.cli import run_command
 from alibi_jax.config import Config, PositionName, replace
-from alibi_jax.display import markdown_text, number, perplexity_digits
 from alibi_jax.evaluate.plots import line_name, non_overlapping
 from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.tables import DASH, markdown, markdown_table, summary_table
-from grid import at_length, by_length, recipe, train_and_evaluate, write_results
+from alibi_jax.run.command import run_command
+from alibi_jax.run.display import markdown_text, number, perplexity_digits
+from experiments import paper
+from experiments.grid import at_length, by_length, recipe, train_and_evaluate, write_results
 
 PAPER_LENGTHS = (512, 1024, 1536, 2048, 3072)
 COMPARABLE = (

@@ -19,15 +19,14 @@ from typing import Any
 
 import jax
 
-from alibi_jax.checks import require
-from alibi_jax.cli import INTERRUPTED, run_command
 from alibi_jax.config import Config, EvaluateConfig, load_config, replace, to_json
-from alibi_jax.display import markdown_code, markdown_text, number
+from alibi_jax.errors import Interrupted, ResultsError, require
 from alibi_jax.evaluate.records import explained
 from alibi_jax.evaluate.run import evaluate_run
-from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import DASH, markdown
+from alibi_jax.run.command import run_command
+from alibi_jax.run.display import markdown_code, markdown_text, number
 from alibi_jax.sharding import batch_ways, check_mesh, make_mesh
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import train
@@ -91,7 +90,7 @@ def _alone(core: int, function: Callable[..., None], call: tuple) -> None:
 def _processes() -> Iterator[dict[BaseProcess, int]]:
     """Running processes and their cores; whatever ends this block asks those still running to save and stop, and waits."""
     running: dict[BaseProcess, int] = {}
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(Interrupted.status))
     try:
         yield running
     finally:

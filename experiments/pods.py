@@ -1,7 +1,7 @@
 """What would the paper's largest model cost to train on pods, and what would bound it there?
 
-  python experiments/pods.py                          # every row that is not yet in the results
-  python experiments/pods.py --only v5e-256 --again   # one row anew
+  python -m experiments.pods                          # every row that is not yet in the results
+  python -m experiments.pods --only v5e-256 --again   # one row anew
 
 Each row compiles the whole train step of configs/cc100_1b3.py with the TPU's own compiler, on any machine and without a TPU,
 and reads the program (alibi_jax/plan). Peak memory is the compiler's. Times are lower bounds from published peaks: they say
@@ -17,15 +17,15 @@ from pathlib import Path
 
 import tyro
 
-from alibi_jax.cli import run_command
 from alibi_jax.config import Config, load_config, replace
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import markdown
 from alibi_jax.plan.plan import plan
 from alibi_jax.plan.report import gib, mesh_text, mib, milliseconds, record
 from alibi_jax.plan.topology import topology
+from alibi_jax.run.command import run_command
 from alibi_jax.storage import write_atomically
-from grid import read_kept
+from experiments.grid import read_kept
 
 RECIPE = Path(__file__).parents[1] / "configs" / "cc100_1b3.py"
 LISTED = 16 * 2**20  # bytes of the collectives listed

@@ -1,6 +1,6 @@
 """How far does a head see, and how much of that can be proved? The share of blocks visited, bound by bound, beside an oracle.
 
-  python experiments/reach.py --runs runs/quickstart/alibi runs/books --lengths 1024 4096 --out runs/reach
+  python -m experiments.reach --runs runs/quickstart/alibi runs/books --lengths 1024 4096 --out runs/reach
 
 Takes queries and keys of every layer of trained ALiBi models on their own test text (and normal random ones), and counts, for
 each head, which share of the causal blocks each bound of the skipped softmax mass would have visited, all at the same
@@ -21,15 +21,16 @@ import numpy as np
 import tyro
 
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE, NEAREST
-from alibi_jax.cli import run_command
-from alibi_jax.config import ConfigError, MeshConfig, load_config
+from alibi_jax.config import MeshConfig, load_config
 from alibi_jax.data.corpus import open_corpus
+from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate.run import load_params
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
+from alibi_jax.run.command import run_command
+from alibi_jax.run.workdir import trained_on
 from alibi_jax.sharding import make_mesh
 from alibi_jax.storage import write_atomically
-from alibi_jax.workdir import trained_on
 
 BLOCK = 128  # queries and keys of a block
 

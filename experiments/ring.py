@@ -1,6 +1,6 @@
 """What does a ring save that goes no farther than the reach? Bytes sent at 32,768 tokens over 8 devices.
 
-  XLA_FLAGS=--xla_force_host_platform_device_count=8 python experiments/ring.py --runs runs/wikitext2/alibi-256 --out runs/ring
+  XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.ring --runs runs/wikitext2/alibi-256 --out runs/ring
 
 Counts what one device sends in attention of one layer and its gradient: every transfer in the compiled program, times how
 often it happens. Where the data decide that, the ring itself is asked how many parts back each head looks: for queries and
@@ -22,15 +22,16 @@ import tyro
 from alibi_jax.attention import attend, blockwise, ring
 from alibi_jax.attention.options import Options, Part
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE
-from alibi_jax.cli import run_command
-from alibi_jax.config import ConfigError, MeshConfig
+from alibi_jax.config import MeshConfig
+from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate.tables import markdown
 from alibi_jax.plan.collectives import Collective, collectives
 from alibi_jax.plan.hlo import Program
 from alibi_jax.positions import LinearBias, alibi_slopes
+from alibi_jax.run.command import run_command
 from alibi_jax.sharding import make_mesh, on_each_device, ring_size, shard
 from alibi_jax.storage import write_atomically
-from reach import random_inputs, trained_inputs
+from experiments.reach import random_inputs, trained_inputs
 
 HEADS = "batch", "length", "heads", "head_width"
 MIB = 2**20

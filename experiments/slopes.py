@@ -1,7 +1,7 @@
 """Are the paper's slopes good ones? ALiBi with other slopes, trained and tested alike.
 
-  python experiments/slopes.py --text FOLDER --out runs/slopes --jobs 2                      # books as bytes, minutes
-  python experiments/slopes.py --paper --out runs/slopes_paper                               # the paper's WikiText-103 model
+  python -m experiments.slopes --text FOLDER --out runs/slopes --jobs 2                      # books as bytes, minutes
+  python -m experiments.slopes --paper --out runs/slopes_paper                               # the paper's WikiText-103 model
 
 Compared: the paper's geometric slopes; one slope 2^-k for all heads; slopes trained from the paper's on; MPT's StoryWriter's
 wider range, bias_max 16; and the paper's model evaluated with its slopes divided by s = length / training length (2310.13017),
@@ -18,11 +18,9 @@ import jax
 import numpy as np
 import tyro
 
-from alibi_jax.checks import require
-from alibi_jax.cli import run_command
 from alibi_jax.config import Config, MeshConfig, load_config, replace
 from alibi_jax.data.corpus import open_corpus
-from alibi_jax.display import perplexity_number
+from alibi_jax.errors import require
 from alibi_jax.evaluate.nats import token_nats
 from alibi_jax.evaluate.plots import non_overlapping
 from alibi_jax.evaluate.records import Record
@@ -32,10 +30,12 @@ from alibi_jax.evaluate.statistics import perplexity
 from alibi_jax.evaluate.tables import markdown, markdown_table
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
+from alibi_jax.run.command import run_command
+from alibi_jax.run.display import perplexity_number
+from alibi_jax.run.workdir import trained_on
 from alibi_jax.sharding import make_mesh
-from alibi_jax.workdir import trained_on
-from extrapolation import ratios
-from grid import recipe, train_and_evaluate, write_results
+from experiments.extrapolation import ratios
+from experiments.grid import recipe, train_and_evaluate, write_results
 
 COMPARABLE = (
     "The paper gives no table of these: it keeps its slopes fixed, because learned ones extrapolated worse and cost 3 % of the "

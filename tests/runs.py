@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from alibi_jax.checkpoint import Checkpoints
 from alibi_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.sharding import make_mesh
 from alibi_jax.train import State, programs, restore_or
 

@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import paper_model
-from alibi_jax.checks import ConfigError
 from alibi_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, load_config
+from alibi_jax.errors import ConfigError
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.transformer import implementation
 from alibi_jax.sharding import check_mesh, make_mesh, tree_shardings

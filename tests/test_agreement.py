@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from alibi_jax.agreement import check_same, differences, software
+from alibi_jax.run.agreement import check_same, differences, software
 
 
 @pytest.mark.parametrize(

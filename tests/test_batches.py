@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alibi_jax.config import ConfigError
 from alibi_jax.data.batches import Batches, batches, num_sequences
-from alibi_jax.data.sources import DataError
+from alibi_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 TOKENS = np.arange(1001, dtype=np.uint16)  # token i is i: a batch shows where it was cut

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import main
-from alibi_jax import cli, loop
-from alibi_jax.checkpoint import CheckpointError, Checkpoints, checksums
-from alibi_jax.config import ConfigError, DataConfig, to_json
+from alibi_jax import loop
+from alibi_jax.config import DataConfig, to_json
+from alibi_jax.errors import CheckpointError, ConfigError, Failed
+from alibi_jax.run.checkpoint import Checkpoints, checksums
+from alibi_jax.run.workdir import open_workdir, saved_steps
 from alibi_jax.train import train
-from alibi_jax.workdir import open_workdir, saved_steps
 from runs import assert_identical, tiny_config
 
 # Orbax leaves what it was reading beside a damaged file to the garbage collector, which warns
@@ -262,12 +263,12 @@ def test_damaged_checkpoint_is_one_line_and_its_way_on_works(tiny_data, tmp_path
     assert main.main(train) == 0
     capfd.readouterr()
     halve(workdir / "checkpoints/4/params/manifest.ocdbt")
-    assert main.main(evaluate) == cli.FAILED
+    assert main.main(evaluate) == Failed.status
     gc.collect()
     lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("attention: ")]
     assert len(lines) == 1 and lines[0].startswith("error: checkpoints: could not read step 4 in "), lines
     (workdir / "checkpoints/4/params/manifest.ocdbt").unlink()
-    assert main.main(train) == cli.FAILED
+    assert main.main(train) == Failed.status
     assert "got no params/manifest.ocdbt" in capfd.readouterr().err
     (command,) = re.findall(r"remove its folder \((.*)\), then run the same command again: it goes on from", lines[0])
     subprocess.run(command, shell=True, check=True)
@@ -349,7 +350,7 @@ def test_full_disk_stops_the_run_and_spoils_nothing(small_disk, tmp_path, tiny_d
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "put_batch", full_after_a_checkpoint)
-        assert main.main(command) == cli.FAILED
+        assert main.main(command) == Failed.status
     errors = capsys.readouterr().err
     assert message in errors and "No space left on device" in errors and "Traceback" not in errors, errors
     (small_disk / "ballast").unlink()

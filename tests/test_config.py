@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from alibi_jax.config import (
     Config,
-    ConfigError,
     DataConfig,
     EvaluateConfig,
     MeshConfig,
@@ -23,6 +22,7 @@ from alibi_jax.config import (
     replace,
     to_json,
 )
+from alibi_jax.errors import ConfigError
 
 
 def test_json_round_trip():

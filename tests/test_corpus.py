@@ -13,7 +13,8 @@ from alibi_jax.config import DataConfig
 from alibi_jax.data import corpus as corpus_module
 from alibi_jax.data.corpus import corpus_folder, corpus_folders, open_corpus, prepare, summary, verify
 from alibi_jax.data.facts import read_facts, write_facts
-from alibi_jax.data.sources import SPLITS, DataError, documents
+from alibi_jax.data.sources import SPLITS, documents
+from alibi_jax.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,8 +7,9 @@ import tensorflow_datasets as tfds
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.document import warn_once
-from alibi_jax.data.sources import SPLITS, DataError, documents
+from alibi_jax.data.sources import SPLITS, documents
 from alibi_jax.data.text import read_text
+from alibi_jax.errors import DataError
 
 
 def read_split(data, split):

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 import main
-from alibi_jax import status
 from alibi_jax.config import Config
+from alibi_jax.errors import Diverged, HeldError, Interrupted, Refused
 
 ROOT = Path(main.__file__).parent
 
@@ -46,8 +46,8 @@ def test_exit_statuses_are_those_of_the_program(manifest):
         for rule in spec["podFailurePolicy"]["rules"]
         if "onExitCodes" in rule
     }
-    assert rules == {("FailJob", status.REFUSED, status.DIVERGED), ("Ignore", status.INTERRUPTED)}
-    assert not any(status.HELD in rule for rule in rules), "a pod that is going may not be gone yet"
+    assert rules == {("FailJob", Refused.status, Diverged.status), ("Ignore", Interrupted.status)}
+    assert not any(HeldError.status in rule for rule in rules), "a pod that is going may not be gone yet"
     assert all(
         rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
         for rule in spec["podFailurePolicy"]["rules"]

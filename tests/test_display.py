@@ -7,9 +7,10 @@ import math
 
 import pytest
 
-from alibi_jax import cli, display
-from alibi_jax.config import ConfigError
-from alibi_jax.progress import Bar, loss_text
+from alibi_jax.errors import ConfigError, Refused
+from alibi_jax.run import display
+from alibi_jax.run.command import run_command
+from alibi_jax.run.progress import Bar, loss_text
 
 TEXTS = {
     "plain": ("alibi-64-s1", "alibi-64-s1"),
@@ -101,8 +102,8 @@ def test_what_a_command_says_is_text(capsys):
     def refused():
         raise ConfigError("out: got \x1b[2J, expected a folder.")
 
-    assert cli.run_command(lambda: command) == 0
-    assert cli.run_command(lambda: refused) == cli.REFUSED
+    assert run_command(lambda: command) == 0
+    assert run_command(lambda: refused) == Refused.status
     out, err = capsys.readouterr()
     assert out == "result \\x1b[31m\nline\n"
     assert err == "path�: \\x1b]0;log\\x07\nline\nerror: out: got \\x1b[2J, expected a folder.\n"

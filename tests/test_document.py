@@ -21,9 +21,10 @@ from alibi_jax.data import facts as facts_module
 from alibi_jax.data import tokenizer as tokenizer_module
 from alibi_jax.data import write as write_module
 from alibi_jax.data.corpus import prepare
-from alibi_jax.data.document import DataError, Document, file_document, text_document
+from alibi_jax.data.document import Document, file_document, text_document
 from alibi_jax.data.sources import documents
 from alibi_jax.data.tokenizer import make_tokenizer
+from alibi_jax.errors import DataError
 
 TOKENIZERS = {"bytes": {}, "words": {"tokenizer": "words"}, "bpe": {"tokenizer": "bpe", "bpe_vocab_size": 257}}
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import main
-from alibi_jax import cli
-from alibi_jax.checkpoint import CheckpointError, Checkpoints
-from alibi_jax.config import ConfigError, DataConfig, MeshConfig, replace, to_json
+from alibi_jax.config import DataConfig, MeshConfig, replace, to_json
 from alibi_jax.data.corpus import prepare
+from alibi_jax.errors import CheckpointError, ConfigError, Refused
 from alibi_jax.evaluate import run as evaluate_module
 from alibi_jax.evaluate.run import evaluate_run, load_params
+from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.sharding import make_mesh
 from alibi_jax.train import train
 from experiments.reach import Head, Reach, shares_visited, trained_inputs
@@ -102,7 +102,7 @@ def test_commands_evaluate_on_another_mesh_and_report(trained, tmp_path, capsys)
     assert main.main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "report")]) == 0
     assert "64 (4x)" in capsys.readouterr().out
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
-    assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a")]) == cli.REFUSED
+    assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a")]) == Refused.status
     assert "results of another evaluation (run mine, now run)" in capsys.readouterr().err
 
 

@@ -13,20 +13,20 @@ import jax
 import numpy as np
 import psutil
 import pytest
-from test_kill import lines
 
-import alibi_jax.hosts
+import alibi_jax.run.hosts
 import main
-from alibi_jax import cli
-from alibi_jax.config import Config, ConfigError, replace, to_json
+from alibi_jax.config import Config, replace, to_json
 from alibi_jax.data.corpus import prepare
-from alibi_jax.hosts import ENVIRONMENT, Hosts, HostsError, _wait_for, connect
+from alibi_jax.errors import ConfigError, Failed, HeldError, HostsError, Interrupted, Refused
+from alibi_jax.run.hosts import ENVIRONMENT, Hosts, _wait_for, connect
+from alibi_jax.run.workdir import only_run
 from alibi_jax.train import train
-from alibi_jax.workdir import only_run
 from children import LIMIT, latest, wait_for
 from conftest import assert_close
 from flags import QUICK
 from runs import DROPOUT, assert_identical, saved_state, tiny_config
+from test_kill import lines
 
 
 def free_port() -> int:
@@ -125,7 +125,7 @@ def test_a_signal_to_one_host_stops_all_at_the_same_step(hosts, tiny_data, tmp_p
     first, second = pair(hosts, config, tmp_path / "run")
     wait_for(lambda: len(lines(tmp_path / "run")) > 3 or first.process.poll() is not None)
     second.process.send_signal(signal.SIGTERM)
-    assert (first.status(), second.status()) == (cli.INTERRUPTED, cli.INTERRUPTED), first.text() + second.text()
+    assert (first.status(), second.status()) == (Interrupted.status, Interrupted.status), first.text() + second.text()
     said = [re.search(r"(\S.*): step (\d+) of 1000000 is saved", host.text()) for host in (first, second)]
     assert said[0][1] == "a signal to another host" and said[1][1] == "SIGTERM"
     assert int(said[0][2]) == int(said[1][2]) == latest(tmp_path / "run")
@@ -141,8 +141,10 @@ def test_what_one_host_refuses_all_refuse_at_once(hosts, tiny_data, tmp_path):
     here, there = pair(hosts, config, tmp_path / "here", 1, (), ["--workdir", elsewhere])
     with only_run(tmp_path / "held"):
         other, another = pair(hosts, config, tmp_path / "held", 1)
-        assert [here.status(), there.status()] == [cli.REFUSED] * 2, here.text() + there.text()
-        assert [host.status() for host in (first, second, other, another)] == [cli.REFUSED] * 2 + [cli.HELD] * 2
+        assert [here.status(), there.status()] == [Refused.status] * 2, here.text() + there.text()
+        assert [host.status() for host in (first, second, other, another)] == [Refused.status] * 2 + [
+            HeldError.status
+        ] * 2
     assert time.monotonic() - began < 100
     assert "host 1: hosts: got train.steps: 4 -> 5 (first host -> host 1)" in first.text()
     assert "error: hosts: got train.steps: 4 -> 5" in second.text()
@@ -192,7 +194,7 @@ def test_the_coordinator_listens_where_it_is_asked_to_and_nowhere_else(monkeypat
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(alibi_jax.hosts, "_check_count", lambda _: None)
+    monkeypatch.setattr(alibi_jax.run.hosts, "_check_count", lambda _: None)
     own, others = f"127.0.0.1:{port}", "198.51.100.7:8476"  # as others know it, behind an address translation
     if chosen == "environment":
         monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", own)
@@ -228,9 +230,9 @@ class Keeper:
 @pytest.fixture
 def keeper(monkeypatch):
     kept = Keeper()
-    monkeypatch.setattr(alibi_jax.hosts, "_client", lambda: kept)
-    monkeypatch.setattr(alibi_jax.hosts.time, "monotonic", lambda: kept.now)
-    monkeypatch.setattr(alibi_jax.hosts, "_wait_seconds", 10)
+    monkeypatch.setattr(alibi_jax.run.hosts, "_client", lambda: kept)
+    monkeypatch.setattr(alibi_jax.run.hosts.time, "monotonic", lambda: kept.now)
+    monkeypatch.setattr(alibi_jax.run.hosts, "_wait_seconds", 10)
     return kept
 
 
@@ -269,7 +271,7 @@ def test_hosts_that_do_not_come_are_missed_in_time(hosts, tiny_data, tmp_path):
     flags = ["--hosts.coordinator", f"127.0.0.1:{free_port()}", "--hosts.count", "2", "--hosts.index", "0"]
     arguments = ["train", str(path), "--workdir", str(tmp_path / "run"), *flags, "--hosts.timeout-seconds", "2"]
     host = hosts(arguments, 1, tmp_path / "said")
-    assert host.status() == cli.FAILED
+    assert host.status() == Failed.status
     assert "waited 2 s as process 0, expected 2 processes" in host.text() and not (tmp_path / "run").exists()
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import main
-from alibi_jax import cli, loop
+from alibi_jax import loop
 from alibi_jax.config import replace, to_json
 from alibi_jax.data.corpus import prepare
+from alibi_jax.errors import Interrupted
 from alibi_jax.loop import stop_requested
 from alibi_jax.train import train
 from children import LIMIT, be_quick, exit_status, latest, run_command, start, wait_for
@@ -130,14 +131,14 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(endless, tmp_path)
         wait_for(lambda: len(lines(workdir)) > 3 or process.poll() is not None)
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=LIMIT)[1]
-    assert process.returncode == cli.INTERRUPTED == 75, errors
+    assert process.returncode == Interrupted.status == 75, errors
     first = stopped_at(errors, "SIGTERM", workdir)
     assert latest(workdir) == first == lines(workdir)[-1]["step"]
 
     child = start(run_command, endless, tmp_path / "errors")
     wait_for(lambda: len(lines(workdir)) > first + 3 or not child.is_alive())
     os.kill(child.pid, signal.SIGINT)
-    assert exit_status(child) == cli.INTERRUPTED
+    assert exit_status(child) == Interrupted.status
     second = stopped_at((tmp_path / "errors").read_text(), "SIGINT", workdir)
     assert latest(workdir) == second > first
     assert [line["step"] for line in lines(workdir)] == list(range(1, second + 1))
@@ -188,4 +189,4 @@ def test_second_ctrl_c_acts_at_once(endless, tmp_path):
     os.kill(child.pid, signal.SIGCONT)
     wait_for(lambda: "a second one stops at once" in (tmp_path / "errors").read_text())
     os.kill(child.pid, signal.SIGINT)
-    assert exit_status(child) in (-signal.SIGINT, cli.INTERRUPTED)
+    assert exit_status(child) in (-signal.SIGINT, Interrupted.status)

@@ -8,9 +8,10 @@ import typing
 
 import pytest
 
-from alibi_jax.config import Config, ConfigError, from_json
-from alibi_jax.hosts import Hosts
-from alibi_jax.limits import BELONGS, RANGES
+from alibi_jax.config import Config, from_json
+from alibi_jax.config.limits import BELONGS, RANGES
+from alibi_jax.errors import ConfigError
+from alibi_jax.run.hosts import Hosts
 from main import Evaluate, Plan, Prepare, Report, Supervise, Train
 
 MAKE = {field.name: field.default_factory for field in dataclasses.fields(Config)} | {

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alibi_jax import loss
-from alibi_jax.loss import Weights, log_probabilities, target_nats
+from alibi_jax.model import loss
+from alibi_jax.model.loss import Weights, log_probabilities, target_nats
 from conftest import assert_close
 
 EDGES = (0, 11, 20, 37)  # of three bands of words

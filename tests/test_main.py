@@ -5,9 +5,10 @@ import json
 import pytest
 
 import main
-from alibi_jax import cli, loop
+from alibi_jax import loop
 from alibi_jax.config import EvaluateConfig, replace, to_json
 from alibi_jax.data.corpus import prepare
+from alibi_jax.errors import KILLED, Diverged, Failed, Refused
 from runs import tiny_config
 
 
@@ -44,7 +45,7 @@ def untouched(tmp_path):
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
 def test_help_names_every_command(call, arguments):
     status, text = call(*arguments)
-    assert status == (0 if arguments else cli.REFUSED)
+    assert status == (0 if arguments else Refused.status)
     assert all(f"python main.py {name}" in text for name in ("prepare", "train", "supervise", "evaluate", "report"))
 
 
@@ -98,7 +99,7 @@ REFUSED_OPTIONS = {
 def test_bad_option_starts_nothing(call, recipe, tmp_path, untouched, case):
     options, message = REFUSED_OPTIONS[case]
     status, text = call("train", recipe, "--workdir", tmp_path / "run", *options)
-    assert status == cli.REFUSED == 2
+    assert status == Refused.status == 2
     assert message in text and "Traceback" not in text
 
 
@@ -187,7 +188,7 @@ def test_bad_command_line_is_one_message(call, recipe, tmp_path, untouched, monk
     arguments, *messages = COMMANDS[case]
     monkeypatch.chdir(tmp_path)
     status, text = call(*(recipe if argument == "RECIPE" else argument for argument in arguments))
-    assert status == cli.REFUSED
+    assert status == Refused.status
     assert "Traceback" not in text and [message for message in messages if message not in text] == [], text[:2000]
 
 
@@ -197,7 +198,7 @@ def test_evaluation_of_no_windows_is_refused_before_work(call, recipe, tiny_data
     run.mkdir()
     (run / "config.json").write_text(recipe.read_text())
     status, text = call("evaluate", run, "--lengths", 16, 32, "--strides")
-    assert status == cli.REFUSED and "evaluate.strides: got none, expected one or more" in text
+    assert status == Refused.status and "evaluate.strides: got none, expected one or more" in text
     assert [path.name for path in run.iterdir()] == ["config.json"]
 
 
@@ -205,11 +206,11 @@ def test_attention_of_another_platform_is_refused_before_work(call, recipe, tiny
     prepare(tiny_data, quiet=True)
     run = tmp_path / "run"
     status, text = call("train", recipe, "--workdir", run, "--model.attention", "pallas_tpu")
-    assert status == cli.REFUSED and "model.attention: got 'pallas_tpu' at length 16" in text and not run.exists()
+    assert status == Refused.status and "model.attention: got 'pallas_tpu' at length 16" in text and not run.exists()
     run.mkdir()
     (run / "config.json").write_text(recipe.read_text())
     status, text = call("evaluate", run, "--attention", "pallas_gpu")
-    assert status == cli.REFUSED and "attention: got 'pallas_gpu' at length 16" in text
+    assert status == Refused.status and "attention: got 'pallas_gpu' at length 16" in text
     assert [path.name for path in run.iterdir()] == ["config.json"]
 
 
@@ -227,7 +228,7 @@ def test_bad_config_starts_nothing(call, recipe, tmp_path, untouched):
         (("train", tmp_path / "unknown.json", *run), "Did you mean 'width'?"),
     ]:
         status, text = call(*command)
-        assert status == cli.REFUSED and message in text and "Traceback" not in text, text
+        assert status == Refused.status and message in text and "Traceback" not in text, text
 
 
 TEXTS = {
@@ -244,34 +245,34 @@ def test_bad_text_starts_nothing(call, recipe, tmp_path, case):
     path.unlink() if content is None else path.write_bytes(content)
     for command in (("prepare", recipe), ("train", recipe, "--workdir", tmp_path / "run")):
         status, text = call(*command)
-        assert status == cli.REFUSED and message in text and "Traceback" not in text, text
+        assert status == Refused.status and message in text and "Traceback" not in text, text
     assert not (tmp_path / "run").exists() and not any((tmp_path / "corpora").glob("*files*"))
 
 
 def test_text_shorter_than_a_sequence(call, recipe, tmp_path):
     status, text = call("train", recipe, "--workdir", tmp_path / "run", "--train.train-length", 10**6)
-    assert status == cli.REFUSED and "train.train_length: got 1000000 with a training stream of" in text
+    assert status == Refused.status and "train.train_length: got 1000000 with a training stream of" in text
     assert not (tmp_path / "run").exists()
 
 
 def test_folder_that_cannot_be_written(call, recipe, tiny_data, tmp_path):
     prepare(tiny_data, quiet=True)
     status, text = call("train", recipe, "--workdir", tmp_path / "text.txt" / "run")
-    assert status == cli.REFUSED and "which cannot be written (Not a directory)" in text
+    assert status == Refused.status and "which cannot be written (Not a directory)" in text
 
 
 def test_evaluation_needs_a_trained_run(call, recipe, tiny_data, tmp_path):
     prepare(tiny_data, quiet=True)
     run = tmp_path / "run"
     status, text = call("evaluate", run)
-    assert status == cli.REFUSED and "which does not exist" in text and not run.exists()
+    assert status == Refused.status and "which does not exist" in text and not run.exists()
     run.mkdir()
     (run / "config.json").write_text(recipe.read_text())
     status, text = call("evaluate", run)
-    assert status == cli.FAILED == 1 and "expected a trained run. Train it first." in text
+    assert status == Failed.status == 1 and "expected a trained run. Train it first." in text
     (run / "config.json").write_text(recipe.read_text()[:50])
     status, text = call("evaluate", run)
-    assert status == cli.REFUSED and "text that is not JSON" in text
+    assert status == Refused.status and "text that is not JSON" in text
 
 
 def begun(run, config):
@@ -287,18 +288,18 @@ def test_damaged_checkpoint_is_one_message(call, recipe, tiny_data, tmp_path):
     run = begun(tmp_path / "run", tiny_config(tiny_data))
     for command in (("train", recipe, "--workdir", run), ("evaluate", run)):
         status, text = call(*command)
-        assert status == cli.FAILED and "step 2" in text and "Traceback" not in text, text
+        assert status == Failed.status and "step 2" in text and "Traceback" not in text, text
 
 
 def test_run_of_another_config_is_refused(call, recipe, tiny_data, tmp_path):
     run = begun(tmp_path / "run", replace(tiny_config(tiny_data), "model", width=32))
     status, text = call("train", recipe, "--workdir", run)
-    assert status == cli.REFUSED and "model.width: 32 -> 16; expected the same" in text
+    assert status == Refused.status and "model.width: 32 -> 16; expected the same" in text
 
 
 def test_report_needs_results(call, tmp_path):
     status, text = call("report", tmp_path, "--out", tmp_path / "report")
-    assert status == cli.REFUSED and "expected the results of an evaluation. Run evaluate." in text
+    assert status == Refused.status and "expected the results of an evaluation. Run evaluate." in text
     assert not (tmp_path / "report").exists()
 
 
@@ -314,7 +315,9 @@ def test_diverged_run_has_a_status_of_its_own(call, recipe, monkeypatch):
 
     monkeypatch.setattr(main, "train", diverges)
     assert (
-        call("train", recipe) == (cli.DIVERGED, "error: training: got loss nan") == (3, "error: training: got loss nan")
+        call("train", recipe)
+        == (Diverged.status, "error: training: got loss nan")
+        == (3, "error: training: got loss nan")
     )
 
 
@@ -323,7 +326,7 @@ def test_second_interrupt_is_no_traceback(call, recipe, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main, "prepare", interrupted)
-    assert call("prepare", recipe) == (cli.KILLED, "stopped at once; the same command goes on from what was finished")
+    assert call("prepare", recipe) == (KILLED, "stopped at once; the same command goes on from what was finished")
 
 
 def test_the_first_host_alone_reads_what_it_wrote(monkeypatch):
@@ -364,7 +367,7 @@ def test_an_altered_corpus_is_neither_scored_nor_trained_on(call, recipe, tmp_pa
         ("prepare", recipe, "--verify"),
     ):
         status, said = call(*command)
-        assert status == cli.REFUSED and "valid.bin: got other content in bytes 0 to 4,194,304" in said
+        assert status == Refused.status and "valid.bin: got other content in bytes 0 to 4,194,304" in said
     assert call("prepare", recipe, "--force")[0] == 0
     status, said = call("prepare", recipe, "--verify")
     assert (
@@ -376,7 +379,7 @@ def test_an_altered_corpus_is_neither_scored_nor_trained_on(call, recipe, tmp_pa
 
 def test_force_and_verify_together_are_refused(call, recipe, untouched):
     status, said = call("prepare", recipe, "--force", "--verify")
-    assert status == cli.REFUSED and "expected one of them" in said
+    assert status == Refused.status and "expected one of them" in said
 
 
 def test_unknown_words_are_counted_and_warned_of(call, recipe, tmp_path, tiny_data):
@@ -411,4 +414,4 @@ def test_an_evaluation_is_as_the_run_says_wherever_its_folder_stands(tmp_path):
 
 def test_a_recipe_in_place_of_a_run_is_refused_before_text_is_prepared(call, recipe, untouched):
     status, text = call("evaluate", recipe)
-    assert status == cli.REFUSED and "a file, expected the folder of a trained run" in text
+    assert status == Refused.status and "a file, expected the folder of a trained run" in text

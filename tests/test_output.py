@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 import main
-from alibi_jax import cli
 from alibi_jax.config import to_json
-from alibi_jax.output import LossyStream, lossy_output, no_leftovers
-from alibi_jax.progress import Bar
-from alibi_jax.workdir import saved_steps
+from alibi_jax.errors import Refused
+from alibi_jax.run.output import LossyStream, lossy_output, no_leftovers
+from alibi_jax.run.progress import Bar
+from alibi_jax.run.workdir import saved_steps
 from runs import tiny_config
 
 
@@ -93,13 +93,13 @@ def test_run_goes_on_to_its_end(monkeypatch, tiny_data, tmp_path):
         monkeypatch.setattr(sys, "stderr", pipe)
         assert main.main(["train", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]) == 0
         assert saved_steps(tmp_path / "run") == [2, 4]
-        assert main.main(["evaluate", str(tmp_path / "missing")]) == cli.REFUSED
+        assert main.main(["evaluate", str(tmp_path / "missing")]) == Refused.status
 
 
 def test_python_ends_without_a_word_and_no_file_takes_the_place_of_a_closed_stream(tmp_path):
     code = """
 import os, sys
-from alibi_jax.output import lossy_output
+from alibi_jax.run.output import lossy_output
 with lossy_output():
     file = open(sys.argv[1], "w")
     assert file.fileno() > 2 and sys.stderr is None

@@ -10,17 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import cost
-import domains
-import early_tokens
-import extrapolation
-import grid
-import paper
-import slopes
-from alibi_jax import cli
-from alibi_jax.config import ConfigError, load_config, replace, to_json
-from alibi_jax.evaluate.statistics import ResultsError
-from alibi_jax.loop import Interrupted, stop_requested
+from alibi_jax.config import load_config, replace, to_json
+from alibi_jax.errors import ConfigError, Interrupted, Refused, ResultsError
+from alibi_jax.loop import stop_requested
+from experiments import cost, domains, early_tokens, extrapolation, grid, paper, slopes
 from runs import tiny_config
 
 
@@ -127,7 +120,7 @@ def test_a_failing_run_lets_those_beside_it_save_and_starts_no_other(tmp_path):
     calls = [(1, tmp_path, "waits"), (0, tmp_path, "fails"), (0, tmp_path / "never", "is not begun")]
     with pytest.raises(SystemExit) as stopped:
         grid._spread(failing, calls, jobs=2)
-    assert stopped.value.code == cli.REFUSED
+    assert stopped.value.code == Refused.status
     assert (tmp_path / "saved").exists() or not (tmp_path / "ready").exists()
     with pytest.raises(ConfigError, match=r"jobs: got \d+ on cpu with \d+ cores to choose, expected"):
         grid._spread(failing, calls, jobs=10_000)

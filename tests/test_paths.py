@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from alibi_jax.data.document import DataError
 from alibi_jax.data.paths import text_files
+from alibi_jax.errors import DataError
 
 
 def make(folder, *names):

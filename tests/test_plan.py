@@ -8,11 +8,8 @@ import jax
 import pytest
 
 import main
-import pods
-from alibi_jax.chips import CHIPS, chip_of
 from alibi_jax.config import (
     Config,
-    ConfigError,
     DataConfig,
     MeshConfig,
     ModelConfig,
@@ -22,8 +19,10 @@ from alibi_jax.config import (
     replace,
     to_json,
 )
+from alibi_jax.errors import ConfigError
 from alibi_jax.model.flops import peak_flops, train_flops_per_token
 from alibi_jax.plan.bounds import train_flops
+from alibi_jax.plan.chips import CHIPS, chip_of
 from alibi_jax.plan.collectives import collectives
 from alibi_jax.plan.compile import abstract_state, compile_step, effort, overflow_of
 from alibi_jax.plan.hlo import Program, shapes
@@ -34,6 +33,7 @@ from alibi_jax.plan.search import candidates, factorisations, search
 from alibi_jax.plan.topology import mesh_on, topology
 from alibi_jax.sharding import check_mesh, make_mesh
 from alibi_jax.train import programs
+from experiments import pods
 
 GIB = 2**30
 
@@ -272,7 +272,7 @@ def test_every_row_of_the_pods_experiment_divides():
 
 def test_the_pods_experiment_writes_its_tables(on_tpus):
     made = json.loads(json.dumps(record(on_tpus[1])))
-    kept = {"a pod": {"plan": made, "command": "python experiments/pods.py", "versions": {}, "date": "2026-01-01"}}
+    kept = {"a pod": {"plan": made, "command": "python -m experiments.pods", "versions": {}, "date": "2026-01-01"}}
     page = pods.results(["a pod"], kept)
     assert len(pods.cells("a pod", made)) == len(pods.HEADING)
     assert "| a pod | v5e:2x2 | 4 | data 1 x fsdp 4 x tensor 1 x sequence 1 | 16 x 256 |" in page

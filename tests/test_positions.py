@@ -9,7 +9,8 @@ from flax import linen as nn
 from hypothesis import strategies as st
 
 from alibi_jax.config import ModelConfig
-from alibi_jax.positions import POSITIONS, Alibi, BucketBias, LengthError, LinearBias, alibi_slopes
+from alibi_jax.errors import LengthError
+from alibi_jax.positions import POSITIONS, Alibi, BucketBias, LinearBias, alibi_slopes
 from alibi_jax.positions.rotary import rotate_pairs
 from alibi_jax.positions.sinusoidal import sinusoids
 from alibi_jax.positions.t5 import bucket_edges

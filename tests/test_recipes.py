@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from alibi_jax.config import Config, ConfigError, from_json, load_config, to_json
+from alibi_jax.config import Config, from_json, load_config, to_json
+from alibi_jax.errors import ConfigError
 
 IMPORT = b"from alibi_jax.config import *\n"
 RECIPES = {

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from alibi_jax import display
 from alibi_jax.config import PositionName
 from alibi_jax.evaluate import plots, report, tables
 from alibi_jax.evaluate.page import gain_html
 from alibi_jax.evaluate.records import STATUSES, write_records
+from alibi_jax.run import display
 
 TITLE = "Train <short> & test long"
 TRAIN_LENGTH, NUM_TOKENS = 16, 256

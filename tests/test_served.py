@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from alibi_jax.config import ConfigError, MeshConfig, ModelConfig
+from alibi_jax.config import MeshConfig, ModelConfig
+from alibi_jax.errors import ConfigError
 from alibi_jax.model.served import check_served
 from alibi_jax.sharding import make_mesh
 

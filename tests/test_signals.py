@@ -13,8 +13,8 @@ import weakref
 import pytest
 
 import main
-from alibi_jax import status
-from alibi_jax.signals import interruptible
+from alibi_jax.errors import KILLED, Refused
+from alibi_jax.run.signals import interruptible
 from children import LIMIT
 
 
@@ -46,7 +46,7 @@ def test_ends_at_once_while_modules_are_imported(module):
                 break
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=LIMIT)[1]
-    assert process.returncode == status.KILLED
+    assert process.returncode == KILLED
     assert "Traceback" not in rest and "ignored" not in rest
 
 
@@ -62,7 +62,7 @@ def test_ends_at_any_moment_of_a_command(tries=60):
         ended.append(process.returncode)
         assert "Traceback" not in errors and "ignored" not in errors and said == "", errors
     print({status: ended.count(status) for status in set(ended)})
-    assert set(ended) <= {status.KILLED, status.REFUSED}  # refused: before the signal came
+    assert set(ended) <= {KILLED, Refused.status}  # refused: before the signal came
 
 
 def test_a_command_that_is_interrupted_says_so_and_cleans_up(capsys):
@@ -75,7 +75,7 @@ def test_a_command_that_is_interrupted_says_so_and_cleans_up(capsys):
         finally:
             cleaned.append(True)
 
-    assert interruptible(command) == status.KILLED and cleaned == [True]
+    assert interruptible(command) == KILLED and cleaned == [True]
     assert interruptible(lambda: 7) == 7
 
 
@@ -111,7 +111,7 @@ def test_a_callback_of_a_library_does_not_swallow_it(capsys):
         time.sleep(LIMIT)
 
     began = time.monotonic()
-    assert interruptible(command) == status.KILLED
+    assert interruptible(command) == KILLED
     assert time.monotonic() - began < LIMIT / 2 and capsys.readouterr().err == ""
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from alibi_jax.config import ModelConfig, load_config
+from alibi_jax.config.sizes import parameter_count
 from alibi_jax.model import TransformerLM
-from alibi_jax.sizes import parameter_count
 
 BANDS = {"adaptive_cutoffs": (10, 20)}
 MODELS = {

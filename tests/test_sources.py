@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data import document as document_module
-from alibi_jax.data.sources import SPLITS, DataError, documents, split_names, tell_sizes
+from alibi_jax.data.sources import SPLITS, documents, split_names, tell_sizes
+from alibi_jax.errors import DataError
 
 
 def files(path, **more):

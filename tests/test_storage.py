@@ -14,14 +14,15 @@ from etils.epath.backend import fsspec_backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from alibi_jax import storage
-from alibi_jax.checkpoint import Checkpoints
-from alibi_jax.config import ConfigError, DataConfig, MeshConfig, load_config, replace
+from alibi_jax.config import DataConfig, MeshConfig, load_config, replace
+from alibi_jax.errors import ConfigError, MetricsError
 from alibi_jax.evaluate.report import read_records
 from alibi_jax.evaluate.run import evaluate_run
-from alibi_jax.metrics import MetricsError, MetricsLog
+from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.metrics import MetricsLog
+from alibi_jax.run.workdir import check_corpus, only_run, open_workdir, saved_steps
 from alibi_jax.storage import growing_file, in_bucket, load_array, locate, save_array, write_atomically
 from alibi_jax.train import train
-from alibi_jax.workdir import check_corpus, only_run, open_workdir, saved_steps
 from runs import assert_identical, saved_state, tiny_config
 
 

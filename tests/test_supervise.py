@@ -14,13 +14,14 @@ import psutil
 import pytest
 
 import main
-from alibi_jax import status, supervise
-from alibi_jax.checkpoint import WRITTEN
-from alibi_jax.config import Config, ConfigError, to_json
+from alibi_jax.config import Config, to_json
 from alibi_jax.data.corpus import prepare
-from alibi_jax.origin import Origin, origin_item
+from alibi_jax.errors import GAVE_UP, ConfigError, Diverged, HeldError, Interrupted, Refused
+from alibi_jax.run import supervise
+from alibi_jax.run.checkpoint import WRITTEN
+from alibi_jax.run.origin import Origin, origin_item
+from alibi_jax.run.workdir import only_run
 from alibi_jax.train import train
-from alibi_jax.workdir import HeldError, only_run
 from children import be_quick, exit_status, latest, run_command, start, wait_for
 from runs import assert_identical, saved_state, tiny_config
 
@@ -92,13 +93,13 @@ def pauses(monkeypatch):
 PLANS = {  # what the runs do, patience -> status, number of runs, the last line
     "done": (["1:0"], 5, 0, 1, "status 0; last checkpoint: step 1; done"),
     "crashes": ([":-9", ":134", ":1", ":75", "1:0"], 5, 0, 5, "done"),
-    "refused": ([":2"], 5, status.REFUSED, 1, "status 2; no checkpoint yet; its input was refused"),
-    "diverged": (["4:3"], 5, status.DIVERGED, 1, "status 3; last checkpoint: step 4; it diverged"),
-    "no progress": ([":1"] * 3, 2, status.GAVE_UP, 3, "gave up after 2 restarts without a new checkpoint"),
+    "refused": ([":2"], 5, Refused.status, 1, "status 2; no checkpoint yet; its input was refused"),
+    "diverged": (["4:3"], 5, Diverged.status, 1, "status 3; last checkpoint: step 4; it diverged"),
+    "no progress": ([":1"] * 3, 2, GAVE_UP, 3, "gave up after 2 restarts without a new checkpoint"),
     "progress": (["1:1", "2:1", "3:-6", "4:75", "4:0"], 1, 0, 5, "done"),
-    "stuck": (["1:1", "1:-11"], 1, status.GAVE_UP, 2, "ended with SIGSEGV; last checkpoint: step 1; gave up after 1"),
+    "stuck": (["1:1", "1:-11"], 1, GAVE_UP, 2, "ended with SIGSEGV; last checkpoint: step 1; gave up after 1"),
     "held, then free": ([":5", "1:0"], 1, 0, 2, "done"),
-    "no patience": (["1:1", ":1"], 0, status.GAVE_UP, 1, "gave up after 0 restarts"),
+    "no patience": (["1:1", ":1"], 0, GAVE_UP, 1, "gave up after 0 restarts"),
 }
 
 
@@ -117,11 +118,11 @@ def test_is_started_again_where_that_helps(tmp_path, capfd, pauses, case):
 def test_last_step_ends_it_once_its_checkpoint_is_whole(tmp_path, capfd, pauses):
     """Not a folder that was renamed to it, or lacks files: what the run itself refuses."""
     command, place = stand_in(STAND_IN, tmp_path, *["4:1"] * 6), tmp_path / "checkpoints/4"
-    assert supervise.supervise(command, tmp_path, 1, 4) == status.GAVE_UP
+    assert supervise.supervise(command, tmp_path, 1, 4) == GAVE_UP
     for name in WRITTEN:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).touch()
-    for step, expected in ((2, status.GAVE_UP), (4, 0)):
+    for step, expected in ((2, GAVE_UP), (4, 0)):
         origin = origin_item(Origin(Config(), "text"), step)
         (place / "checksums/metadata").write_text(json.dumps({"origin": origin}))
         assert supervise.supervise(command, tmp_path, 1, 4) == expected
@@ -148,7 +149,7 @@ def ask(times: int, when) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("kind, times, expected", [("saves", 1, status.INTERRUPTED), ("hangs", 2, 128 + 15)])
+@pytest.mark.parametrize("kind, times, expected", [("saves", 1, Interrupted.status), ("hangs", 2, 128 + 15)])
 def test_signals_are_passed_on_and_end_it(tmp_path, capfd, kind, times, expected):
     def ready(number: int) -> bool:
         return (tmp_path / ("asked" if number else "ready")).exists()
@@ -166,7 +167,7 @@ def is_there(path: Path) -> bool:
     return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("kind, expected", [("stopped", status.INTERRUPTED), ("deaf", 128 + 9)])
+@pytest.mark.parametrize("kind, expected", [("stopped", Interrupted.status), ("deaf", 128 + 9)])
 def test_a_child_that_does_not_act_is_woken_and_in_the_end_killed(tmp_path, capfd, kind, expected):
     thread = ask(1, lambda _: (tmp_path / "ready").exists() and (kind == "deaf" or stopped(tmp_path / "ready")))
     seconds = 60 if kind == "stopped" else 0.2
@@ -235,7 +236,7 @@ def test_steps_are_told_to_the_supervisor_alone(monkeypatch):
 
 
 def test_a_program_that_cannot_be_run_is_tried_again(tmp_path, capfd, pauses):
-    assert supervise.supervise([str(tmp_path / "gone")], tmp_path, 2, 1) == status.GAVE_UP
+    assert supervise.supervise([str(tmp_path / "gone")], tmp_path, 2, 1) == GAVE_UP
     errors = capfd.readouterr().err
     assert errors.count("gone: No such file or directory") == 3 and "Traceback" not in errors
 
@@ -251,7 +252,7 @@ def test_a_supervisor_without_a_terminal_goes_on(tmp_path, monkeypatch, pauses):
 def test_asked_to_stop_between_two_runs(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(supervise._Child, "pause", lambda child, _: child.ask(signal.SIGTERM))
     command = stand_in(STAND_IN, tmp_path, ":1", ":0")
-    assert supervise.supervise(command, tmp_path, 5, 10**6) == status.INTERRUPTED
+    assert supervise.supervise(command, tmp_path, 5, 10**6) == Interrupted.status
     assert (tmp_path / "runs").read_text() == "x" and "stopped as asked" in capfd.readouterr().err
 
 
@@ -265,7 +266,7 @@ def test_pause_ends_when_asked_to_stop():
 
 def test_what_cannot_be_supervised_is_refused(capsys, tmp_path):
     for command in (["supervise"], ["supervise", "--"], ["supervise", "--", "evaluate", "x"], ["supervise", "train"]):
-        assert main.main(command) == status.REFUSED
+        assert main.main(command) == Refused.status
         assert "expected train CONFIG ..., the one command" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main.main(["supervise", "--", "train", "configs/quickstart.py", "--train.stepz", "1"])
@@ -322,7 +323,7 @@ def test_training_saves_and_ends_with_its_supervisor(tiny_data, tmp_path):
     wait_for(lambda: (log.exists() and log.stat().st_size > 0) or not process.is_alive())
     process.terminate()
     ended, errors = exit_status(process), (tmp_path / "errors").read_text()
-    assert ended == status.INTERRUPTED, errors
+    assert ended == Interrupted.status, errors
     assert "SIGTERM: step" in errors and "stopped as asked" in errors
     first, size = latest(workdir), log.stat().st_size
     assert first > 0

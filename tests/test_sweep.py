@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from alibi_jax.config import EvaluateConfig, ModelConfig
+from alibi_jax.errors import HeldError, ResultsError
 from alibi_jax.evaluate import nats as nats_module
 from alibi_jax.evaluate import results as results_module
 from alibi_jax.evaluate import sweep as sweep_module
 from alibi_jax.evaluate.memory import Limits
 from alibi_jax.evaluate.records import read_lines
-from alibi_jax.evaluate.statistics import ResultsError, longest_useful_length
+from alibi_jax.evaluate.statistics import longest_useful_length
 from alibi_jax.evaluate.sweep import batch_rows, plan, sweep
 from alibi_jax.model import TransformerLM
-from alibi_jax.workdir import HeldError, only_run
+from alibi_jax.run.workdir import only_run
 
 STREAM = np.random.default_rng(1).integers(0, 23, 200).astype(np.uint16)
 FACTS = {

@@ -11,7 +11,7 @@ import pytest
 from alibi_jax.config import DataConfig
 from alibi_jax.data.corpus import corpus_folder, corpus_folders, open_corpus, prepare
 from alibi_jax.data.facts import read_facts
-from alibi_jax.data.sources import DataError
+from alibi_jax.errors import DataError
 
 
 @pytest.fixture

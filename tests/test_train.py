@@ -17,15 +17,15 @@ from jax.sharding import PartitionSpec as P
 from tensorboardX.proto.event_pb2 import Event
 
 from alibi_jax import loop
-from alibi_jax.checkpoint import Checkpoints
-from alibi_jax.config import Config, ConfigError, DataConfig, MeshConfig, TrainConfig, replace
+from alibi_jax.config import Config, DataConfig, MeshConfig, TrainConfig, replace
+from alibi_jax.config.limits import RANGES, Range
 from alibi_jax.data.corpus import Corpus, open_corpus
-from alibi_jax.data.sources import DataError
-from alibi_jax.limits import RANGES, Range
-from alibi_jax.loop import Diverged, Interrupted, stop_requested
-from alibi_jax.metrics import MetricsError, MetricsLog
+from alibi_jax.errors import ConfigError, DataError, Diverged, Interrupted, MetricsError
+from alibi_jax.loop import stop_requested
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import POSITIONS, alibi, alibi_slopes
+from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.metrics import MetricsLog
 from alibi_jax.sharding import check_mesh, host_share, make_mesh, place_rows, put_batch, shard, tree_shardings
 from alibi_jax.train import programs, restore_or, train
 from conftest import TOLERANCE, assert_close

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from alibi_jax.data import vocabulary
-from alibi_jax.data.sources import DataError
 from alibi_jax.data.vocabulary import check_ids
+from alibi_jax.errors import DataError
 
 
 def stream(**changes):

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from alibi_jax.config import DataConfig
 from alibi_jax.data import wikitext as module
 from alibi_jax.data.corpus import open_corpus, prepare
-from alibi_jax.data.sources import SPLITS, DataError, documents
+from alibi_jax.data.sources import SPLITS, documents
 from alibi_jax.data.wikitext import articles
+from alibi_jax.errors import DataError
 
 TEXT = {  # articles of each split; the first has the blank line that opens the file
     "train": [

@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from alibi_jax import workdir as workdir_module
-from alibi_jax.config import ConfigError, DataConfig, load_config, replace, to_json
+from alibi_jax.config import DataConfig, load_config, replace, to_json
+from alibi_jax.errors import ConfigError, HeldError
+from alibi_jax.run import workdir as workdir_module
+from alibi_jax.run.workdir import check_shared, new_mark, only_run, open_workdir, saved_steps
 from alibi_jax.train import train
-from alibi_jax.workdir import HeldError, check_shared, new_mark, only_run, open_workdir, saved_steps
 from children import exit_status, start, wait_for
 from runs import tiny_config
 

@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from alibi_jax.data.document import DataError
 from alibi_jax.data.paths import CORPUS
+from alibi_jax.errors import DataError
 from alibi_jax.storage import NO_LOCKS
 
 LOCK = ".lock"

@@ -9,8 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Int32, Integer
 
-from alibi_jax.config import require
-from alibi_jax.data.sources import DataError
+from alibi_jax.errors import DataError, require
 
 Rows = Int32[np.ndarray, "B L"]
 

@@ -16,7 +16,6 @@ from jaxtyping import Integer
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.aside import move, preparing, writing, written_aside
-from alibi_jax.data.document import DataError
 from alibi_jax.data.earlier import can_take_over, take_over
 from alibi_jax.data.facts import broken, check_file
 from alibi_jax.data.layout import FORMAT, UNKNOWN_DTYPE, fingerprint_of, is_sha256, read_corpus_facts
@@ -24,6 +23,7 @@ from alibi_jax.data.sources import Split
 from alibi_jax.data.text import difference, keep_text, kept_text, places, read_text, same_entries
 from alibi_jax.data.tokenizer import Tokenizer, load_tokenizer
 from alibi_jax.data.write import chunks, unknown_excess, write_corpus
+from alibi_jax.errors import DataError
 
 logger = logging.getLogger("alibi_jax")
 

@@ -5,7 +5,8 @@ from itertools import islice
 from typing import Any
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data.document import DataError, Document, text_document, warn_once
+from alibi_jax.data.document import Document, text_document, warn_once
+from alibi_jax.errors import DataError
 
 Ranges = list[tuple[str, int, int]]  # file of records, first one, end
 BATCH_RECORDS = 100  # of a Parquet file that are read at once; tensorflow-datasets writes as many a row group

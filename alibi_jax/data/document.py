@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 
+from alibi_jax.errors import DataError
+
 PIECE_CHARACTERS = 65_536  # of a piece; BPE's tokens depend on it: no token reaches from one piece into the next
 CHUNK_BYTES = 65_536  # read from a file at once
 UTF16_NULS = 0.25, 0.9  # share of NUL characters in ASCII text that was saved as UTF-16 (a half) or UTF-32 (3 quarters)
@@ -29,10 +31,6 @@ OTHER_KINDS = (  # where a file says that it is no UTF-8 text: offset, bytes, wh
 )
 
 logger = logging.getLogger("alibi_jax")
-
-
-class DataError(ValueError):
-    """Text or a corpus that cannot be used; the message says got / expected / what to do."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from alibi_jax.data.document import DataError
+from alibi_jax.errors import DataError
 from alibi_jax.storage import write_atomically
 
 BLOCK = 4 * 2**20  # bytes to a checksum: CRC-32, by 2 or 3 times the fastest of the standard library's

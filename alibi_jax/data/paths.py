@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from alibi_jax.data.document import DataError, warn_once
+from alibi_jax.data.document import warn_once
+from alibi_jax.errors import DataError
 
 Pattern = tuple[str, ...]  # one a folder level; "**" stands for any number of levels
 EVERYTHING = frozenset({("**",)})

@@ -17,8 +17,9 @@ from typing import Literal
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.datasets import dataset_documents
-from alibi_jax.data.document import DataError, Document, file_document, text_document, warn_once
+from alibi_jax.data.document import Document, file_document, text_document, warn_once
 from alibi_jax.data.paths import identity, text_files
+from alibi_jax.errors import DataError
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.datasets import make_builder
-from alibi_jax.data.document import DataError
 from alibi_jax.data.facts import broken, has_kinds, read_facts, write_facts
 from alibi_jax.data.sources import files_of_splits, stdlib_files
+from alibi_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)

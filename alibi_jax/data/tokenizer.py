@@ -17,7 +17,8 @@ from jaxtyping import Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data.document import DataError, text_document
+from alibi_jax.data.document import text_document
+from alibi_jax.errors import DataError
 
 END_OF_LINE, UNKNOWN, END_OF_TEXT = "<eos>", "<unk>", "<|endoftext|>"
 BATCH_PIECES = 8  # that BPE encodes at once, on several cores; an encoding takes some 70 bytes a character

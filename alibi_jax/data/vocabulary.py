@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from alibi_jax.data.sources import DataError
+from alibi_jax.errors import DataError
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ import requests
 import tensorflow_datasets as tfds
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data.document import DataError, warn_once
+from alibi_jax.data.document import warn_once
+from alibi_jax.errors import DataError
 
 URL = "https://s3.amazonaws.com/research.metamind.io/wikitext"
 SHA256 = {  # of <name>-v1.zip, which holds <name>/wiki.*.tokens

@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data.document import DataError, Document
+from alibi_jax.data.document import Document
 from alibi_jax.data.facts import file_checksums, write_facts
 from alibi_jax.data.layout import FORMAT, UNKNOWN_DTYPE, file_names, fingerprint_of, token_dtype
 from alibi_jax.data.sources import SPLITS, Split, describe, documents, tell_sizes
 from alibi_jax.data.text import Text, copies, keep_text, read_text, same_entries
 from alibi_jax.data.tokenizer import Tokenizer, make_tokenizer
+from alibi_jax.errors import DataError
 
 PREPARING_MIB = 384  # beyond the program itself; seen were 30 for bytes, 70 for words, 130 to 300 for BPE
 CHUNK = 2**20  # tokens that are held at once

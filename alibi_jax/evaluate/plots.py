@@ -20,9 +20,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from alibi_jax.display import label, number
+from alibi_jax.errors import ResultsError
 from alibi_jax.evaluate.records import Record, load_nats
-from alibi_jax.evaluate.statistics import ResultsError, position_loss
+from alibi_jax.evaluate.statistics import position_loss
+from alibi_jax.run.display import label, number
 from alibi_jax.storage import locate
 
 # Okabe and Ito's palette, told apart under the common kinds of colour blindness; one fixed colour and marker a method.

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from alibi_jax.config import PositionName
-from alibi_jax.display import exponential
-from alibi_jax.evaluate.statistics import ResultsError
+from alibi_jax.errors import ResultsError
+from alibi_jax.run.display import exponential
 from alibi_jax.storage import Location, write_atomically
 
 Record = dict[str, Any]

@@ -5,10 +5,10 @@ A record is one (run, length, stride) of `sweep.jsonl`, a plain dict; its keys a
 
 from collections.abc import Sequence
 
+from alibi_jax.errors import ResultsError
 from alibi_jax.evaluate.page import page
 from alibi_jax.evaluate.plots import extrapolation_figure, non_overlapping, png_bytes, sliding
 from alibi_jax.evaluate.records import Record, explained, read_lines
-from alibi_jax.evaluate.statistics import ResultsError
 from alibi_jax.evaluate.tables import csv_text, markdown_table
 from alibi_jax.storage import Location, locate, write_atomically
 

@@ -7,9 +7,10 @@ import logging
 import numpy as np
 
 from alibi_jax.config import parse_stride
+from alibi_jax.errors import ResultsError
 from alibi_jax.evaluate.records import Record, explained, load_nats, nats_file, read_lines, strict_json, write_records
-from alibi_jax.evaluate.statistics import ResultsError, split_gain
-from alibi_jax.hosts import is_first
+from alibi_jax.evaluate.statistics import split_gain
+from alibi_jax.run.hosts import is_first
 from alibi_jax.storage import Location, load_array, remove_partial, save_array, write_atomically
 
 SAME = ("run", "checkpoint_step", "corpus_fingerprint", "split", "num_tokens", "train_length")  # in a folder

@@ -11,20 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alibi_jax.agreement import check_same
-from alibi_jax.checkpoint import CheckpointError, Checkpoints
-from alibi_jax.config import Config, ConfigError, DataConfig, EvaluateConfig, MeshConfig, load_config, require
+from alibi_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.data.corpus import Corpus, open_corpus
-from alibi_jax.display import decoded
+from alibi_jax.errors import CheckpointError, ConfigError, require
 from alibi_jax.evaluate.records import MANY_UNKNOWN
 from alibi_jax.evaluate.sweep import plan, sweep
-from alibi_jax.hosts import first_host_first, from_first_host, several
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.served import check_served
-from alibi_jax.origin import Origin
+from alibi_jax.run.agreement import check_same
+from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.display import decoded
+from alibi_jax.run.hosts import first_host_first, from_first_host, several
+from alibi_jax.run.origin import Origin
+from alibi_jax.run.workdir import check_corpus, saved_steps, trained_on
 from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_ways, tree_shardings
 from alibi_jax.storage import Location, in_bucket, locate
-from alibi_jax.workdir import check_corpus, saved_steps, trained_on
 
 TRIES = 5  # to read a checkpoint of a run that goes on saving
 REMOVING_SECONDS = 2.0  # that a checkpoint may take to go

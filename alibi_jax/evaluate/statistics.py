@@ -11,13 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from alibi_jax.display import exponential
+from alibi_jax.errors import ResultsError
+from alibi_jax.run.display import exponential
 
 NUM_BLOCKS = 64  # blocks behind a standard error, whose own relative error is then 1 / sqrt(2 * 63) = 9 %
-
-
-class ResultsError(ValueError):
-    """Losses or records of an evaluation that cannot be used."""
 
 
 def _checked(nats: ArrayLike, name: str = "nats", like: NDArray | None = None) -> NDArray[np.float64]:

@@ -15,17 +15,17 @@ import numpy as np
 from flax import linen as nn
 
 from alibi_jax.config import EvaluateConfig, parse_stride
+from alibi_jax.errors import LengthError, ResultsError
 from alibi_jax.evaluate.memory import Limits, memory_limits
 from alibi_jax.evaluate.nats import HOST_BYTES, least_memory, memory_needed, token_nats
 from alibi_jax.evaluate.records import Record, checksum, nats_file, too_short
 from alibi_jax.evaluate.results import Results
-from alibi_jax.evaluate.statistics import ResultsError, bits_per_byte, mean_nats, perplexity, standard_error
-from alibi_jax.hosts import first_host_first, from_first_host
-from alibi_jax.positions import LengthError
-from alibi_jax.progress import Bar
+from alibi_jax.evaluate.statistics import bits_per_byte, mean_nats, perplexity, standard_error
+from alibi_jax.run.hosts import first_host_first, from_first_host
+from alibi_jax.run.progress import Bar
+from alibi_jax.run.workdir import only_run
 from alibi_jax.sharding import batch_ways
 from alibi_jax.storage import Location
-from alibi_jax.workdir import only_run
 
 GIB = 2**30
 ORDINARY_TOKENS = 2**20  # of a batch; up to here its shape is what was asked for, whatever the text

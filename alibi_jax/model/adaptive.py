@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Float32, Int
 
 from alibi_jax.config import Band, ModelConfig
-from alibi_jax.loss import Weights, log_probabilities, target_nats
+from alibi_jax.model.loss import Weights, log_probabilities, target_nats
 from alibi_jax.sharding import shard
 
 

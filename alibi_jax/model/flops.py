@@ -1,7 +1,7 @@
 """Floating-point operations counted from the architecture, 2 for every multiply-add of a matrix: for FLOP/s and MFU."""
 
-from alibi_jax.chips import chip_of
 from alibi_jax.config import ModelConfig
+from alibi_jax.plan.chips import chip_of
 
 
 def attention_flops_per_token(model: ModelConfig, length: int) -> float:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from alibi_jax.config import ConfigError, ModelConfig
+from alibi_jax.config import ModelConfig
+from alibi_jax.errors import ConfigError, LengthError
 from alibi_jax.model.transformer import TransformerLM
-from alibi_jax.positions import LengthError
 from alibi_jax.sharding import batch_ways
 
 

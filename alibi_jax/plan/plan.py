@@ -7,8 +7,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from alibi_jax.config import Config, replace, require
+from alibi_jax.config import Config, replace
 from alibi_jax.data.tokenizer import ByteTokenizer
+from alibi_jax.errors import require
 from alibi_jax.plan.bounds import Bounds, Flops, bounds_of, evaluation_flops, train_flops
 from alibi_jax.plan.collectives import Collective, collectives
 from alibi_jax.plan.compile import (

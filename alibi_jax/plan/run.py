@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alibi_jax.config import Config, require
+from alibi_jax.config import Config
+from alibi_jax.errors import require
 from alibi_jax.plan.plan import plan
 from alibi_jax.plan.report import json_text, search_text, text
 from alibi_jax.plan.search import search

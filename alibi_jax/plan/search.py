@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from alibi_jax.config import Config, ConfigError, replace, require
+from alibi_jax.config import Config, replace
+from alibi_jax.errors import ConfigError, require
 from alibi_jax.plan.bounds import train_flops
 from alibi_jax.plan.plan import Plan, plan, with_vocabulary
 from alibi_jax.plan.topology import Topology

@@ -15,8 +15,9 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from alibi_jax.chips import CHIPS, Chip
-from alibi_jax.config import ConfigError, MeshConfig, require
+from alibi_jax.config import MeshConfig
+from alibi_jax.errors import ConfigError, require
+from alibi_jax.plan.chips import CHIPS, Chip
 from alibi_jax.sharding import AXES, make_mesh
 
 

@@ -1,8 +1,9 @@
 """The science: how a model is told where its tokens stand. One file a method."""
 
+from alibi_jax.errors import LengthError
 from alibi_jax.positions.alibi import Alibi, alibi_slopes
 from alibi_jax.positions.base import Bias, LinearBias, PositionMethod
-from alibi_jax.positions.learned import Learned, LengthError
+from alibi_jax.positions.learned import Learned
 from alibi_jax.positions.rotary import Rotary
 from alibi_jax.positions.sinusoidal import Sinusoidal
 from alibi_jax.positions.t5 import BucketBias, T5Bias

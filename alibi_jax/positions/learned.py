@@ -5,11 +5,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from alibi_jax.errors import LengthError
 from alibi_jax.positions.base import PositionMethod, check_positions, concrete
-
-
-class LengthError(ValueError):
-    """An input longer than a position method is defined for, or a position past its table."""
 
 
 class Learned(PositionMethod):

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from alibi_jax.checks import require
-from alibi_jax.coordinator import missing_at_barrier
-from alibi_jax.origin import Origin, check_origin, origin_item, read_origin
+from alibi_jax.errors import CheckpointError, require
+from alibi_jax.run.coordinator import missing_at_barrier
+from alibi_jax.run.origin import Origin, check_origin, origin_item, read_origin
+from alibi_jax.run.workdir import saved_steps
 from alibi_jax.storage import Location, in_bucket
-from alibi_jax.workdir import saved_steps
 
 # Orbax globs the path, TensorStore takes a backslash for a slash; neither takes bytes that are not UTF-8, or NUL
 NO_PATH = re.compile(r"[*?\[\\\x00-\x1f\x7f\ud800-\udfff]")
@@ -45,10 +45,6 @@ def is_whole(workdir: Location, step: int) -> bool:
         return not missing_files(folder, step) and (kept is None or kept[0] == step)
     except (OSError, ValueError, RecursionError):
         return False
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or written; what was saved before is untouched."""
 
 
 class _Explained(contextlib.AbstractContextManager):

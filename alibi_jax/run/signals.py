@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from alibi_jax.status import KILLED
+from alibi_jax.errors import KILLED
 
 ALWAYS = (signal.SIGTERM, signal.SIGINT)
 # A terminal that closes, what batch systems send some time before the end, a limit of processor time. Whoever had them

@@ -3,7 +3,8 @@
 import json
 from typing import Any, NamedTuple
 
-from alibi_jax.config import Config, ConfigError, differing_fields, from_json, to_json
+from alibi_jax.config import Config, differing_fields, from_json, to_json
+from alibi_jax.errors import ConfigError
 from alibi_jax.storage import Location
 
 # Sections of the config that may differ: those that a run may change when it goes on, and where the text is kept, for the

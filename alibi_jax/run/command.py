@@ -8,17 +8,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from alibi_jax.checkpoint import CheckpointError
-from alibi_jax.config import ConfigError
-from alibi_jax.data.sources import DataError
-from alibi_jax.display import plain
-from alibi_jax.evaluate.statistics import ResultsError
-from alibi_jax.hosts import HostsError, is_first, several
-from alibi_jax.loop import Diverged, Interrupted
-from alibi_jax.metrics import MetricsError
-from alibi_jax.output import lossy_output, no_leftovers
-from alibi_jax.status import DIVERGED, FAILED, HELD, INTERRUPTED, KILLED, REFUSED
-from alibi_jax.workdir import HeldError
+from alibi_jax.errors import KILLED, Diverged, Failed, HeldError, Interrupted, Refused
+from alibi_jax.run.display import plain
+from alibi_jax.run.hosts import is_first, several
+from alibi_jax.run.output import lossy_output, no_leftovers
 
 LAST_SECONDS = 5.0  # the first host ends after the others: without what it keeps for all they would be aborted
 
@@ -44,9 +37,9 @@ def _run(parse: Callable[[], Callable[[], str]]) -> int:
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)  # what "auto" chose
     status = _status(parse)
-    if status == FAILED:
+    if status == Failed.status:
         gc.collect()  # what was left over is dropped here, not at Python's end
-    if status in (REFUSED, FAILED, DIVERGED, HELD, KILLED) and several():
+    if status in (Refused.status, Failed.status, Diverged.status, HeldError.status, KILLED) and several():
         sys.stderr.flush()
         if is_first():
             time.sleep(LAST_SECONDS)
@@ -71,21 +64,18 @@ def _status(parse: Callable[[], Callable[[], str]]) -> int:
         said = parse()()
         if is_first():
             print(plain(said, keep="\n"))
-    except (ConfigError, DataError, ResultsError, FileNotFoundError) as error:
-        _say(f"error: {error}")
-        return REFUSED
-    except HeldError as error:
-        _say(f"error: {error}")
-        return HELD
-    except Diverged as error:
-        _say(f"error: {error}")
-        return DIVERGED
-    except (CheckpointError, MetricsError, HostsError, OSError) as error:
-        _say(f"error: {error}")
-        return FAILED
     except Interrupted as stop:
         _say(str(stop))
-        return INTERRUPTED
+        return stop.status
+    except (Refused, Failed, Diverged) as error:
+        _say(f"error: {error}")
+        return error.status
+    except FileNotFoundError as error:
+        _say(f"error: {error}")
+        return Refused.status
+    except OSError as error:
+        _say(f"error: {error}")
+        return Failed.status
     except KeyboardInterrupt:
         print("stopped at once; the same command goes on from what was finished", file=sys.stderr)
         return KILLED

@@ -16,11 +16,10 @@ from typing import Any, ClassVar
 import jax
 from jax.sharding import Mesh
 
-from alibi_jax.checks import ConfigError, Section, require
-from alibi_jax.coordinator import HostsError, check_can_listen, parse_address, reach
+from alibi_jax.config.checks import Section
+from alibi_jax.errors import ConfigError, Failed, HeldError, HostsError, Refused, require
+from alibi_jax.run.coordinator import check_can_listen, parse_address, reach
 from alibi_jax.sharding import of_any_host
-from alibi_jax.status import FAILED, REFUSED
-from alibi_jax.workdir import HeldError
 
 LONGEST_WORK = 24 * 3600  # seconds one host waits for another that is at work, such as preparing a corpus
 BEAT_SECONDS = 1.0  # between two signs that a host is at work
@@ -101,7 +100,7 @@ def _give_up(hosts: Hosts) -> None:
     _end(
         f"waited {hosts.timeout_seconds} s as process {hosts.index}, expected {hosts.count or 'all'} processes to come to "
         f"{hosts.coordinator or 'the coordinator'}. Start those that are missing, then run the command again.",
-        FAILED,
+        Failed.status,
     )
 
 
@@ -261,7 +260,7 @@ def _check_count(hosts: Hosts) -> None:
         _end(
             f"got hosts.count {' and '.join(sorted(set(counts)))} from processes of one run, expected the same of all. Start "
             "all again with the number of processes that there are.",
-            REFUSED,
+            Refused.status,
         )
 
 

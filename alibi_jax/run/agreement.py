@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from alibi_jax.checks import ConfigError
-from alibi_jax.hosts import first_host_first, from_first_host, several
+from alibi_jax.errors import ConfigError
+from alibi_jax.run.hosts import first_host_first, from_first_host, several
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from alibi_jax.checks import require
+from alibi_jax.errors import HostsError, require
 
 PROBE_SECONDS = 0.5  # between two attempts
 LARGEST_PORT = 65535
@@ -20,10 +20,6 @@ REFUSALS = {
 }
 
 logger = logging.getLogger("alibi_jax")
-
-
-class HostsError(RuntimeError):
-    """Hosts that did not find one another, or lost one."""
 
 
 def missing_at_barrier(text: str) -> HostsError | None:

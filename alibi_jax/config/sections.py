@@ -5,9 +5,10 @@ import itertools
 import re
 from typing import ClassVar, Literal, NamedTuple
 
-from alibi_jax.checks import LARGEST, Section, gib, require, shown
-from alibi_jax.limits import COUNT
-from alibi_jax.sizes import STATE, parameter_count
+from alibi_jax.config.checks import LARGEST, Section, gib
+from alibi_jax.config.limits import COUNT
+from alibi_jax.config.sizes import STATE, parameter_count
+from alibi_jax.errors import require, shown
 
 INPUT_AND_TARGET = 2 * 4  # bytes of a token that is both, int32
 

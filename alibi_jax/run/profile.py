@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from alibi_jax.checks import require
+from alibi_jax.errors import require
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from alibi_jax.checks import ConfigError, require
+from alibi_jax.errors import ConfigError, require
 from alibi_jax.storage import Location
 
 LONGEST_INTEGER = 40  # digits; the largest field has 10

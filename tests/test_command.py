@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from alibi_jax.cli import run_command
-from alibi_jax.config import ConfigError
+from alibi_jax.errors import ConfigError
+from alibi_jax.run.command import run_command
 
 
 @pytest.fixture

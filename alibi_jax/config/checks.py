@@ -5,21 +5,12 @@ import types
 import typing
 from typing import Any, ClassVar, Literal
 
-from alibi_jax.limits import BELONGS, RANGES
+from alibi_jax.config.limits import BELONGS, RANGES
+from alibi_jax.errors import ConfigError, require, shown
 
 GIB = 2**30
 LONGEST_TEXT = 200  # characters of a value in a message
 LARGEST = 2**54  # bytes: 16 million GiB, more than any computer can address
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message says got / expected / what to do."""
-
-
-def require(condition: bool, field: str, got: Any, expected: str, do: str) -> None:
-    """Raise ConfigError with the three parts of every message here unless `condition` holds."""
-    if not condition:
-        raise ConfigError(f"{field}: got {got}, expected {expected}. {do}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -35,16 +26,6 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
-
-
-def shown(value: Any) -> str:
-    """The value as text that can be read: Python refuses to write an integer of more than 4,300 digits."""
-    if isinstance(value, tuple):
-        return f"({', '.join(map(shown, value[:3]))}{', ...' if len(value) > 3 else ',' if len(value) == 1 else ''})"
-    if isinstance(value, int) and value.bit_length() > 256:
-        return f"an integer of {value.bit_length():,} bits"
-    text = repr(value)
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}... ({len(text):,} characters)"
 
 
 def _numbers(value: Any) -> list[float]:

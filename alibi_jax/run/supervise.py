@@ -18,14 +18,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alibi_jax.checkpoint import is_whole
-from alibi_jax.checks import require
-from alibi_jax.signals import ALWAYS, stop_handler
-from alibi_jax.status import DIVERGED, FAILED, GAVE_UP, HELD, INTERRUPTED, REFUSED
+from alibi_jax.errors import GAVE_UP, Diverged, Failed, HeldError, Interrupted, Refused, require
+from alibi_jax.run.checkpoint import is_whole
+from alibi_jax.run.signals import ALWAYS, stop_handler
+from alibi_jax.run.workdir import saved_steps
 from alibi_jax.storage import Location
-from alibi_jax.workdir import saved_steps
 
-FINAL = {0: "done", REFUSED: "its input was refused", DIVERGED: "it diverged"}  # would end the same way again
+FINAL = {
+    0: "done",
+    Refused.status: "its input was refused",
+    Diverged.status: "it diverged",
+}  # would end the same way again
 LONGEST_PAUSE = 30.0  # seconds before a restart; the first comes after one
 PIPE = "ALIBI_JAX_SUPERVISOR"  # environment variable: the file descriptor that a supervised run writes its steps to
 TICK = 0.05  # seconds between two looks at the child
@@ -71,7 +74,7 @@ class _Child:
         self.asked.append(number)
 
     def run(self) -> int:
-        """Its exit status; minus the signal's number where a signal ended it; FAILED where it could not be started.
+        """Its exit status; minus the signal's number where a signal ended it; Failed.status where it could not be started.
 
         It is a process group of its own, for Ctrl-C on a terminal to reach it once: from here. What it leaves running in
         that group is killed when it ends.
@@ -85,7 +88,7 @@ class _Child:
         except OSError as error:  # no such program any more, or no room for another process just now
             _print(f"could not run {self.command[0]}: {error.strerror or error}")
             os.close(reading)
-            return FAILED
+            return Failed.status
         finally:
             os.close(writing)
         try:
@@ -194,13 +197,13 @@ def supervise(
             if restarts == patience:
                 _say(status, step, f"gave up after {patience} restarts without a new checkpoint")
                 return GAVE_UP
-            seconds = LONGEST_PAUSE if status == HELD else min(2.0 ** min(restarts, 10), LONGEST_PAUSE)
+            seconds = LONGEST_PAUSE if status == HeldError.status else min(2.0 ** min(restarts, 10), LONGEST_PAUSE)
             restarts += 1
             _say(status, step, f"restart {restarts} of {patience} in {seconds:g} s")
             child.pause(seconds)
             if child.asked:
                 _say(status, step, "stopped as asked before the restart")
-                return INTERRUPTED
+                return Interrupted.status
 
 
 @functools.cache

@@ -11,12 +11,9 @@ from typing import Any
 import jax
 
 from alibi_jax.config import ModelConfig
+from alibi_jax.errors import MetricsError
 from alibi_jax.model.flops import peak_flops, train_flops_per_token
 from alibi_jax.storage import Location, growing_file
-
-
-class MetricsError(RuntimeError):
-    """Metrics that cannot be written or read."""
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alibi_jax.sections import ModelConfig
+    from alibi_jax.config.sections import ModelConfig
 
 STATE = 16  # bytes of a parameter in training: itself, its gradient and two moments, float32
 

@@ -16,8 +16,9 @@ from typing import IO
 import fsspec
 import jax
 
-from alibi_jax.config import Config, ConfigError, differing_fields, load_config, to_json
-from alibi_jax.origin import Origin, check_origin, read_origin
+from alibi_jax.config import Config, differing_fields, load_config, to_json
+from alibi_jax.errors import ConfigError, HeldError
+from alibi_jax.run.origin import Origin, check_origin, read_origin
 from alibi_jax.storage import NO_LOCKS, Location, in_bucket, write_atomically
 
 MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
@@ -25,10 +26,6 @@ COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint's folder on a disk until it is whole
 LONGEST_NOTE = 200  # characters shown of what the lock's holder wrote
 SHARED_SECONDS = 10.0  # until a new file of one host is to be seen on the others; some file systems remember listings
-
-
-class HeldError(RuntimeError):
-    """A folder in which another run is at work; the same command can go on once that one has ended."""
 
 
 logger = logging.getLogger("alibi_jax")

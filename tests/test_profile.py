@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alibi_jax.config import ConfigError
+from alibi_jax.errors import ConfigError
+from alibi_jax.run.profile import parse_steps, watched
 from alibi_jax.train import train
-from alibi_jax.watch import parse_steps, watched
 from runs import tiny_config
 
 

@@ -8,9 +8,9 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alibi_jax.display import exponential, number
-from alibi_jax.display import label as shown_label
-from alibi_jax.output import LossyStream
+from alibi_jax.run.display import exponential, number
+from alibi_jax.run.display import label as shown_label
+from alibi_jax.run.output import LossyStream
 
 
 class Bar:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alibi_jax.checks import ConfigError, Section, require, shown, without_unused
-from alibi_jax.recipes import parse_json, run_recipe
-from alibi_jax.sections import (
+from alibi_jax.config.checks import Section, without_unused
+from alibi_jax.config.recipes import parse_json, run_recipe
+from alibi_jax.config.sections import (
     Attention,
     Band,
     DataConfig,
@@ -26,6 +26,7 @@ from alibi_jax.sections import (
     TrainConfig,
     parse_stride,
 )
+from alibi_jax.errors import ConfigError, require, shown
 from alibi_jax.storage import Location, locate
 
 __all__ = [

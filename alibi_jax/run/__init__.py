@@ -1,0 +1,1 @@
+"""A run on its machines: hosts, folder, checkpoints, metrics, progress, signals, and the command line."""

@@ -1,0 +1,1 @@
+"""Speed and memory beside peers, run with `python -m benchmarks.NAME`; figures are ratios of one run."""
