@@ -64,7 +64,7 @@ def cut_numbers(plan: Plan, at: At, x: Array) -> Array:
 
 def cut_bias(plan: Plan, at: At, bias: Bias | None, num_groups: int) -> Bias | None:
     _, key_heads, group = plan.heads_at_once
-    return None if bias is None else bias.heads(at.key_head * num_groups + at.group, key_heads * group)
+    return None if bias is None else bias.select_heads(at.key_head * num_groups + at.group, key_heads * group)
 
 
 def put_queries(

@@ -80,7 +80,7 @@ def _put(whole: Array, part: Array, head: Array, count: int, axis: int) -> Array
 def _of_head(part: Part, head: Array, k: Array, v: Array) -> Part:
     """The queries of one key head, and keys that have come."""
     group = part.q.shape[2] // part.k.shape[2]
-    bias = None if part.bias is None else part.bias.heads(head * group, group)
+    bias = None if part.bias is None else part.bias.select_heads(head * group, group)
     known = None if part.known is None else Known(*_cut(tuple(part.known), head, group, 1))
     q, seeds = _cut(part.q, head, group, 2), _cut(part.seeds, head, group, 1)
     return Part(q, k, v, bias, part.q_offset, seeds, known)
@@ -213,7 +213,7 @@ def _backward_heads(ring: Ring, part: Part, traveller: Traveller, gradients: tup
             traveller = from_earlier(traveller, -1)
             k, v = (_cut(x, head, 1, 2) for x in (part.k, part.v))
             here = _cut((dk, dv), head, 1, 2)
-            bias, put_back = jax.vjp(lambda bias: bias.heads(head * group, group), part.bias)
+            bias, put_back = jax.vjp(lambda bias: bias.select_heads(head * group, group), part.bias)
             none = jax.tree.map(jnp.zeros_like, bias) if learned else None
             of_head = _of_head(part, head, k, v)
             traveller, (more_k, more_v, more_bias) = _answer(ring, of_head, s, traveller, (*here, none), learned)

@@ -31,7 +31,7 @@ class Bias:
         """Bias added to the scaled scores of these queries and keys, before the softmax."""
         raise NotImplementedError
 
-    def heads(self, first: int | Int[Array, ""], count: int) -> "Bias":
+    def select_heads(self, first: int | Int[Array, ""], count: int) -> "Bias":
         """The bias of `count` heads from `first` on."""
         raise NotImplementedError
 
@@ -61,7 +61,7 @@ class LinearBias(Bias):
         distances = jnp.abs(q_positions[:, None] - k_positions[None, :])
         return -self.slopes[:, None, None] * distances.astype(jnp.float32)[None]
 
-    def heads(self, first: int | Int[Array, ""], count: int) -> "LinearBias":
+    def select_heads(self, first: int | Int[Array, ""], count: int) -> "LinearBias":
         return LinearBias(jax.lax.dynamic_slice_in_dim(self.slopes, first, count, 0))
 
     def decay(self) -> Float32[Array, " H"]:

@@ -48,7 +48,7 @@ class BucketBias(Bias):
         distances = q_positions[:, None] - k_positions[None, :]
         return jnp.moveaxis(self.table.astype(jnp.float32)[self.buckets(distances)], -1, 0)
 
-    def heads(self, first: int | Int[Array, ""], count: int) -> "BucketBias":
+    def select_heads(self, first: int | Int[Array, ""], count: int) -> "BucketBias":
         return BucketBias(jax.lax.dynamic_slice_in_dim(self.table, first, count, 1), self.max_distance)
 
     def largest(self) -> Float32[Array, " H"]:
