@@ -17,8 +17,7 @@ from pathlib import Path
 import tyro
 
 from alibi_jax.config import Config, PositionName, replace
-from alibi_jax.evaluate.plots import non_overlapping
-from alibi_jax.evaluate.records import Record
+from alibi_jax.evaluate.records import Record, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.run.command import run_command
 from alibi_jax.run.display import number

@@ -25,8 +25,7 @@ import numpy as np
 import tyro
 
 from alibi_jax.config import Config, PositionName, replace
-from alibi_jax.evaluate.plots import line_name, non_overlapping
-from alibi_jax.evaluate.records import Record
+from alibi_jax.evaluate.records import Record, line_name, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.tables import DASH, markdown, markdown_table, summary_table
 from alibi_jax.run.command import run_command

@@ -22,8 +22,7 @@ from alibi_jax.config import Config, MeshConfig, load_config, replace
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.errors import require
 from alibi_jax.evaluate.nats import token_nats
-from alibi_jax.evaluate.plots import non_overlapping
-from alibi_jax.evaluate.records import Record
+from alibi_jax.evaluate.records import Record, non_overlapping
 from alibi_jax.evaluate.report import read_records, write_report
 from alibi_jax.evaluate.run import load_params
 from alibi_jax.evaluate.statistics import perplexity

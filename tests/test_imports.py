@@ -75,3 +75,11 @@ def test_no_mesh_axis_is_named_outside_sharding():
         if path.name not in ("sharding.py", "sections.py"):
             strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
             assert not {"fsdp", "tensor"} & {s for s in strings if isinstance(s, str)}, path
+
+
+@pytest.mark.versions
+def test_no_figure_no_matplotlib():
+    """The command line, the experiments and all tables do without, until a figure is drawn."""
+    code = "import sys, main, experiments.extrapolation, alibi_jax.evaluate.tables; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

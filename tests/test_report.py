@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from alibi_jax.config import PositionName
 from alibi_jax.evaluate import plots, report, tables
 from alibi_jax.evaluate.page import gain_html
-from alibi_jax.evaluate.records import STATUSES, write_records
+from alibi_jax.evaluate.records import STATUSES, sliding, write_records
 from alibi_jax.run import display
 
 TITLE = "Train <short> & test long"
@@ -268,9 +268,9 @@ def test_the_sliding_protocol_drawn_is_the_one_evaluated_most():
     whole = run_records("alibi", "alibi", (8.0, 7.5, 7.25))
     fine = record("alibi", "alibi", 16, 1, 6.9)
     fixed = run_records("alibi", "alibi", (7.0, 7.0, 7.0), stride=8)
-    assert plots.sliding([*whole, fine]) == ("", [])
-    assert plots.sliding([*whole, fine, *fixed]) == ("8", fixed)
-    assert plots.sliding(some_records())[0] == "L/4"
+    assert sliding([*whole, fine]) == ("", [])
+    assert sliding([*whole, fine, *fixed]) == ("8", fixed)
+    assert sliding(some_records())[0] == "L/4"
 
 
 def test_every_position_method_has_its_own_colour_and_marker():
@@ -433,7 +433,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(report, "write_atomically", full)
-    monkeypatch.setattr(report, "extrapolation_figure", lambda _: plots.Figure())
+    monkeypatch.setattr(plots, "extrapolation_figure", lambda _: plots.Figure())
     with pytest.raises(OSError, match=f"could not read or write in {tmp_path}: No space left.*--out"):
         report.write_report(records, tmp_path, TITLE, "")
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from string import Template
 
-from alibi_jax.evaluate.plots import NAMES, non_overlapping, png_bytes, position_figure, sliding
-from alibi_jax.evaluate.records import MANY_UNKNOWN, Record, unknown_share
+from alibi_jax.evaluate.plots import png_bytes, position_figure
+from alibi_jax.evaluate.records import MANY_UNKNOWN, NAMES, Record, non_overlapping, sliding, unknown_share
 from alibi_jax.evaluate.statistics import longest_useful_length
 from alibi_jax.evaluate.tables import DASH, Grid
 from alibi_jax.run.display import html_text, number, perplexity_digits

@@ -5,10 +5,9 @@ Runs whose labels differ only in a last "-s0", "-s1" ... are seeds of one line: 
 
 import io
 import math
-import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from alibi_jax.errors import ResultsError
-from alibi_jax.evaluate.records import Record, load_nats
+from alibi_jax.evaluate.records import Record, line_name, load_nats, non_overlapping, sliding
 from alibi_jax.evaluate.statistics import position_loss
 from alibi_jax.run.display import label, number
 from alibi_jax.storage import locate
@@ -36,44 +35,14 @@ COLOURS = {
     "none": "#555555",
 }
 MARKERS = {"alibi": "o", "sinusoidal": "s", "rotary": "^", "t5": "D", "learned": "v", "none": "p"}
-NAMES = {"alibi": "ALiBi", "t5": "T5 bias", "none": "no positions"}  # the others are called as they are written
 INFINITE = "perplexity inf"  # scored, and past the largest number
 FAILURE_MARKERS = {"out of memory": "x", "refused": "+", "not finite": "1", INFINITE: "2"}
 INK, FAINT = "#222222", "#D9D9D9"
 
 
-def line_name(record: Record) -> str:
-    """How the record's run is labelled in figures: without its seed, and by the method's name where that is all."""
-    name = re.sub(r"(?<=.)-s\d+$", "", record["run"])
-    return NAMES.get(name, name)
-
-
 def outcome(record: Record) -> str:
     """The status of a record, or that its perplexity cannot be drawn."""
     return INFINITE if record["status"] == "ok" and not math.isfinite(record["perplexity"]) else record["status"]
-
-
-def non_overlapping(records: Iterable[Record]) -> list[Record]:
-    """The records whose stride is their length."""
-    return [record for record in records if record["stride"] == record["length"]]
-
-
-def sliding(records: Sequence[Record]) -> tuple[str, list[Record]]:
-    """The one sliding protocol, "L/4" or a fixed "64", that was evaluated most (the finest of equals), as (name, records).
-
-    ("", []) when no protocol spans more than one length though the non-overlapping one does: a single stride at the
-    training length is there to measure far context, not to be drawn.
-    """
-    candidates = [record for record in records if record["stride"] < record["length"]]
-    families = {}
-    for divisor in sorted({round(record["length"] / record["stride"]) for record in candidates}, reverse=True):
-        same_share = [record for record in candidates if record["stride"] == max(1, record["length"] // divisor)]
-        families[f"L/{divisor}"] = same_share
-    for stride in sorted({record["stride"] for record in candidates}):
-        families[str(stride)] = [record for record in candidates if record["stride"] == stride]
-    name, chosen = max(families.items(), key=lambda family: len(family[1]), default=("", []))
-    span, whole = ({record["length"] for record in some} for some in (chosen, non_overlapping(records)))
-    return (name, chosen) if len(span) > 1 or len(whole) <= 1 else ("", [])
 
 
 def readable_ticks(low: float, high: float) -> list[float]:

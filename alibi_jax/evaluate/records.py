@@ -9,10 +9,11 @@ import contextlib
 import io
 import json
 import math
+import re
 import sys
 import typing
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ STATUSES = ("ok", "out of memory", "refused", "not finite")
 STATISTICS = ("mean_nats", "perplexity", "bits_per_byte", "standard_error")
 MANY_UNKNOWN = 0.05  # of the tokens: with more unknown words than that a warning stands beside the numbers
 GAIN = ("total", "far_context", "early_tokens", "far_context_error")
+NAMES = {"alibi": "ALiBi", "t5": "T5 bias", "none": "no positions"}  # the others are called as they are written
 
 
 class _Kind(NamedTuple):
@@ -83,6 +85,35 @@ WHERE_KNOWN = {
     "gain": _Kind(_is_gain, f"an object of {', '.join(GAIN)}"),
     "config": _Kind(_is_config, "an object of sections"),
 }
+
+
+def line_name(record: Record) -> str:
+    """How the record's run is labelled in figures: without its seed, and by the method's name where that is all."""
+    name = re.sub(r"(?<=.)-s\d+$", "", record["run"])
+    return NAMES.get(name, name)
+
+
+def non_overlapping(records: Iterable[Record]) -> list[Record]:
+    """The records whose stride is their length."""
+    return [record for record in records if record["stride"] == record["length"]]
+
+
+def sliding(records: Sequence[Record]) -> tuple[str, list[Record]]:
+    """The one sliding protocol, "L/4" or a fixed "64", that was evaluated most (the finest of equals), as (name, records).
+
+    ("", []) when no protocol spans more than one length though the non-overlapping one does: a single stride at the
+    training length is there to measure far context, not to be drawn.
+    """
+    candidates = [record for record in records if record["stride"] < record["length"]]
+    families = {}
+    for divisor in sorted({round(record["length"] / record["stride"]) for record in candidates}, reverse=True):
+        same_share = [record for record in candidates if record["stride"] == max(1, record["length"] // divisor)]
+        families[f"L/{divisor}"] = same_share
+    for stride in sorted({record["stride"] for record in candidates}):
+        families[str(stride)] = [record for record in candidates if record["stride"] == stride]
+    name, chosen = max(families.items(), key=lambda family: len(family[1]), default=("", []))
+    span, whole = ({record["length"] for record in some} for some in (chosen, non_overlapping(records)))
+    return (name, chosen) if len(span) > 1 or len(whole) <= 1 else ("", [])
 
 
 def unknown_share(record: Record) -> float:

@@ -6,9 +6,7 @@ A record is one (run, length, stride) of `sweep.jsonl`, a plain dict; its keys a
 from collections.abc import Sequence
 
 from alibi_jax.errors import ResultsError
-from alibi_jax.evaluate.page import page
-from alibi_jax.evaluate.plots import extrapolation_figure, non_overlapping, png_bytes, sliding
-from alibi_jax.evaluate.records import Record, explained, read_lines
+from alibi_jax.evaluate.records import Record, explained, non_overlapping, read_lines, sliding
 from alibi_jax.evaluate.tables import csv_text, markdown_table
 from alibi_jax.storage import Location, locate, write_atomically
 
@@ -81,6 +79,9 @@ def write_report(records: Sequence[Record], folder: str | Location, title: str, 
     file. Runs whose arrays of nats are not at hand are missing from its figure of loss by position, and only there; an
     array that is damaged is a ResultsError. OSError, with what to do, where the disk fails.
     """
+    from alibi_jax.evaluate.page import page  # both load matplotlib, which takes a second and only a report needs
+    from alibi_jax.evaluate.plots import extrapolation_figure, png_bytes
+
     _check(records)
     folder = locate(folder)
     _make(folder)

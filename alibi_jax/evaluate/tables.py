@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from alibi_jax.evaluate.plots import non_overlapping, sliding
-from alibi_jax.evaluate.records import Record
+from alibi_jax.evaluate.records import Record, non_overlapping, sliding
 from alibi_jax.run.display import csv_cell, label, markdown_text, perplexity_number
 
 COLUMNS = (
