@@ -35,14 +35,14 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_width": None,
     "layers": None,
     "rows": None,  # of small tables
-    "band_width": None,  # of a projection of the adaptive input and softmax
+    "cluster_width": None,  # of a projection of the adaptive input and softmax
     "words": None,  # of a seed
     "replicated": None,  # on every device, whatever else changes here
 }
 
 DIMENSIONS: dict[str, tuple[str, ...]] = {
-    "embedding/table": ("vocab", "width"),  # of band b: table_b
-    "embedding/projection": ("band_width", "width"),
+    "embedding/table": ("vocab", "width"),  # of cluster b: table_b
+    "embedding/projection": ("cluster_width", "width"),
     "position/position_table": ("rows", "width"),
     "position/bucket_table": ("rows", "heads"),
     "position/log_slopes": ("heads",),
@@ -61,7 +61,7 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     "norm/scale": ("channels",),
     "norm/bias": ("channels",),
     "softmax/table": ("vocab", "width"),
-    "softmax/projection": ("band_width", "width"),
+    "softmax/projection": ("cluster_width", "width"),
     "softmax/classes": ("rows", "width"),
 }
 
@@ -112,10 +112,10 @@ def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
         ("model.mlp_width", model.mlp_width, "mlp"),
         ("model.width", model.width, "width"),
     ]
-    for band in model.bands if model.vocab_size else []:
-        words = f"words {band.first:,} to {band.end:,}"
-        field = f"model.adaptive_cutoffs, {words}" if model.adaptive_cutoffs else "model.vocab_size"
-        sizes += [(field, band.end - band.first, "vocab"), (f"width of the vectors of {words}", band.width, "width")]
+    for cluster in model.clusters if model.vocab_size else []:
+        tokens = f"tokens {cluster.first:,} to {cluster.end:,}"
+        field = f"model.adaptive_cutoffs, {tokens}" if model.adaptive_cutoffs else "model.vocab_size"
+        sizes += [(field, cluster.size, "vocab"), (f"width of the vectors of {tokens}", cluster.width, "width")]
     for field, size, dimension in sizes:
         _check_size(field, size, dimension, mesh)
     check_divides((train.train_length, *train.validate_lengths), mesh)
@@ -242,7 +242,7 @@ def _leaf_spec(path: tuple, leaf: Any) -> PartitionSpec:
     if np.ndim(leaf) == 0:
         return PartitionSpec()
     name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path[-2:])
-    name = re.sub(r"_\d+$", "", name)  # of a band
+    name = re.sub(r"_\d+$", "", name)  # of a cluster
     known = [row for row in DIMENSIONS if name == row or name.endswith("_" + row)]
     if not known:
         raise ConfigError(f"sharding: got a parameter {name!r}, expected a row for it in DIMENSIONS. Add one.")

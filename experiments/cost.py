@@ -6,7 +6,7 @@
 One model for every method, the same weights' shapes, tokens and optimizer; the methods take turns in one run, and a time is the
 median of the turns. A training step is forward, loss, backward, clip and update; evaluation is one batch of windows. Memory is
 what the compiler counts for the step, parameters and moments included. Lengths already measured with the same options are not
-measured again. Tokens are drawn by Zipf's law, so that adaptive bands see about their share of words.
+measured again. Tokens are drawn by Zipf's law, so that adaptive clusters see about their share of words.
 """
 
 import dataclasses

@@ -65,15 +65,15 @@ def layer_norm(state, name, x):
 
 
 def embed(state, tokens, cutoffs):
-    """[L] -> [L, E]: adaptive input, each band projected by its own matrix, then times sqrt(E).
+    """[L] -> [L, E]: adaptive input, each cluster projected by its own matrix, then times sqrt(E).
 
-    One token at a time, so that a row's rounding cannot depend on how many other tokens share its band.
+    One token at a time, so that a row's rounding cannot depend on how many other tokens share its cluster.
     """
-    bands = np.searchsorted(cutoffs, tokens, side="right")
+    clusters = np.searchsorted(cutoffs, tokens, side="right")
     rows = []
-    for token, band in zip(tokens, bands, strict=True):
-        name = f"embed_tokens.embeddings.{band}"
-        vector = state[f"decoder.{name}.0.weight"][token - (0, *cutoffs)[band]]
+    for token, cluster in zip(tokens, clusters, strict=True):
+        name = f"embed_tokens.embeddings.{cluster}"
+        vector = state[f"decoder.{name}.0.weight"][token - (0, *cutoffs)[cluster]]
         rows.append(weight(state, name + ".1.weight") @ np.asarray(vector, dtype=np.float64))
     return np.stack(rows) * math.sqrt(len(rows[0]))
 
@@ -94,9 +94,9 @@ def layer(state, name, x, bias):
 
 
 def adaptive_log_softmax(state, x, cutoffs):
-    """[L, E] -> [L, V]: head over band 0 words then class rows; a tail word adds its class row's share.
+    """[L, E] -> [L, V]: head over cluster 0 words then class rows; a tail word adds its class row's share.
 
-    tail.0 is band 1: fairseq numbers the tails from 0.
+    tail.0 is cluster 1: fairseq numbers the tails from 0.
     """
     name = "adaptive_softmax"
     rows = [weight(state, f"{name}.head.{part}_proj.weight") for part in ("word", "class")]

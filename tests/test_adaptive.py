@@ -107,7 +107,7 @@ def test_the_wikitext103_recipe_has_the_papers_parameters_at_every_length():
         ({"tied_projections": False}, {f"softmax/projection_{b}" for b in (1, 2)}),
     ],
 )
-def test_untied_words_and_projections_have_parameters_of_their_own(changes, names):
+def test_untied_tables_and_projections_have_parameters_of_their_own(changes, names):
     def paths(params):
         return {
             jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(params)
@@ -124,7 +124,7 @@ def test_untied_words_and_projections_have_parameters_of_their_own(changes, name
 
 
 def test_new_parameters_are_drawn_as_the_recipe_says():
-    """Embeddings N(0, width^-0.5) by band; projections, classes and `out` Xavier-uniform; q, k, v with gain 1/sqrt(2)."""
+    """Embeddings N(0, width^-0.5) by cluster; projections, classes and `out` Xavier-uniform; q, k, v with gain 1/sqrt(2)."""
     sizes = {"width": 128, "mlp_width": 256, "vocab_size": 4000, "adaptive_cutoffs": (1000, 2000), "num_layers": 1}
     model = TransformerLM(ModelConfig(**(PAPER | sizes)))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
@@ -147,8 +147,8 @@ def test_dropout_of_the_adaptive_softmax_acts_on_its_input_and_after_each_projec
     trained = apply(model, params, tokens, train=True, rngs={"dropout": jax.random.key(0)})
     for part in (slice(0, 30), slice(30, 60), slice(60, 101)):
         assert float(jnp.abs(trained - plain)[..., part].max()) > 1e-2
-    # what every channel of band 1 is given is the same, and its words 30 and 31 look at one channel each: they can differ only
-    # by a dropout after the projection
+    # every channel of cluster 1 has the same input, and its tokens 30 and 31 read one channel each: only a dropout after the
+    # projection can make them differ
     params["embedding"] |= {"projection_1": jnp.ones((8, 32)), "table_1": jnp.eye(30, 8)}
     differ = []
     for options in ({}, {"train": True, "rngs": {"dropout": jax.random.key(0)}}):
@@ -157,7 +157,7 @@ def test_dropout_of_the_adaptive_softmax_acts_on_its_input_and_after_each_projec
     assert differ[0] < 1e-4 < 1e-1 < differ[1]
 
 
-def test_the_loss_in_parts_is_the_loss_in_the_model_too():
+def test_the_loss_in_chunks_is_the_loss_in_the_model_too():
     """A limit of a MiB, and rows enough for it: the same nats and gradients as with all logits at once."""
     plain = {"num_layers": 1, "adaptive_cutoffs": ()}
     tokens = jax.random.randint(jax.random.key(3), (16, 257), 0, 101)
@@ -175,8 +175,8 @@ def test_the_loss_in_parts_is_the_loss_in_the_model_too():
     jax.tree.map(lambda a, b: assert_close(a, b, "logits"), gradient, expected)
 
 
-def test_bands_are_sharded_and_give_the_same_loss_on_a_mesh():
-    """8 devices, 2 of each kind: words of every band over `tensor`, widths over `fsdp`."""
+def test_clusters_are_sharded_and_give_the_same_loss_on_a_mesh():
+    """8 devices, 2 of each kind: tokens of every cluster over `tensor`, widths over `fsdp`."""
     model, params = make(adaptive_cutoffs=(32, 64), vocab_size=128, num_layers=1)
     tokens = jax.random.randint(jax.random.key(3), (4, 9), 0, 128)
 
@@ -205,11 +205,11 @@ def test_learned_slopes_are_never_given_to_a_kernel_by_auto():
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ({"data": 2, "tensor": 4}, r"adaptive_cutoffs, words 0 to 30: got 30, expected a multiple of 4"),
-        ({"data": 1, "fsdp": 8}, r"width of the vectors of words 60 to 104: got 2, expected a multiple of 8"),
+        ({"data": 2, "tensor": 4}, r"adaptive_cutoffs, tokens 0 to 30: got 30, expected a multiple of 4"),
+        ({"data": 1, "fsdp": 8}, r"width of the vectors of tokens 60 to 104: got 2, expected a multiple of 8"),
     ],
 )
-def test_a_mesh_that_does_not_divide_a_band_is_refused(mesh, message):
+def test_a_mesh_that_does_not_divide_a_cluster_is_refused(mesh, message):
     model = ModelConfig(**(PAPER | {"vocab_size": 104}))
     config = Config(model=model, train=TrainConfig(batch_size=16), mesh=MeshConfig(**mesh))
     with pytest.raises(ConfigError, match=message):
@@ -227,7 +227,7 @@ def test_a_mesh_that_does_not_divide_a_band_is_refused(mesh, message):
         ({"adaptive_cutoffs": (0, 30)}, r"adaptive_cutoffs: got 0, expected 1 to"),
         (
             {"adaptive_factor": 8},
-            r"adaptive_factor: got 8 for 3 bands of a model of width 32, expected .* at least 1 wide",
+            r"adaptive_factor: got 8 for 3 clusters of a model of width 32, expected .* at least 1 wide",
         ),
         (
             {"adaptive_cutoffs": (), "adaptive_dropout": 0.1},
@@ -235,6 +235,6 @@ def test_a_mesh_that_does_not_divide_a_band_is_refused(mesh, message):
         ),
     ],
 )
-def test_bands_that_cannot_be_are_refused(changes, message):
+def test_clusters_that_cannot_be_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         ModelConfig(**(PAPER | changes))

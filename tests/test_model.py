@@ -52,7 +52,7 @@ def test_runs_at_any_length_and_a_prefix_gives_the_same_logits(position):
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
-@pytest.mark.parametrize("cutoffs", [(), (10, 20)], ids=["one band", "three bands"])
+@pytest.mark.parametrize("cutoffs", [(), (10, 20)], ids=["one cluster", "three clusters"])
 def test_an_id_outside_the_vocabulary_is_refused_and_under_jit_gives_nan(cutoffs):
     model, params, tokens = make(adaptive_cutoffs=cutoffs)
     nats = functools.partial(model.apply, {"params": params}, method="nats")

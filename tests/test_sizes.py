@@ -8,7 +8,7 @@ from alibi_jax.config import ModelConfig, load_config
 from alibi_jax.config.sizes import parameter_count
 from alibi_jax.model import TransformerLM
 
-BANDS = {"adaptive_cutoffs": (10, 20)}
+CLUSTERS = {"adaptive_cutoffs": (10, 20)}
 MODELS = {
     "plain": {},
     "untied": {"tied_embedding": False},
@@ -17,9 +17,9 @@ MODELS = {
     "t5": {"position": "t5", "t5_buckets": 6},
     "learned slopes": {"slopes": "learned"},
     "rotary": {"position": "rotary"},
-    "bands": BANDS,
-    "untied bands": BANDS | {"tied_embedding": False},
-    "untied projections": BANDS | {"tied_projections": False, "tied_embedding": False},
+    "clusters": CLUSTERS,
+    "untied clusters": CLUSTERS | {"tied_embedding": False},
+    "untied projections": CLUSTERS | {"tied_projections": False, "tied_embedding": False},
 }
 
 

@@ -16,7 +16,7 @@ from alibi_jax.config.checks import Section, without_unused
 from alibi_jax.config.recipes import parse_json, run_recipe
 from alibi_jax.config.sections import (
     Attention,
-    Band,
+    Cluster,
     DataConfig,
     EvaluateConfig,
     MeshConfig,
@@ -31,7 +31,7 @@ from alibi_jax.storage import Location, locate
 
 __all__ = [
     "Attention",
-    "Band",
+    "Cluster",
     "Config",
     "ConfigError",
     "DataConfig",

@@ -100,7 +100,7 @@ class Belongs(NamedTuple):
 
 
 ALIBI, T5, TFDS = Belongs("position", ("alibi",)), Belongs("position", ("t5",)), Belongs("source", ("tfds",))
-FILES, ADAMW, BANDS = Belongs("source", ("files",)), Belongs("name", ("adamw",)), Belongs("adaptive_cutoffs")
+FILES, ADAMW, CLUSTERS = Belongs("source", ("files",)), Belongs("name", ("adamw",)), Belongs("adaptive_cutoffs")
 
 BELONGS = {
     "model.bias_max": ALIBI,
@@ -110,9 +110,9 @@ BELONGS = {
     "model.t5_buckets": T5,
     "model.t5_max_distance": T5,
     "model.learned_length": Belongs("position", ("learned",)),
-    "model.adaptive_factor": BANDS,
-    "model.adaptive_dropout": BANDS,
-    "model.tied_projections": BANDS,
+    "model.adaptive_factor": CLUSTERS,
+    "model.adaptive_dropout": CLUSTERS,
+    "model.tied_projections": CLUSTERS,
     "model.remat_saves": Belongs("remat"),
     "data.train_path": FILES,
     "data.valid_path": FILES,

@@ -16,12 +16,17 @@ Attention = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"
 PositionName = Literal["alibi", "sinusoidal", "rotary", "t5", "learned", "none"]
 
 
-class Band(NamedTuple):
-    """Words first ... end - 1 of the vocabulary, with vectors of `width` channels."""
+class Cluster(NamedTuple):
+    """Tokens first ... end - 1 of the vocabulary, with vectors of `width` channels (Grave et al. 2017)."""
 
     first: int
     end: int
     width: int
+
+    @property
+    def size(self) -> int:
+        """Returns the number of tokens in the cluster."""
+        return self.end - self.first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +45,10 @@ class ModelConfig(Section):
     norm_epsilon: float = 1e-5  # added to the variance in LayerNorm
     scale_embedding: bool = True  # multiply token embeddings by sqrt(width)
     tied_embedding: bool = True  # the softmax uses the embedding's rows
-    adaptive_cutoffs: tuple[int, ...] = ()  # bands of the adaptive input and softmax end here, words; empty: one band
-    adaptive_factor: int = 4  # the vectors of each band are so many times narrower than those of the band before
+    adaptive_cutoffs: tuple[
+        int, ...
+    ] = ()  # token ids at which clusters end, adaptive input and softmax; empty: one cluster
+    adaptive_factor: int = 4  # the vectors of each cluster are so many times narrower than those of the cluster before
     adaptive_dropout: float = 0.0  # share dropped before the adaptive softmax and after each of its projections
     tied_projections: bool = True  # the adaptive softmax uses the projections of the adaptive input
     logits_mib: int = 256  # logits a device holds at once for a loss; of more the loss is made in parts, twice computed
@@ -67,17 +74,17 @@ class ModelConfig(Section):
         return self.width // self.num_heads
 
     @property
-    def bands(self) -> list[Band]:
-        """The bands of the vocabulary, which has to be known; one, of full width, where there are no cutoffs."""
+    def clusters(self) -> list[Cluster]:
+        """Returns the clusters of the vocabulary, which has to be known: one of full width without cutoffs."""
         edges = itertools.pairwise((0, *self.adaptive_cutoffs, self.vocab_size))
-        return [Band(first, end, self.width // self.adaptive_factor**b) for b, (first, end) in enumerate(edges)]
+        return [Cluster(first, end, self.width // self.adaptive_factor**b) for b, (first, end) in enumerate(edges)]
 
     def memory(self) -> int:
         """Bytes of the parameters, their gradients and moments, over all devices."""
         return STATE * parameter_count(self)
 
     def check(self) -> None:
-        self._check_bands()
+        self._check_clusters()
         require(
             self.memory() <= LARGEST,
             "model",
@@ -114,7 +121,7 @@ class ModelConfig(Section):
             "Raise t5_max_distance or lower t5_buckets.",
         )
 
-    def _check_bands(self) -> None:
+    def _check_clusters(self) -> None:
         cutoffs, factor = self.adaptive_cutoffs, self.adaptive_factor
         within = self.vocab_size or max(cutoffs, default=0) + 1
         require(
@@ -127,8 +134,8 @@ class ModelConfig(Section):
         require(
             self.width >= factor ** len(cutoffs),
             "model.adaptive_factor",
-            f"{factor} for {len(cutoffs) + 1} bands of a model of width {self.width}",
-            f"vectors of the last band at least 1 wide, not width / factor^{len(cutoffs)} below 1",
+            f"{factor} for {len(cutoffs) + 1} clusters of a model of width {self.width}",
+            f"vectors of the last cluster at least 1 wide, not width / factor^{len(cutoffs)} below 1",
             "Lower adaptive_factor or name fewer cutoffs.",
         )
 

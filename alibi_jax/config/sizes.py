@@ -26,10 +26,10 @@ def _position(model: "ModelConfig") -> int:
 
 
 def _words(model: "ModelConfig") -> int:
-    """Of the embedding and the softmax, all their bands."""
-    tables = sum((band.end - band.first) * band.width for band in model.bands)
+    """Of the embedding and the softmax, all their clusters."""
+    tables = sum(cluster.size * cluster.width for cluster in model.clusters)
     if not model.adaptive_cutoffs:
         return tables if model.tied_embedding else 2 * tables
-    head, *tails = (band.width * model.width for band in model.bands)
+    head, *tails = (cluster.width * model.width for cluster in model.clusters)
     projections = head + sum(tails) + (0 if model.tied_projections else sum(tails))
     return (tables if model.tied_embedding else 2 * tables) + projections + len(tails) * model.width

@@ -18,16 +18,16 @@ def layers_flops_per_token(model: ModelConfig, length: int) -> float:
 def softmax_flops_per_token(model: ModelConfig) -> float:
     """Forward, of the logits; 0 where the vocabulary is not known.
 
-    Adaptive bands: the head and all projections; of a further band only its own words' logits are computed, a few in a
+    Adaptive clusters: the head and all projections; of a further cluster only its own tokens' logits are computed, a few in a
     hundred, and none is counted.
     """
     if not model.vocab_size:
         return 0.0
-    head, *tails = model.bands
-    words = head.end * head.width
+    head, *tails = model.clusters
+    weights = head.size * head.width
     if tails:
-        words += model.width * (head.width + 2 * sum(band.width for band in tails) + len(tails))
-    return 2.0 * words
+        weights += model.width * (head.width + 2 * sum(cluster.width for cluster in tails) + len(tails))
+    return 2.0 * weights
 
 
 def forward_flops_per_token(model: ModelConfig, length: int) -> float:

@@ -73,8 +73,8 @@ def train_flops(config: Config) -> Flops:
     model, train = config.model, config.train
     length, tokens = train.train_length, train.batch_size * train.train_length
     rows = local_size(train.batch_size // train.gradient_accumulation, "batch") * local_size(length, "length")
-    head = model.bands[0]
-    in_parts = 4 * rows * local_size(head.end - head.first, "vocab") > model.logits_mib * 2**20
+    head = model.clusters[0]
+    in_parts = 4 * rows * local_size(head.size, "vocab") > model.logits_mib * 2**20
     again = _again(model, length) + softmax_flops_per_token(model) * in_parts
     total = train_flops_per_token(model, length)
     return Flops(total * tokens, total, 3 * attention_flops_per_token(model, length) * tokens, again * tokens)
