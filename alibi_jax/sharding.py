@@ -186,26 +186,27 @@ def _local_spec(dimensions: tuple[str, ...], mesh: AbstractMesh) -> PartitionSpe
 def on_each_device(function: Callable, inputs: tuple, dimensions: tuple, output: tuple[str, ...]) -> jax.Array:
     """function(*inputs) of the mesh of `jax.set_mesh`, each device working alone on its part of every input (shard_map).
 
-    dimensions: the names of each input's, as in RULES; of a tree of one array, that array's. Without a mesh, or one whose axes
-    split nothing here, a plain call. ValueError where a dimension does not divide over its axes.
+    dimensions: for each array of the inputs, in the order of the pytree's leaves, the names of its dimensions, as in RULES.
+    Without a mesh, or one whose axes split nothing here, a plain call. ValueError where a dimension does not divide over its
+    axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes or all(_ways(mesh, name) == 1 for names in dimensions for name in names or ()):
+    if mesh.empty or mesh.manual_axes or all(_ways(mesh, name) == 1 for names in dimensions for name in names):
         return function(*inputs)
     if AxisType.Explicit in mesh.axis_types:
         raise ValueError(
             f"mesh: got {mesh}, expected axes of AxisType.Auto. Make it with "
             f"axis_types=(AxisType.Auto,) * {len(mesh.axis_names)}."
         )
-    for array, names in zip(inputs, dimensions, strict=True):
-        for leaf in jax.tree.leaves(array):
-            for size, name in zip(leaf.shape, names, strict=True):
-                if size % _ways(mesh, name):
-                    raise ValueError(
-                        f"{name}: got {size}, expected a multiple of {_ways(mesh, name)}, the devices along {RULES[name]}. "
-                        "Change the size or the mesh."
-                    )
-    specs = tuple(None if names is None else _local_spec(names, mesh) for names in dimensions)
+    arrays, tree = jax.tree.flatten(inputs)
+    for array, names in zip(arrays, dimensions, strict=True):
+        for size, name in zip(array.shape, names, strict=True):
+            if size % _ways(mesh, name):
+                raise ValueError(
+                    f"{name}: got {size}, expected a multiple of {_ways(mesh, name)}, the devices along {RULES[name]}. "
+                    "Change the size or the mesh."
+                )
+    specs = tree.unflatten([_local_spec(names, mesh) for names in dimensions])
     mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=_local_spec(output, mesh), check_vma=False)
     return mapped(*inputs)
 

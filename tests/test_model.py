@@ -12,7 +12,7 @@ from alibi_jax.config import ModelConfig
 from alibi_jax.errors import LengthError
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.flops import forward_flops_per_token, peak_flops
-from alibi_jax.positions import POSITIONS
+from alibi_jax.positions.methods import POSITIONS
 from conftest import assert_close
 
 SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_width": 64, "vocab_size": 37}

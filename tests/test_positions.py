@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from alibi_jax.config import ModelConfig
 from alibi_jax.errors import LengthError
-from alibi_jax.positions import POSITIONS, Alibi, BucketBias, LinearBias, alibi_slopes
+from alibi_jax.positions.alibi import Alibi
+from alibi_jax.positions.bias import BucketBias, LinearBias, alibi_slopes, bucket_edges
+from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.positions.rotary import rotate_pairs
 from alibi_jax.positions.sinusoidal import sinusoids
-from alibi_jax.positions.t5 import bucket_edges
 from conftest import assert_close
 
 

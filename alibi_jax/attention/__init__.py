@@ -12,7 +12,7 @@ from alibi_jax.attention import arguments, blockwise, pallas_gpu, pallas_tpu, ri
 from alibi_jax.attention.dropout import head_seeds
 from alibi_jax.attention.options import SAVED_NAME, Options, Part, Rules, differentiable
 from alibi_jax.attention.reference import reference_attention
-from alibi_jax.positions.base import Bias
+from alibi_jax.positions.bias import Bias
 from alibi_jax.sharding import device, on_each_device, ring_size
 
 __all__ = ["SAVED_NAME", "attend"]
@@ -132,5 +132,6 @@ def attend(
     if ring_size() > 1:
         rules = ring.around(rules, ring_size())
     heads = "batch", "length", "heads", "head_width"
-    dimensions = heads, heads, heads, None if bias is None else bias.dimensions, (), ("batch", "heads", "words")
+    of_bias = [] if bias is None else [names for names, _ in bias.arrays()]
+    dimensions = heads, heads, heads, *of_bias, (), ("batch", "heads", "words")
     return on_each_device(lambda *inputs: differentiable(rules, options, Part(*inputs)), inputs, dimensions, heads)

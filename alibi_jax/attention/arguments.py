@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE
-from alibi_jax.positions.base import Bias, LinearBias, concrete
+from alibi_jax.positions.bias import Bias, concrete
 
 POSITIONS = 2**30  # int32 holds them, and what is added for whole blocks
 
@@ -47,7 +47,7 @@ def checked_offset(q_offset: Any, queries: int) -> Array:
 
 
 def checked_bias(bias: Any, heads: int) -> Bias | None:
-    """The bias with its array in float32."""
+    """Returns the bias with its arrays in float32."""
     if bias is None:
         return None
     if not isinstance(bias, Bias):
@@ -55,31 +55,34 @@ def checked_bias(bias: Any, heads: int) -> Bias | None:
             f"attend: got a bias of type {type(bias).__name__}, expected LinearBias, BucketBias or None. Pass "
             "LinearBias(slopes) for slopes."
         )
-    name, leaves = type(bias).__name__, jax.tree.leaves(bias)
-    shapes = [np.shape(leaf) for leaf in leaves]
-    if len(leaves) != 1 or len(shapes[0]) != len(bias.dimensions):
+    name, arrays = type(bias).__name__, bias.arrays()
+    if len(arrays) != len(bias.dimensions) or any(np.ndim(array) != len(names) for names, array in arrays):
+        expected = ", ".join(f"{field} [{', '.join(names)}]" for field, names in bias.dimensions.items())
+        shapes = [np.shape(array) for _, array in arrays]
         raise ValueError(
-            f"attend: got a {name} of arrays of shapes {shapes}, expected one array [{', '.join(bias.dimensions)}]. "
-            "Make it an array of that shape."
+            f"attend: got a {name} of arrays of shapes {shapes}, expected {expected}. Pass arrays of such shapes."
         )
-    if shapes[0][bias.dimensions.index("heads")] != heads:
+    sizes = {np.shape(array)[names.index("heads")] for names, array in arrays if "heads" in names}
+    if sizes != {heads}:
         raise ValueError(
-            f"attend: got a {name} of {shapes[0][bias.dimensions.index('heads')]} heads for q of {heads}, expected as many. "
+            f"attend: got a {name} of {' and '.join(map(str, sizes)) or 'no'} heads for q of {heads}, expected as many. "
             "Make it for the heads of q, not those of k."
         )
-    _check_numbers(bias, name, leaves[0])
+    for _, array in arrays:
+        _check_numbers(name, array, bias.may_hide)
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bias)
 
 
-def _check_numbers(bias: Bias, name: str, array: Any) -> None:
-    """A table may hold -inf, which hides the keys of a bucket; a slope of infinity would make NaN of distance 0."""
+def _check_numbers(name: str, array: Any, may_hide: bool) -> None:
+    """ValueError where numbers are known and not finite: a slope of infinity would make NaN of distance 0. -inf is
+    allowed where it hides keys."""
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise ValueError(f"attend: got a {name} of {array.dtype}, expected real numbers. Cast its array to float32.")
     values = concrete(array)
     if values is None:
         return
     values = values.astype(np.float32)
-    bad = ~np.isfinite(values) if isinstance(bias, LinearBias) else np.isnan(values) | np.isposinf(values)
+    bad = np.isnan(values) | np.isposinf(values) if may_hide else ~np.isfinite(values)
     if bad.any():
         raise ValueError(
             f"attend: got a {name} that holds {values[bad][0]}, expected finite numbers. Look where its array was made."

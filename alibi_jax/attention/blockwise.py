@@ -21,7 +21,7 @@ from alibi_jax.attention.dropout import dense_keep_scale
 from alibi_jax.attention.options import LOWEST, Given, Known, Options, Part, Rules
 from alibi_jax.attention.passes import Plan
 from alibi_jax.attention.reach import excess_within, first_key_block, reach, score_bounds
-from alibi_jax.positions.base import Bias
+from alibi_jax.positions.bias import Bias
 from alibi_jax.sharding import device
 
 BLOCK = 512  # queries and keys of a block: XLA's CPU backend runs products of this size on all cores, at 128 on one

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from alibi_jax.positions.base import Bias
+from alibi_jax.positions.bias import Bias
 
 SAVED_NAME = "attention"  # of output and log-sum-exp, for policies of jax.checkpoint that keep them
 LOWEST = (

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from alibi_jax.attention.dropout import keep_scale
 from alibi_jax.attention.options import LOWEST, Given, Options, Part, Rules
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
-from alibi_jax.positions.base import Bias, LinearBias
+from alibi_jax.positions.bias import Bias, LinearBias
 
 log = logging.getLogger(__name__)
 

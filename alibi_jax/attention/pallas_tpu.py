@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float32
 from alibi_jax.attention.dropout import keep_scale
 from alibi_jax.attention.options import LOWEST, Given, Options, Part, Rules
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
-from alibi_jax.positions.base import Bias, LinearBias
+from alibi_jax.positions.bias import Bias, LinearBias
 
 BLOCK = 512  # queries and keys of a block; 1,024 fits as well, 2,048 overflows VMEM on v5e and v5p
 LANES = 128  # a block is a multiple of it

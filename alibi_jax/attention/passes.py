@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from alibi_jax.attention.options import Options
-from alibi_jax.positions.base import Bias
+from alibi_jax.positions.bias import Bias
 
 
 class Plan(NamedTuple):

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from alibi_jax.attention.dropout import dense_keep_scale
 from alibi_jax.attention.options import Options
-from alibi_jax.positions.base import Bias
+from alibi_jax.positions.bias import Bias
 
 
 def reference_attention(

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Float32, Int
 from alibi_jax.attention import SAVED_NAME, attend
 from alibi_jax.config import ModelConfig
 from alibi_jax.model.adaptive import Embedding, Softmax, xavier
-from alibi_jax.positions import POSITIONS, Bias
-from alibi_jax.positions.base import concrete
+from alibi_jax.positions.bias import Bias, concrete
+from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.sharding import shard
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}

@@ -4,36 +4,12 @@ import math
 from typing import Literal
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from alibi_jax.positions.base import LinearBias, PositionMethod
+from alibi_jax.positions.base import PositionMethod
+from alibi_jax.positions.bias import LinearBias, alibi_slopes
 
 SLOPES = ("geometric", "equal", "learned")
-
-
-def _geometric(num_heads: int, bias_max: float) -> list[float]:
-    return [2.0 ** (-bias_max * k / num_heads) for k in range(1, num_heads + 1)]
-
-
-def alibi_slopes(num_heads: int, bias_max: float = 8.0) -> np.ndarray:
-    """Slopes m_1 ... m_H, float32 [H], in the order the reference code gives them to the heads.
-
-    For a power of two, m_k = 2^(-bias_max * k / H). Otherwise, with c the power of two below H: the c slopes of c heads,
-    then the first H - c of every second slope of 2c heads, unsorted (the order is part of a checkpoint's meaning).
-    bias_max is 8 in the paper; MPT calls it alibi_bias_max. ValueError for a number of heads that is no int from 1 on, and a
-    bias_max outside (0, 126]: smaller slopes are 0 in float32 on accelerators.
-    """
-    if not isinstance(num_heads, int | np.integer) or isinstance(num_heads, bool) or num_heads < 1:
-        raise ValueError(
-            f"num_heads: got {num_heads!r}, expected an int, at least 1. Give the number of attention heads."
-        )
-    if not 0 < bias_max <= 126:
-        raise ValueError(f"bias_max: got {bias_max}, expected more than 0 and at most 126. The paper's value is 8.")
-    num_heads = int(num_heads)
-    power = 2 ** math.floor(math.log2(num_heads))
-    slopes = _geometric(power, bias_max) + _geometric(2 * power, bias_max)[0::2][: num_heads - power]
-    return np.array(slopes, np.float32)
 
 
 class Alibi(PositionMethod):

@@ -6,7 +6,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from alibi_jax.errors import LengthError
-from alibi_jax.positions.base import PositionMethod, check_positions, concrete
+from alibi_jax.positions.base import PositionMethod, check_positions
+from alibi_jax.positions.bias import concrete
 
 
 class Learned(PositionMethod):
