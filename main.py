@@ -32,7 +32,8 @@ from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.config.checks import check_values
 from alibi_jax.data.corpus import prepare, summary, verify
 from alibi_jax.errors import KILLED, ConfigError, Failed, Refused, require, shown
-from alibi_jax.evaluate.report import read_records, write_report
+from alibi_jax.evaluate.reader import read_records
+from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.tables import summary_table
 from alibi_jax.plan.run import plan_run

@@ -17,8 +17,9 @@ from pathlib import Path
 import tyro
 
 from alibi_jax.config import Config, PositionName, replace
+from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import Record, non_overlapping
-from alibi_jax.evaluate.report import read_records, write_report
+from alibi_jax.evaluate.report import write_report
 from alibi_jax.run.command import run_command
 from alibi_jax.run.display import number
 from experiments import paper
@@ -69,10 +70,11 @@ class Domains:
 
 
 def bits_table(records: Sequence[Record]) -> str:
+    """Returns bits per byte of non-overlapping windows, runs by lengths."""
     rows: dict[str, dict[int, str]] = {}
     for record in non_overlapping(records):
-        said = number(record["bits_per_byte"], 4, "") if record["status"] == "ok" else record["status"]
-        rows.setdefault(record["run"], {})[record["length"]] = said
+        text = number(record.statistics["bits_per_byte"], 4, "") if record.status == "ok" else record.status
+        rows.setdefault(record.run, {})[record.length] = text
     return by_length("run", rows)
 
 

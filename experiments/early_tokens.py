@@ -20,8 +20,9 @@ import tyro
 
 from alibi_jax.config import load_config
 from alibi_jax.errors import require
+from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import Record
-from alibi_jax.evaluate.report import read_records, write_report
+from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.tables import markdown, perplexity_text
 from alibi_jax.run.command import run_command
 from alibi_jax.run.display import markdown_text, number
@@ -82,30 +83,28 @@ class EarlyTokens:
 
 
 def protocol_table(records: Sequence[Record], sliding: bool) -> str:
-    """Perplexity of every run at every length by one of the two protocols."""
-    chosen = [r for r in records if (r["stride"] == 1 if sliding else r["stride"] == r["length"])]
+    """Returns the perplexity of every run at every length by one of the two protocols."""
+    chosen = [record for record in records if record.stride == (1 if sliding else record.length)]
     rows: dict[str, dict[int, str]] = {}
     for record in chosen:
-        rows.setdefault(record["run"], {})[record["length"]] = perplexity_text(record)
+        rows.setdefault(record.run, {})[record.length] = perplexity_text(record)
     return by_length("run", rows)
 
 
 def gain_table(records: Sequence[Record]) -> str:
-    rows = [
-        [
-            markdown_text(record["run"]),
-            f"{record['length']:,}",
-            number(record["gain"]["total"], 4, "", sign="+"),
-            f"{number(record['gain']['far_context'], 4, '', sign='+')} ± {number(record['gain']['far_context_error'], 4, '')}",
-            number(record["gain"]["early_tokens"], 4, "", sign="+"),
-        ]
-        for record in records
-        if record.get("gain")
-    ]
+    """Returns the gain of every longer length over the training length, split in two."""
+    rows = []
+    for record in records:
+        gain = record.statistics.get("gain")
+        if gain:
+            total, far, early = (number(gain[name], 4, "", "+") for name in ("total", "far_context", "early_tokens"))
+            far += f" ± {number(gain['far_context_error'], 4, '')}"
+            rows.append([markdown_text(record.run), f"{record.length:,}", total, far, early])
     return markdown(["run", "length", "total gain", "far context", "early tokens"], rows)
 
 
 def paper_table() -> str:
+    """Returns the paper's perplexities by both protocols."""
     return by_length("model", paper.PROTOCOLS) + "\n\nSinusoidal past 512: 204 to 360."
 
 

@@ -25,8 +25,9 @@ import numpy as np
 import tyro
 
 from alibi_jax.config import Config, PositionName, replace
+from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import Record, line_name, non_overlapping
-from alibi_jax.evaluate.report import read_records, write_report
+from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.tables import DASH, markdown, markdown_table, summary_table
 from alibi_jax.run.command import run_command
 from alibi_jax.run.display import markdown_text, number, perplexity_digits
@@ -87,7 +88,7 @@ class Extrapolation:
             "Over the same run's at its training length": ratios(records),
             **seeds_section(records),
             "In the paper: WikiText-103, trained at 512": paper_table(),
-            "In the paper: over the same run's at its training length": ratios(paper_records()),
+            "In the paper: over the same run's at its training length": paper_ratios(),
             "In the paper: ALiBi by training length, beside sinusoidal trained at the column's": paper_lengths_table(),
             "What can be compared": SAME_SETTING if self.paper else COMPARABLE,
         }
@@ -96,37 +97,42 @@ class Extrapolation:
         return f"{said}\n\n{page} ({minutes:.1f} minutes)"
 
 
-def paper_records() -> list[Record]:
-    """The paper's figures as records of ours."""
-    return [
-        {"run": name, "train_length": 512, "length": length, "stride": length, "status": "ok", "perplexity": value}
-        for name, row in paper.TRAINED_AT_512.items()
-        for length, value in row.items()
-    ]
-
-
 def paper_table() -> str:
+    """Returns the paper's perplexities of models trained at 512 tokens, method by length."""
     return by_length("run", paper.TRAINED_AT_512) + "\n\nT5 bias at 12,512: 64.94, then out of memory."
 
 
+def paper_ratios() -> str:
+    """Returns the same over each method's own at 512."""
+    return ratio_table(
+        {name: {at / 512: row[at] / row[512] for at in row} for name, row in paper.TRAINED_AT_512.items()}
+    )
+
+
 def paper_lengths_table() -> str:
+    """Returns the paper's perplexities of ALiBi by training length, beside sinusoidal trained at each length."""
     by_train_length = {f"ALiBi {length}": row for length, row in paper.ALIBI_BY_TRAIN_LENGTH.items()}
     return by_length("run", by_train_length | {"sinusoidal": paper.SINUSOIDAL_AT_ITS_LENGTH})
 
 
 def ratios(records: Sequence[Record]) -> str:
-    """Perplexity over the same run's at its training length, runs by multiples of that length."""
-    scored = [record for record in non_overlapping(records) if record["status"] == "ok"]
-    own = {record["run"]: record["perplexity"] for record in scored if record["length"] == record["train_length"]}
-    cells = {
-        (record["run"], record["length"] / record["train_length"]): record["perplexity"] / own[record["run"]]
-        for record in scored
-        if math.isfinite(own.get(record["run"], math.inf))
-    }
-    times = sorted({at for _, at in cells})
+    """Returns perplexity over the same run's at its training length, runs by multiples of that length."""
+    scored = [record for record in non_overlapping(records) if record.status == "ok"]
+    own = {record.run: record.statistics["perplexity"] for record in scored if record.length == record.train_length}
+    rows: dict[str, dict[float, float]] = {run: {} for run in own}
+    for record in scored:
+        if math.isfinite(own.get(record.run, math.inf)):
+            times = record.length / record.train_length
+            rows[record.run][times] = record.statistics["perplexity"] / own[record.run]
+    return ratio_table(rows)
+
+
+def ratio_table(ratios: Mapping[str, Mapping[float, float]]) -> str:
+    """Returns run -> multiple of its training length -> ratio in Markdown."""
+    times = sorted({at for row in ratios.values() for at in row})
     rows = [
-        [markdown_text(run), *(number(cells[run, at], 3, "") if (run, at) in cells else DASH for at in times)]
-        for run in own
+        [markdown_text(run), *(number(row[at], 3, "") if at in row else DASH for at in times)]
+        for run, row in ratios.items()
     ]
     return markdown(["run", *(f"{at:.3g}x" for at in times)], rows)
 
@@ -144,9 +150,9 @@ def seeds_section(records: Sequence[Record]) -> Mapping[str, str]:
     """Of runs that were trained with several seeds, the mean at each length with its standard error."""
     by_name: dict[str, dict[int, list[float]]] = {}
     for record in non_overlapping(records):
-        if record["status"] == "ok":
+        if record.status == "ok":
             lengths = by_name.setdefault(line_name(record), {})
-            lengths.setdefault(record["length"], []).append(record["perplexity"])
+            lengths.setdefault(record.length, []).append(record.statistics["perplexity"])
     rows = {}
     for name, lengths in by_name.items():
         count = max(map(len, lengths.values()))

@@ -21,7 +21,7 @@ import jax
 
 from alibi_jax.config import Config, EvaluateConfig, load_config, replace, to_json
 from alibi_jax.errors import Interrupted, ResultsError, require
-from alibi_jax.evaluate.records import explained
+from alibi_jax.evaluate.reader import explained
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import DASH, markdown

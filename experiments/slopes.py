@@ -22,8 +22,9 @@ from alibi_jax.config import Config, MeshConfig, load_config, replace
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.errors import require
 from alibi_jax.evaluate.nats import token_nats
+from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import Record, non_overlapping
-from alibi_jax.evaluate.report import read_records, write_report
+from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.run import load_params
 from alibi_jax.evaluate.statistics import perplexity
 from alibi_jax.evaluate.tables import markdown, markdown_table
@@ -90,9 +91,9 @@ def divided_table(run: Path, records: list[Record]) -> str:
     trained, corpus = config.train.train_length, open_corpus(config.data, trained_on(run))
     stream = np.asarray(corpus.tokens(config.evaluate.split)[: config.evaluate.max_tokens or None])
     plain = {
-        record["length"]: record["perplexity"]
+        record.length: record.statistics["perplexity"]
         for record in non_overlapping(records)
-        if record["run"] == run.name and record["status"] == "ok"
+        if record.run == run.name and record.status == "ok"
     }
     rows = [["as trained"], ["divided by s"]]
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):

@@ -12,6 +12,7 @@ import pytest
 
 from alibi_jax.config import load_config, replace, to_json
 from alibi_jax.errors import ConfigError, Interrupted, Refused, ResultsError
+from alibi_jax.evaluate.records import record_of
 from alibi_jax.loop import stop_requested
 from experiments import cost, domains, early_tokens, extrapolation, grid, paper, slopes
 from runs import tiny_config
@@ -158,15 +159,20 @@ def test_the_grid_names_every_run_and_keeps_the_tokens_of_an_update(tiny):
     assert full["alibi-512"].evaluate.lengths[-1] == 15_512
 
 
+def scored(run, length, perplexity):
+    """A record of a run trained at 8 tokens."""
+    facts = {"position": "alibi", "train_length": 8, "num_tokens": 100, "status": "ok", "detail": "", "split": "test"}
+    facts |= {"checkpoint_step": 1, "corpus_fingerprint": "f00d", "perplexity": perplexity}
+    return record_of({"run": run, "length": length, "stride": length, **facts})
+
+
 def test_ratios_and_the_mean_over_seeds():
-    beside = extrapolation.ratios(extrapolation.paper_records()).splitlines()
+    beside = extrapolation.paper_ratios().splitlines()
     assert beside[0] == "| run | 1x | 1.98x | 2.95x | 6.86x | 14.7x | 30.3x |"
     assert beside[2].startswith("| sinusoidal | 1.000 | 2.172 |") and beside[2].endswith(" 20.250 |")
     assert beside[4].endswith("| 1.999 | – |")  # T5 ran out of memory
-    records = [
-        {"run": run, "length": 8, "stride": 8, "train_length": 8, "status": "ok", "perplexity": value}
-        for run, value in [("alibi-8", 4.0), ("alibi-8-s1", 5.0), ("alibi-8-s2", 6.0), ("t5-8", 7.0)]
-    ]
+    runs = [("alibi-8", 4.0), ("alibi-8-s1", 5.0), ("alibi-8-s2", 6.0), ("t5-8", 7.0)]
+    records = [scored(run, 8, value) for run, value in runs]
     ((heading, table),) = extrapolation.seeds_section(records).items()
     assert heading.startswith("Mean over seeds") and table.splitlines()[2] == "| alibi-8, 3 seeds | 5.000 ± 0.577 |"
     assert extrapolation.seeds_section(records[3:]) == {}
@@ -218,14 +224,7 @@ def test_results_that_cannot_be_read_are_named(tmp_path):
 
 def test_tables_of_experiments_have_short_numbers_and_labels_that_are_text():
     records = [
-        {
-            "run": f"a|b-s{seed}",
-            "length": length,
-            "stride": length,
-            "train_length": 8,
-            "status": "ok",
-            "perplexity": value,
-        }
+        scored(f"a|b-s{seed}", length, value)
         for seed, values in enumerate([(2.0, 1e300), (2.5, math.inf), (math.inf, math.inf)])
         for length, value in zip((8, 16), values, strict=True)
     ]

@@ -1,6 +1,7 @@
 """The report: what it reads, what its tables say, and that the page stands alone."""
 
 import csv
+import dataclasses
 import errno
 import html.parser
 import io
@@ -15,16 +16,20 @@ import pytest
 from rich.cells import cell_len
 
 from alibi_jax.config import PositionName
-from alibi_jax.evaluate import plots, report, tables
+from alibi_jax.evaluate import lines, plots, reader, report, statistics, tables
+from alibi_jax.evaluate.lines import strict_json
 from alibi_jax.evaluate.page import gain_html
-from alibi_jax.evaluate.records import STATUSES, sliding, write_records
+from alibi_jax.evaluate.reader import read_records
+from alibi_jax.evaluate.records import FACTS, STATUSES, Record, fields_of, record_of, sliding
+from alibi_jax.evaluate.results import write_records
 from alibi_jax.run import display
 
 TITLE = "Train <short> & test long"
 TRAIN_LENGTH, NUM_TOKENS = 16, 256
 
 
-def record(run, position, length, stride, perplexity=None, **changes):
+def fields(run, position, length, stride, scored_as=None, **changes):
+    """A line of sweep.jsonl; without a perplexity it was not scored."""
     facts = {
         "run": run,
         "position": position,
@@ -43,12 +48,21 @@ def record(run, position, length, stride, perplexity=None, **changes):
         "machine": "a <fast> machine",
         "date": "2026-01-01",
     }
-    if perplexity is None:  # not scored
+    if scored_as is None:
         del facts["nats_file"]
         return {**facts, "status": "out of memory", "detail": "9 GiB & more", "seconds": 0.0, **changes}
-    mean = math.log(perplexity)
-    scores = {"mean_nats": mean, "perplexity": perplexity, "bits_per_byte": mean / 3, "standard_error": 0.01}
+    mean = math.log(scored_as)
+    scores = {"mean_nats": mean, "perplexity": scored_as, "bits_per_byte": mean / 3, "standard_error": 0.01}
     return {**facts, "status": "ok", "detail": "", "seconds": 1.5, **scores, **changes}
+
+
+def record(*facts, **changes):
+    return record_of(fields(*facts, **changes))
+
+
+def changed(record, **changes):
+    """With other facts or statistics."""
+    return record_of({**fields_of(record), **changes})
 
 
 GAIN = {"total": 0.5, "far_context": -0.25, "early_tokens": 0.75, "far_context_error": 0.0625}
@@ -61,19 +75,21 @@ def run_records(run, position, perplexities, stride=None):
 
 def some_records():
     alibi = run_records("alibi", "alibi", (8.0, 7.5, 7.25))
-    alibi[2]["gain"] = GAIN
+    alibi[2] = changed(alibi[2], gain=GAIN)
     slid = [record("alibi", "alibi", length, length // 4, 7.0) for length in (16, 32, 64)]
     return [*alibi, *slid, record("alibi", "alibi", 16, 1, 6.9), *run_records("t5", "t5", (7.0, 7.75, None))]
 
 
-def write_sweep(folder, records):
-    (folder / "nats").mkdir(parents=True)
-    write_records(folder / "sweep.jsonl", records)
+def write_sweeps(folder, records, nats=True):
+    """A folder of results for each run, with files of losses or, as after a copy, without; returns these folders."""
+    for run in {one.run for one in records}:
+        (folder / run / "nats").mkdir(parents=True)
+        write_records(folder / run / "sweep.jsonl", [one for one in records if one.run == run])
     for one in records:
-        if one["status"] == "ok":
-            nats = one["mean_nats"] + np.linspace(0.5, -0.5, NUM_TOKENS)
-            np.save(folder / one["nats_file"], nats.astype(np.float32))
-    return folder
+        if one.status == "ok" and nats:
+            losses = one.statistics["mean_nats"] + np.linspace(0.5, -0.5, NUM_TOKENS)
+            np.save(folder / one.run / one.nats_file, losses.astype(np.float32))
+    return [folder / run for run in dict.fromkeys(one.run for one in records)]
 
 
 class Page(html.parser.HTMLParser):
@@ -117,37 +133,72 @@ def page_of(records, folder):
 
 
 def test_records_come_back_as_written_with_their_nats_found(tmp_path):
-    write_sweep(tmp_path / "a", some_records())
-    read = report.read_records([tmp_path / "a"])
-    assert all(np.load(one["nats_file"]).shape == (NUM_TOKENS,) for one in read if one["status"] == "ok")
-    assert [{**one, "nats_file": ""} for one in read] == [{**one, "nats_file": ""} for one in some_records()]
+    read = read_records(write_sweeps(tmp_path, some_records()))
+    assert all(np.load(one.nats_file).shape == (NUM_TOKENS,) for one in read if one.status == "ok")
+    assert [without_statistics(one) for one in read] == [without_statistics(one) for one in some_records()]
+
+
+def without_statistics(record):
+    return dataclasses.replace(record, nats_file=None, statistics={})
+
+
+def test_statistics_are_those_of_the_losses_at_hand_else_those_on_the_line(tmp_path):
+    records = [changed(one, standard_error=9.0) for one in some_records()[:2]]
+    with_nats, without = (read_records(write_sweeps(tmp_path / str(nats), records, nats)) for nats in (True, False))
+    for one, other in zip(with_nats, without, strict=True):
+        losses = np.load(one.nats_file).astype(np.float64)
+        assert one.statistics["mean_nats"] == losses.mean()
+        assert one.statistics["perplexity"] == math.exp(losses.mean())
+        assert one.statistics["bits_per_byte"] == pytest.approx(losses.sum() / math.log(2) / (3 * NUM_TOKENS))
+        assert one.statistics["standard_error"] < 1 and other.statistics["standard_error"] == 9.0
+
+
+def test_a_statistic_more_reaches_runs_scored_before(tmp_path, monkeypatch):
+    """Where their losses are at hand; elsewhere the cell is empty."""
+    for name, nats in (("with", True), ("without", False)):
+        write_sweeps(tmp_path, [record(name, "alibi", 16, 16, 8.0)], nats)
+    monkeypatch.setitem(statistics.STATISTICS, "median", lambda scored: float(np.median(scored.nats)))
+    rows = list(csv.DictReader(io.StringIO(tables.csv_text(read_records([tmp_path / "with", tmp_path / "without"])))))
+    assert [row["median"] for row in rows] == [str(float(np.median(np.load(tmp_path / "with/nats/16-16.npy")))), ""]
+    assert list(rows[0])[-2:] == ["gain_far_context_error", "median"]
+    assert rows[1]["perplexity"] == "8.0"
+
+
+def test_each_array_is_loaded_once_and_few_are_held(tmp_path, monkeypatch):
+    loaded, load = [], reader.load_nats
+    monkeypatch.setattr(reader, "load_nats", lambda path, one: loaded.append(path.name) or load(path, one))
+    pairs = [(16, 16), (16, 1), *((length, length) for length in (32, 64, 128, 256)), (32, 8), (64, 16)]
+    folders = write_sweeps(tmp_path, [record("alibi", "alibi", *pair, 8.0) for pair in pairs])
+    assert [bool(one.statistics.get("gain")) for one in read_records(folders)] == [False] * 2 + [True] * 4 + [False] * 2
+    assert loaded == [f"{length}-{stride}.npy" for length, stride in pairs]
 
 
 def test_a_folder_without_results_says_to_evaluate(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"sweep\.jsonl.*Run evaluate"):
-        report.read_records([tmp_path])
+        read_records([tmp_path])
 
 
 @pytest.mark.parametrize("line", ['{"run": "alibi", "posi', '{"run": "alibi"}'])
 def test_a_corrupt_line_is_named(tmp_path, line):
-    folder = write_sweep(tmp_path / "a", some_records()[:2])
+    (folder,) = write_sweeps(tmp_path, some_records()[:2])
     with (folder / "sweep.jsonl").open("a") as file:
         file.write(line)
     with pytest.raises(ValueError, match=r"sweep\.jsonl, line 3"):
-        report.read_records([folder])
+        read_records([folder])
 
 
 def test_two_runs_under_one_label_are_refused(tmp_path):
-    folders = [write_sweep(tmp_path / name, some_records()) for name in "ab"]
+    folders = [folder for name in "ab" for folder in write_sweeps(tmp_path / name, some_records())]
     with pytest.raises(ValueError, match="run 'alibi' at length 16, stride 16 again"):
-        report.read_records(folders)
+        read_records(folders)
 
 
 def test_csv_round_trip(tmp_path):
     report.write_report(some_records(), tmp_path, TITLE, "")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "sweep.csv").read_text())))
     for row, one in zip(rows, some_records(), strict=True):
-        flat = one | {f"gain_{name}": value for name, value in one.get("gain", {}).items()}
+        gain = one.statistics.get("gain", {})
+        flat = fields_of(one) | {f"gain_{name}": value for name, value in gain.items()}
         for name, text in row.items():
             value = flat.get(name)
             assert text == "" if value is None else type(value)(text) == value
@@ -200,7 +251,7 @@ def test_the_verdict_needs_two_standard_errors(far, verdict):
 
 
 def test_the_page_has_loss_by_position_where_nats_are_at_hand(tmp_path):
-    records = report.read_records([write_sweep(tmp_path / "a", some_records())])
+    records = read_records(write_sweeps(tmp_path, some_records()))
     assert "Loss by position" in page_of(records, tmp_path / "with").text
     assert "Loss by position" not in page_of(some_records(), tmp_path / "without").text
 
@@ -214,14 +265,14 @@ def test_one_run_without_sliding_or_gains(tmp_path):
 def test_runs_scored_on_different_text_carry_a_warning(tmp_path):
     records = some_records()
     assert "not scored on the same tokens" not in page_of(records, tmp_path).text
-    records[-1]["corpus_fingerprint"] = "beef"
+    records[-1] = changed(records[-1], corpus_fingerprint="beef")
     assert "not scored on the same tokens" in page_of(records, tmp_path).text
 
 
 def test_many_unknown_words_carry_a_warning(tmp_path):
     records = some_records()
     for unknown, warned in ((0, False), (NUM_TOKENS // 20, False), (NUM_TOKENS // 8, True)):
-        records[-1] |= {"run": "a <run>", "unknown_words": unknown}
+        records[-1] = changed(records[-1], run="a <run>", unknown_words=unknown)
         page = page_of(records, tmp_path).text
         assert ("Many words scored are outside the vocabulary (a <run> 12.5%)" in page) == warned
     assert '"unknown_words": 32' in page
@@ -326,12 +377,11 @@ LABELS = [
 def test_text_from_users_is_text_everywhere(tmp_path):
     """What is shown of each label is printable, and is one cell, one line, one text."""
     records = [one for label in LABELS for one in run_records(label, "alibi", (8.0, 7.5, None))]
-    for one in records:
-        one["detail"] = "=detail | with\nlines \x1b[31m"
+    records = [changed(one, detail="=detail | with\nlines \x1b[31m") for one in records]
     title = "$title \x1b[31m <b> \udcff"
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "sweep.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
-    read = report.read_records([tmp_path / "in"])
+    (tmp_path / "in" / "sweep.jsonl").write_text("".join(json.dumps(fields_of(one)) + "\n" for one in records))
+    read = read_records([tmp_path / "in"])
     report.write_report(read, tmp_path / "out", title, "main.py report '$x\n\x1b'")
     shown = [display.plain(label) for label in LABELS]
     texts = {
@@ -359,13 +409,12 @@ def test_text_from_users_is_text_everywhere(tmp_path):
 
 def test_infinite_and_huge_perplexities_are_short_and_drawn_where_they_can_be(tmp_path):
     broken = [record("broken", "rotary", 16, 16, 9.0), record("broken", "rotary", 32, 32, 1e300)]
-    broken += [record("broken", "rotary", 64, 64, 1.0) | {"perplexity": math.inf, "mean_nats": 33_798.0}]
+    broken += [record("broken", "rotary", 64, 64, 1.0, perplexity=math.inf, mean_nats=33_798.0)]
+    gain = {**GAIN, "total": -1e38, "early_tokens": -0.0}
     worse = run_records("worse", "none", (1.0, 1.0, 1.0))
-    for one in worse:
-        one |= {"perplexity": math.inf, "mean_nats": 1e38, "gain": {**GAIN, "total": -1e38, "early_tokens": -0.0}}
-    runs = {"some": some_records(), "broken": broken, "worse": worse}
-    read = report.read_records([write_sweep(tmp_path / name, records) for name, records in runs.items()])
-    assert [one["perplexity"] for one in read if one["run"] == "worse"] == [math.inf] * 3
+    worse = [changed(one, perplexity=math.inf, mean_nats=1e38, gain=gain) for one in worse]
+    read = read_records(write_sweeps(tmp_path, [*some_records(), *broken, *worse], nats=False))
+    assert [one.statistics["perplexity"] for one in read if one.run == "worse"] == [math.inf] * 3
     page = page_of(read, tmp_path / "out")
     assert page.tables[0][3] == ["broken", "9.000 ± 0.090", "1e+300 ± 1e+298", "inf", "16"]
     assert page.tables[0][4][1:4] == ["inf"] * 3
@@ -390,7 +439,7 @@ def test_a_length_far_past_the_text_is_told_from_one_that_was_scored(tmp_path):
     older = record("alibi", "alibi", 512, 512, 7.0)
     absurd = record("alibi", "alibi", 2**30, 2**30, status="refused", detail="too long")
     records = [*run_records("alibi", "alibi", (8.0, 7.5, 7.25)), older, absurd]
-    read = report.read_records([write_sweep(tmp_path / "in", records)])
+    read = read_records(write_sweeps(tmp_path, records, nats=False))
     page = page_of(read, tmp_path / "out")
     assert page.tables[0][1][-3:] == ["refused", "refused", "64 (4x)"]
     axes = plots.extrapolation_figure(read).axes[0]
@@ -415,11 +464,11 @@ def test_results_of_sliding_windows_alone_are_reported(tmp_path):
 
 
 def test_a_damaged_array_is_named(tmp_path):
-    folder = write_sweep(tmp_path / "a", run_records("alibi", "alibi", (8.0, 7.5, 7.25)))
+    (folder,) = write_sweeps(tmp_path, run_records("alibi", "alibi", (8.0, 7.5, 7.25)))
     path = folder / "nats" / "64-64.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"64-64\.npy: got no array .*Evaluate again"):
-        report.write_report(report.read_records([folder]), tmp_path / "out", TITLE, "")
+        report.write_report(read_records([folder]), tmp_path / "out", TITLE, "")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -477,21 +526,27 @@ BAD_FIELDS = {
 
 @pytest.mark.parametrize("case", [*BAD_LINES, *BAD_FIELDS])
 def test_a_line_that_is_no_record_is_named(tmp_path, case):
-    good = record("alibi", "alibi", 16, 16, 8.0)
+    good = fields("alibi", "alibi", 16, 16, 8.0)
     bad = BAD_LINES[case] if case in BAD_LINES else json.dumps(good | BAD_FIELDS[case])
-    (tmp_path / "sweep.jsonl").write_text(json.dumps(record("a", "alibi", 16, 16, 8.0)) + "\n\n" + bad + "\n")
+    (tmp_path / "sweep.jsonl").write_text(strict_json(fields("a", "alibi", 16, 16, 8.0)) + "\n\n" + bad + "\n")
     with pytest.raises(ValueError, match=r"sweep\.jsonl, line 3: got .*Evaluate again"):
-        report.read_records([tmp_path])
+        read_records([tmp_path])
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):
     for content in (bytes(range(256)), b"\xff\xfe" + '{"run": "a"}'.encode("utf-16-le"), b"\0" * 100):
         (tmp_path / "sweep.jsonl").write_bytes(content)
         with pytest.raises(ValueError, match=r"sweep\.jsonl, line 1: got what is not JSON"):
-            report.read_records([tmp_path])
+            read_records([tmp_path])
 
 
 def test_lines_ended_in_another_way_are_read(tmp_path):
-    line = json.dumps(record("alibi", "alibi", 16, 16, 8.0))
+    line = strict_json(fields("alibi", "alibi", 16, 16, 8.0))
     (tmp_path / "sweep.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n\r\n")
-    assert len(report.read_records([tmp_path])) == 1
+    assert len(read_records([tmp_path])) == 1
+
+
+def test_what_a_line_must_hold_are_the_facts_that_a_record_needs():
+    needed = {field.name for field in dataclasses.fields(Record) if field.default is dataclasses.MISSING}
+    assert set(lines.ALWAYS) == needed - {"statistics"}
+    assert {*lines.WHERE_KNOWN, *lines.WHERE_SCORED} <= {*FACTS, *statistics.STATISTICS}

@@ -88,7 +88,7 @@ def test_a_command_that_is_interrupted_ends_without_python_s_own_end(monkeypatch
     def ended(status: int):
         raise SystemExit(f"at once with {status}")
 
-    monkeypatch.setattr("alibi_jax.evaluate.report.read_records", interrupted)
+    monkeypatch.setattr("alibi_jax.evaluate.reader.read_records", interrupted)
     monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.setattr(sys, "argv", ["main.py", "report", "somewhere"])
     with pytest.raises(SystemExit, match="at once with 130"):

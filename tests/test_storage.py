@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from alibi_jax import storage
 from alibi_jax.config import DataConfig, MeshConfig, load_config, replace
 from alibi_jax.errors import ConfigError, MetricsError
-from alibi_jax.evaluate.report import read_records
+from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.metrics import MetricsLog
@@ -237,5 +237,5 @@ def test_run_in_cloud_storage_is_the_run_on_a_disk(cloud, tiny_data, tmp_path):
     assert steps[0] == steps[1]
 
     sweeps = [read_records([evaluate_run(place, mesh=MeshConfig())]) for place in (str(cloud), tmp_path / "run")]
-    assert [record["mean_nats"] for record in sweeps[0]] == [record["mean_nats"] for record in sweeps[1]]
-    assert sweeps[0][0]["nats_file"].startswith("gs://bucket/run/evaluation/")
+    assert [record.statistics for record in sweeps[0]] == [record.statistics for record in sweeps[1]]
+    assert sweeps[0][0].nats_file.startswith("gs://bucket/run/evaluation/")

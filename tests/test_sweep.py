@@ -1,5 +1,6 @@
 """Sweeps: every pair kept with its facts, nothing done twice, lengths that cannot be had recorded."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -18,7 +19,8 @@ from alibi_jax.evaluate import nats as nats_module
 from alibi_jax.evaluate import results as results_module
 from alibi_jax.evaluate import sweep as sweep_module
 from alibi_jax.evaluate.memory import Limits
-from alibi_jax.evaluate.records import read_lines
+from alibi_jax.evaluate.reader import read_records
+from alibi_jax.evaluate.records import fields_of
 from alibi_jax.evaluate.statistics import longest_useful_length
 from alibi_jax.evaluate.sweep import batch_rows, plan, sweep
 from alibi_jax.model import TransformerLM
@@ -51,6 +53,11 @@ def run(model, folder, config=None, facts=FACTS, stream=STREAM):
     return sweep(model, params, stream, config=config, first_input=0, num_bytes=500, folder=folder, facts=facts)
 
 
+def losses_of(records):
+    """pair -> mean loss and gain."""
+    return {r.pair: (r.statistics.get("mean_nats"), r.statistics.get("gain")) for r in records}
+
+
 def test_plan_puts_the_training_length_first_and_repeats_no_pair():
     pairs = plan(EvaluateConfig(strides=("L", "L/4", "L/4"), far_stride="L/16"), 128)
     assert pairs[:2] == [(128, 128), (128, 8)]
@@ -62,18 +69,19 @@ def test_plan_puts_the_training_length_first_and_repeats_no_pair():
 
 def test_records_hold_statistics_that_follow_from_the_arrays(tiny, tmp_path):
     records = run(tiny, tmp_path)
-    assert [json.loads(line) for line in (tmp_path / "sweep.jsonl").read_text().splitlines()] == records
+    lines = [json.loads(line) for line in (tmp_path / "sweep.jsonl").read_text().splitlines()]
+    assert [line | {"nats_file": None} for line in lines] == [fields_of(r) | {"nats_file": None} for r in records]
     for record in records:
-        nats = np.load(tmp_path / record["nats_file"]).astype(np.float64)
-        assert len(nats) == record["num_tokens"] == 200
-        assert record["status"] == "ok"
-        assert record["perplexity"] == pytest.approx(np.exp(nats.sum() / 200))
-        assert record["bits_per_byte"] == pytest.approx(nats.sum() / np.log(2) / 500)
-        assert record["versions"]["jax"] == jax.__version__
-        assert record["corpus_fingerprint"] == "f00d"
-    gains = {record["length"]: record["gain"] for record in records if "gain" in record}
+        nats = np.load(tmp_path / record.nats_file).astype(np.float64)
+        assert len(nats) == record.num_tokens == 200
+        assert record.status == "ok"
+        assert record.statistics["perplexity"] == pytest.approx(np.exp(nats.sum() / 200))
+        assert record.statistics["bits_per_byte"] == pytest.approx(nats.sum() / np.log(2) / 500)
+        assert record.versions["jax"] == jax.__version__
+        assert record.corpus_fingerprint == "f00d"
+    gains = {record.length: record.statistics["gain"] for record in records if "gain" in record.statistics}
     assert set(gains) == {16, 64}
-    losses = {r["length"]: r["mean_nats"] for r in records if r["length"] == r["stride"]}
+    losses = {r.length: r.statistics["mean_nats"] for r in records if r.length == r.stride}
     for length, gain in gains.items():
         assert gain["total"] == pytest.approx(losses[8] - losses[length])
         assert gain["far_context"] + gain["early_tokens"] == pytest.approx(gain["total"])
@@ -113,8 +121,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny, tmp_path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             run(tiny, tmp_path / "cut")
     resumed = run(tiny, tmp_path / "cut")
-    same = ("length", "stride", "mean_nats", "gain")
-    assert [[r.get(k) for k in same] for r in resumed] == [[r.get(k) for k in same] for r in whole]
+    assert losses_of(resumed) == losses_of(whole)
 
 
 def test_a_sweep_compiles_once_for_each_length_whatever_its_strides(tiny, tmp_path, monkeypatch):
@@ -128,7 +135,8 @@ def test_gains_come_when_what_they_need_has_come(tiny, tmp_path):
     """Evaluated in two commands, the longer length first, it has the same gain as in one."""
     run(tiny, tmp_path / "two", EvaluateConfig(lengths=(64,), strides=("L",), batch_tokens=64))
     both = EvaluateConfig(lengths=(8, 64), strides=("L",), batch_tokens=64)
-    gains = [[r["gain"] for r in run(tiny, tmp_path / name, both) if "gain" in r] for name in ("two", "one")]
+    both_ways = [run(tiny, tmp_path / name, both) for name in ("two", "one")]
+    gains = [[r.statistics["gain"] for r in records if "gain" in r.statistics] for records in both_ways]
     assert gains[0] == gains[1]
     assert len(gains[0]) == 1
     assert gains[0][0]["far_stride"] == 1
@@ -139,8 +147,8 @@ def test_out_of_memory_is_tried_again_with_more(tmp_path):
     for limit, status in ((0.001, "out of memory"), (1.0, "ok")):
         evaluate = EvaluateConfig(**config, memory_limit_gib=limit)
         records = run(model, tmp_path, evaluate, stream=np.resize(STREAM, 512))
-        assert {r["length"]: r["status"] for r in records}[512] == status
-    assert len(records) == len({(r["length"], r["stride"]) for r in records})
+        assert {r.length: r.status for r in records}[512] == status
+    assert len(records) == len({(r.length, r.stride) for r in records})
 
 
 def test_a_folder_of_another_evaluation_is_refused(tiny, tmp_path):
@@ -154,10 +162,10 @@ def test_a_folder_of_another_evaluation_is_refused(tiny, tmp_path):
 def test_lengths_past_memory_are_recorded_and_the_sweep_goes_on(tmp_path):
     model = make(attention="reference")
     limit = EvaluateConfig(lengths=(8, 4096, 16), strides=("L",), batch_tokens=64, memory_limit_gib=0.05)
-    by_length = {(r["length"], r["stride"]): r for r in run(model, tmp_path, limit, stream=np.resize(STREAM, 4096))}
-    assert by_length[(4096, 4096)]["status"] == "out of memory"
-    assert "GiB needed" in by_length[(4096, 4096)]["detail"]
-    assert by_length[(16, 16)]["status"] == "ok"
+    by_length = {(r.length, r.stride): r for r in run(model, tmp_path, limit, stream=np.resize(STREAM, 4096))}
+    assert by_length[(4096, 4096)].status == "out of memory"
+    assert "GiB needed" in by_length[(4096, 4096)].detail
+    assert by_length[(16, 16)].status == "ok"
 
 
 def test_an_allocation_that_fails_is_recorded_and_the_sweep_goes_on(tiny, tmp_path, monkeypatch):
@@ -169,7 +177,7 @@ def test_an_allocation_that_fails_is_recorded_and_the_sweep_goes_on(tiny, tmp_pa
         return real(*args, **options)
 
     monkeypatch.setattr(sweep_module, "token_nats", failing)
-    statuses = {r["length"]: r["status"] for r in run(tiny, tmp_path)}
+    statuses = {r.length: r.status for r in run(tiny, tmp_path)}
     assert statuses == {8: "ok", 16: "out of memory", 64: "ok"}
 
 
@@ -184,9 +192,7 @@ def test_other_runtime_errors_are_not_taken_for_memory(tiny, tmp_path, monkeypat
 
 def test_lengths_a_method_refuses_are_recorded(tmp_path):
     model = make(position="learned", learned_length=16)
-    statuses = {
-        r["length"]: (r["status"], r["detail"]) for r in run(model, tmp_path, facts=FACTS | {"position": "learned"})
-    }
+    statuses = {r.length: (r.status, r.detail) for r in run(model, tmp_path, facts=FACTS | {"position": "learned"})}
     assert statuses[16][0] == "ok"
     assert statuses[64][0] == "refused"
     assert "64 tokens, expected at most 16" in statuses[64][1]
@@ -196,7 +202,7 @@ SHORT = EvaluateConfig(lengths=(8, 16), strides=("L",), far_stride="L/2", batch_
 
 
 def statuses(records):
-    return {(r["length"], r["stride"]): r["status"] for r in records}
+    return {(r.length, r.stride): r.status for r in records}
 
 
 def test_a_length_of_which_the_text_has_no_full_window_is_refused(tiny, tmp_path):
@@ -207,10 +213,10 @@ def test_a_length_of_which_the_text_has_no_full_window_is_refused(tiny, tmp_path
         *((8, 8), (8, 2), (8, 1)),
         *((40, 40), (40, 10)),
     }
-    refused = {(r["length"], r["stride"]): r for r in records if r["status"] == "refused"}
-    assert len(refused) == 8 and not any("perplexity" in r or "nats_file" in r for r in refused.values())
-    assert "40 tokens of text" in refused[64, 16]["detail"] and "needs 64" in refused[64, 16]["detail"]
-    losses = {r["length"]: r["mean_nats"] for r in records if r["status"] == "ok"}
+    refused = {(r.length, r.stride): r for r in records if r.status == "refused"}
+    assert len(refused) == 8 and not any(r.statistics or r.nats_file for r in refused.values())
+    assert "40 tokens of text" in refused[64, 16].detail and "needs 64" in refused[64, 16].detail
+    losses = {r.length: r.statistics["mean_nats"] for r in records if r.status == "ok"}
     assert longest_useful_length(losses, 8) <= 40
     assert run(tiny, tmp_path, config, stream=STREAM[:40]) == records
 
@@ -273,12 +279,12 @@ def no_constant(name):
 def test_a_perplexity_past_the_largest_number_is_infinite_and_kept(tiny, tmp_path, monkeypatch):
     scoring(monkeypatch, lambda length: np.full(200, 33_798.0 if length == 16 else 2.0, np.float32))
     records = run(tiny, tmp_path, SHORT)
-    by_length = {r["length"]: r for r in records}
-    assert by_length[16]["perplexity"] == math.inf and by_length[16]["status"] == "ok"
-    assert by_length[16]["mean_nats"] == 33_798.0 and by_length[16]["gain"]["total"] == -33_796.0
+    by_length = {r.length: r for r in records}
+    assert by_length[16].statistics["perplexity"] == math.inf and by_length[16].status == "ok"
+    assert by_length[16].statistics["mean_nats"] == 33_798.0 and by_length[16].statistics["gain"]["total"] == -33_796.0
     for line in (tmp_path / "sweep.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=no_constant)
-    assert [record for _, record in read_lines(tmp_path / "sweep.jsonl")] == records
+    assert read_records([tmp_path]) == records
     assert run(tiny, tmp_path, SHORT) == records
 
 
@@ -288,7 +294,7 @@ def test_a_length_with_a_loss_that_is_no_number_is_recorded_and_the_sweep_goes_o
     scoring(monkeypatch, lambda length: one if length == 8 else np.full(200, 2.0, np.float32))
     records = run(tiny, tmp_path, SHORT)
     assert statuses(records) == {(8, 8): "not finite", (8, 4): "not finite", (16, 16): "ok"}
-    assert records[0]["detail"] == "1 of 200 losses, the first that of token 7"
+    assert records[0].detail == "1 of 200 losses, the first that of token 7"
     assert run(tiny, tmp_path, SHORT) == records
 
 
@@ -358,8 +364,7 @@ def test_a_damaged_array_is_scored_again_and_that_is_said_once(tiny, tmp_path, c
         assert path.read_bytes() == whole, name
         said = [record.getMessage() for record in caplog.records]
         assert len(said) == 1 and "16-16.npy" in said[0] and "Length 16, stride 16 is scored again" in said[0], name
-        same = ("length", "stride", "mean_nats", "gain")
-        assert [[r.get(k) for k in same] for r in again] == [[r.get(k) for k in same] for r in records], name
+        assert losses_of(again) == losses_of(records), name
 
 
 def test_a_record_that_is_not_asked_for_is_kept_without_its_array(tiny, tmp_path):
@@ -367,8 +372,8 @@ def test_a_record_that_is_not_asked_for_is_kept_without_its_array(tiny, tmp_path
     (tmp_path / "nats" / "16-16.npy").unlink()
     longer = EvaluateConfig(lengths=(64,), strides=("L",), far_stride="L/2", batch_tokens=64)
     again = run(tiny, tmp_path, longer)
-    assert again[:3] == records and again[3]["length"] == 64
-    assert "gain" in again[3]  # from the arrays of the training length, which were not asked for
+    assert again[:3] == records and again[3].length == 64
+    assert "gain" in again[3].statistics  # from the arrays of the training length, which were not asked for
 
 
 LINES = {
@@ -394,11 +399,7 @@ def test_what_cannot_be_read_is_scored_again_and_that_is_said_once(tiny, tmp_pat
         again = run(tiny, tmp_path, SHORT)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1 and "sweep.jsonl: lines that cannot be used: " in said[0]
-    same = ("length", "stride", "mean_nats", "gain")
-    key = lambda r: (r["length"], r["stride"])  # noqa: E731
-    assert [[r.get(k) for k in same] for r in sorted(again, key=key)] == [
-        [r.get(k) for k in same] for r in sorted(records, key=key)
-    ]
+    assert losses_of(again) == losses_of(records)
     assert (tmp_path / "sweep.jsonl.damaged").read_bytes() == damaged
     caplog.clear()
     assert run(tiny, tmp_path, SHORT) == again and not caplog.records
@@ -412,7 +413,7 @@ def test_a_record_of_an_older_version_past_its_text_counts_as_refused(tiny, tmp_
     config = EvaluateConfig(lengths=(8, 512), strides=("L",), far_stride="L/2", batch_tokens=64)
     records = run(tiny, tmp_path, config)
     assert statuses(records)[512, 512] == "refused"
-    assert not {"perplexity", "gain", "nats_file", "nats_crc32"} & records[-1].keys()
+    assert not records[-1].statistics and records[-1].nats_file is None and records[-1].nats_crc32 is None
 
 
 def test_results_without_checksums_are_read(tiny, tmp_path):
@@ -421,7 +422,7 @@ def test_results_without_checksums_are_read(tiny, tmp_path):
     path = tmp_path / "sweep.jsonl"
     path.write_text(re.sub(r'"nats_crc32": \d+, ', "", path.read_text()))
     again = run(tiny, tmp_path, SHORT)
-    assert again == [{name: value for name, value in record.items() if name != "nats_crc32"} for record in records]
+    assert again == [dataclasses.replace(record, nats_crc32=None) for record in records]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
@@ -437,7 +438,7 @@ def test_a_disk_that_fails_is_named_and_nothing_saved_is_lost(tiny, tmp_path, mo
         patch.setattr(results_module, what, failing)
         with pytest.raises(OSError, match=f"results: could not read or write in {tmp_path}: no luck.*--out"):
             run(tiny, tmp_path, SHORT)
-    assert [record for _, record in read_lines(tmp_path / "sweep.jsonl")] == first
+    assert read_records([tmp_path]) == first
     assert run(tiny, tmp_path, SHORT)[0] == first[0]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from string import Template
 
 from alibi_jax.evaluate.plots import png_bytes, position_figure
-from alibi_jax.evaluate.records import MANY_UNKNOWN, NAMES, Record, non_overlapping, sliding, unknown_share
+from alibi_jax.evaluate.records import MANY_UNKNOWN, NAMES, Record, non_overlapping, sliding, unknown_rate
 from alibi_jax.evaluate.statistics import longest_useful_length
 from alibi_jax.evaluate.tables import DASH, Grid
 from alibi_jax.run.display import html_text, number, perplexity_digits
@@ -25,18 +25,18 @@ def _rows(rows: Iterable[Sequence[str]], heading: Sequence[str]) -> str:
 def _cell(grid: Grid, run: str, length: int) -> str:
     record = grid.cells.get((run, length))
     text = html_text(grid.text(run, length))
-    if record is None or record["status"] != "ok":
-        detail = html_text(str((record or {}).get("detail") or ""))
+    if record is None or record.status != "ok":
+        detail = html_text(record.detail if record else "")
         return f'<span class="faint" title="{detail}">{text}</span>'
-    value = record["perplexity"]
-    spread = value * record["standard_error"]
+    value = record.statistics["perplexity"]
+    spread = value * record.statistics["standard_error"]
     error = f"<small> ± {number(spread, perplexity_digits(value))}</small>" if math.isfinite(value) else ""
     return (f"<b>{text}</b>" if grid.is_best(run, length) else text) + error
 
 
 def _useful(records: Sequence[Record]) -> str:
-    train_length = records[0]["train_length"]
-    losses = {record["length"]: record["mean_nats"] for record in records if record["status"] == "ok"}
+    train_length = records[0].train_length
+    losses = {record.length: record.statistics["mean_nats"] for record in records if record.status == "ok"}
     if train_length not in losses:
         return DASH
     length = longest_useful_length(losses, train_length)
@@ -48,7 +48,7 @@ def perplexity_html(records: Sequence[Record]) -> str:
     grid = Grid(records)
     rows = []
     for run in grid.runs:
-        useful = _useful([record for record in records if record["run"] == run])
+        useful = _useful([record for record in records if record.run == run])
         rows.append([html_text(run), *(_cell(grid, run, length) for length in grid.lengths), useful])
     return _rows(rows, ["run", *map(grid.heading, grid.lengths), "useful up to"])
 
@@ -62,27 +62,27 @@ def _verdict(far_context: float, error: float) -> str:
 def gain_html(records: Sequence[Record]) -> str:
     """The gain over the training length, split in two, nats per token; a sentence where it was not measured."""
     rows = []
-    for record in sorted(non_overlapping(records), key=lambda record: record["length"]):
-        gain = record.get("gain")
+    for record in sorted(non_overlapping(records), key=lambda record: record.length):
+        gain = record.statistics.get("gain")
         if gain:
             total, far, early = (number(gain[name], 4, sign="+") for name in ("total", "far_context", "early_tokens"))
             far += f"<small> ± {number(gain['far_context_error'], 4)}</small>"
             numbers = [total, far, early, _verdict(gain["far_context"], gain["far_context_error"])]
-            rows.append([html_text(record["run"]), f"{record['length']:,}", *numbers])
+            rows.append([html_text(record.run), f"{record.length:,}", *numbers])
     if not rows:
         return "<p>Not measured: it needs the training length and a longer one, both non-overlapping.</p>"
-    runs = list(dict.fromkeys(html_text(record["run"]) for record in records))
+    runs = list(dict.fromkeys(html_text(record.run) for record in records))
     rows.sort(key=lambda row: runs.index(row[0]))
     return _rows(rows, ["run", "length", "total gain", "far context", "early tokens", "reading further"])
 
 
 def _warning(records: Sequence[Record]) -> str:
     """What makes numbers misleading: different text, many unknown words; the page says so first."""
-    texts = {(record.get("corpus_fingerprint"), record.get("num_tokens")) for record in records}
+    texts = {(record.corpus_fingerprint, record.num_tokens) for record in records}
     warnings = []
     if len(texts) > 1:
         warnings.append("<b>These runs were not scored on the same tokens:</b> do not compare their numbers.")
-    unknown = {record["run"]: unknown_share(record) for record in records if unknown_share(record) > MANY_UNKNOWN}
+    unknown = {record.run: unknown_rate(record) for record in records if unknown_rate(record) > MANY_UNKNOWN}
     if unknown:
         shares = ", ".join(f"{html_text(run)} {share:.1%}" for run, share in unknown.items())
         warnings.append(
@@ -104,18 +104,16 @@ def _provenance(records: Sequence[Record]) -> str:
         "date",
     )
     parts = []
-    for run in dict.fromkeys(record["run"] for record in records):
-        own = [record for record in records if record["run"] == run]
+    for run in dict.fromkeys(record.run for record in records):
+        own = [record for record in records if record.run == run]
         first = own[0]
-        facts = {key: first.get(key) for key in keys}
-        facts["evaluation_seconds"] = round(sum(record.get("seconds") or 0 for record in own), 1)
-        facts["failed"] = [
-            f"{r['length']}/{r['stride']}: {r['status']}: {r['detail']}" for r in own if r["status"] != "ok"
-        ]
-        facts |= {key: first.get(key) for key in ("machine", "versions", "config")}
+        facts = {key: vars(first)[key] for key in keys}
+        facts["evaluation_seconds"] = round(sum(record.seconds or 0 for record in own), 1)
+        facts["failed"] = [f"{r.length}/{r.stride}: {r.status}: {r.detail}" for r in own if r.status != "ok"]
+        facts |= {key: vars(first)[key] for key in ("machine", "versions", "config")}
         text = html_text(json.dumps(facts, indent=2, ensure_ascii=False), keep="\n")
-        position = html_text(NAMES.get(first["position"], first["position"]))
-        summary = f"{html_text(run)} <small>{position}, trained at {first['train_length']:,} tokens</small>"
+        position = html_text(NAMES.get(first.position, first.position))
+        summary = f"{html_text(run)} <small>{position}, trained at {first.train_length:,} tokens</small>"
         parts.append(f"<details><summary>{summary}</summary><pre>{text}</pre></details>")
     return "".join(parts)
 
@@ -205,15 +203,13 @@ def _perplexity_section(name: str, records: Sequence[Record]) -> str:
 
 def page(records: Sequence[Record], title: str, command: str, picture: bytes) -> str:
     whole, (stride, slid) = non_overlapping(records), sliding(records)
-    tokens = ", ".join(f"{count:,}" for count in sorted({record["num_tokens"] for record in records}))
-    lengths = ", ".join(f"{length:,}" for length in sorted({record["train_length"] for record in records}))
-    runs = len({record["run"] for record in records})
+    tokens = ", ".join(f"{count:,}" for count in sorted({record.num_tokens for record in records}))
+    lengths = ", ".join(f"{length:,}" for length in sorted({record.train_length for record in records}))
+    runs = len({record.run for record in records})
     counted = f"{runs} run{'s' if runs > 1 else ''}"
     return PAGE.substitute(
         title=html_text(title),
-        subtitle=html_text(
-            f"{counted} trained at {lengths} tokens · {tokens} tokens of the {records[0]['split']} split"
-        ),
+        subtitle=html_text(f"{counted} trained at {lengths} tokens · {tokens} tokens of the {records[0].split} split"),
         warning=_warning(records),
         figure=_image(picture, "Perplexity against evaluation length, non-overlapping and sliding"),
         table=_perplexity_section("non-overlapping windows", whole),

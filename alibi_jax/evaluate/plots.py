@@ -20,7 +20,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from alibi_jax.errors import ResultsError
-from alibi_jax.evaluate.records import Record, line_name, load_nats, non_overlapping, sliding
+from alibi_jax.evaluate.reader import load_nats
+from alibi_jax.evaluate.records import Record, line_name, non_overlapping, sliding
 from alibi_jax.evaluate.statistics import position_loss
 from alibi_jax.run.display import label, number
 from alibi_jax.storage import locate
@@ -42,7 +43,7 @@ INK, FAINT = "#222222", "#D9D9D9"
 
 def outcome(record: Record) -> str:
     """The status of a record, or that its perplexity cannot be drawn."""
-    return INFINITE if record["status"] == "ok" and not math.isfinite(record["perplexity"]) else record["status"]
+    return INFINITE if record.status == "ok" and not math.isfinite(record.statistics["perplexity"]) else record.status
 
 
 def readable_ticks(low: float, high: float) -> list[float]:
@@ -166,7 +167,7 @@ def _first_failure(run: Sequence[Record]) -> Record | None:
 
 def _draw_failure(axes: Axes, last: tuple[int, float], failed: Record) -> None:
     """A mark at the length that could not be drawn, past the line's end `last`."""
-    colour, end, height = COLOURS[failed["position"]], failed["length"], last[1]
+    colour, end, height = COLOURS[failed.position], failed.length, last[1]
     axes.plot([last[0], end], [height, height], color=colour, linewidth=1.2, linestyle=(0, (2, 2)))
     marker = FAILURE_MARKERS[outcome(failed)]
     axes.plot([end], [height], color=colour, marker=marker, markersize=8, markeredgewidth=2.2, zorder=5)
@@ -175,8 +176,8 @@ def _draw_failure(axes: Axes, last: tuple[int, float], failed: Record) -> None:
 def _by_run(records: Sequence[Record]) -> list[list[Record]]:
     """The records of each run that has one to draw, by length."""
     runs: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda record: record["length"]):
-        runs.setdefault(record["run"], []).append(record)
+    for record in sorted(records, key=lambda record: record.length):
+        runs.setdefault(record.run, []).append(record)
     return [run for run in runs.values() if any(outcome(record) == "ok" for record in run)]
 
 
@@ -185,15 +186,17 @@ def _draw_protocol(axes: Axes, records: Sequence[Record]) -> None:
     names = [line_name(run[0]) for run in runs]
     tips = []
     for name, run in zip(names, runs, strict=True):
-        scored = [record for record in run if record["status"] == "ok"]
-        lengths = [record["length"] for record in scored]
-        heights = [record["perplexity"] if outcome(record) == "ok" else math.nan for record in scored]  # a gap
-        _draw_line(axes, run[0]["position"], lengths, heights, thin=names.count(name) > 1, markers=True)
+        scored = [record for record in run if record.status == "ok"]
+        lengths = [record.length for record in scored]
+        heights = [
+            record.statistics["perplexity"] if outcome(record) == "ok" else math.nan for record in scored
+        ]  # a gap
+        _draw_line(axes, run[0].position, lengths, heights, thin=names.count(name) > 1, markers=True)
         last = [(x, y) for x, y in zip(lengths, heights, strict=True) if math.isfinite(y)][-1]
         failed = _first_failure(run)
         if failed:
             _draw_failure(axes, last, failed)
-        tips.append(_Tip(name, run[0]["position"], *last))
+        tips.append(_Tip(name, run[0].position, *last))
     _label_lines(axes, tips)
 
 
@@ -224,8 +227,8 @@ def _perplexity_ticks(axes: Axes, perplexities: Sequence[float]) -> None:
 def _shown_lengths(records: Sequence[Record]) -> list[int]:
     """Lengths of what is drawn: scored ones, and of each run the first after them that was not."""
     runs = _by_run(records)
-    drawn = [record["length"] for run in runs for record in run if outcome(record) == "ok"]
-    return drawn + [failed["length"] for failed in map(_first_failure, runs) if failed]
+    drawn = [record.length for run in runs for record in run if outcome(record) == "ok"]
+    return drawn + [failed.length for failed in map(_first_failure, runs) if failed]
 
 
 def extrapolation_figure(records: Sequence[Record]) -> Figure:
@@ -239,7 +242,7 @@ def extrapolation_figure(records: Sequence[Record]) -> Figure:
     panels = {title: some for title, some in panels.items() if any(outcome(record) == "ok" for record in some)}
     shown = [record for some in panels.values() for record in some]
     lengths = [length for some in panels.values() for length in _shown_lengths(some)]
-    train_lengths = sorted({record["train_length"] for record in records})
+    train_lengths = sorted({record.train_length for record in records})
     figure = _figure(height=5.0)
     if not panels:
         figure.text(0.5, 0.5, "no finite perplexity to draw", fontsize=12, color=INK, horizontalalignment="center")
@@ -247,7 +250,7 @@ def extrapolation_figure(records: Sequence[Record]) -> Figure:
     for axes, (title, some) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _style(axes, title, "evaluation length, tokens", "perplexity (lower is better)")
         _length_ticks(axes, lengths, train_lengths)
-        _perplexity_ticks(axes, [record["perplexity"] for record in shown if outcome(record) == "ok"])
+        _perplexity_ticks(axes, [record.statistics["perplexity"] for record in shown if outcome(record) == "ok"])
         _draw_protocol(axes, some)
         _failure_legend(axes, some)
     return figure
@@ -265,15 +268,15 @@ def log_bins(losses: np.ndarray, per_doubling: int = 3) -> tuple[np.ndarray, np.
 def longest_windows(records: Sequence[Record]) -> list[Record]:
     """Of each run, the record of its longest non-overlapping window that was scored and has its nats at hand."""
     longest: dict[str, Record] = {}
-    for record in sorted(non_overlapping(records), key=lambda record: record["length"]):
-        if record["status"] == "ok" and locate(record["nats_file"]).is_file():
-            longest[record["run"]] = record
-    return [longest[run] for run in dict.fromkeys(record["run"] for record in records) if run in longest]
+    for record in sorted(non_overlapping(records), key=lambda record: record.length):
+        if record.status == "ok" and locate(record.nats_file).is_file():
+            longest[record.run] = record
+    return [longest[run] for run in dict.fromkeys(record.run for record in records) if run in longest]
 
 
 def _nats(record: Record) -> Float32[np.ndarray, " n"]:
     try:
-        return load_nats(locate(record["nats_file"]), record)
+        return load_nats(locate(record.nats_file), record)
     except ResultsError as error:
         raise ResultsError(f"{error}. Evaluate again: what is damaged is scored anew.") from error
 
@@ -287,18 +290,18 @@ def position_figure(records: Sequence[Record]) -> Figure | None:
     chosen = longest_windows(records)
     if not chosen:
         return None
-    curves = [log_bins(position_loss(_nats(record), record["length"])) for record in chosen]
+    curves = [log_bins(position_loss(_nats(record), record.length)) for record in chosen]
     figure = _figure(height=4.3)
     axes = figure.subplots()
     _style(axes, "Loss by position in the window", "inputs the target sees, tokens", "nats per token")
-    longest, train_lengths = max(record["length"] for record in chosen), {record["train_length"] for record in chosen}
+    longest, train_lengths = max(record.length for record in chosen), {record.train_length for record in chosen}
     powers = [2**power for power in range(longest.bit_length())]
     _length_ticks(axes, sorted({*powers, longest}), sorted(train_lengths))
     names = [line_name(record) for record in chosen]
     for record, name, (centres, means) in zip(chosen, names, curves, strict=True):
-        _draw_line(axes, record["position"], centres, means, thin=names.count(name) > 1, markers=False)
+        _draw_line(axes, record.position, centres, means, thin=names.count(name) > 1, markers=False)
     axes.margins(y=0.08)
     axes.autoscale_view(scalex=False)
     ends = zip(names, chosen, curves, strict=True)
-    _label_lines(axes, [_Tip(name, run["position"], run["length"], means[-1]) for name, run, (_, means) in ends])
+    _label_lines(axes, [_Tip(name, run.position, run.length, means[-1]) for name, run, (_, means) in ends])
     return figure

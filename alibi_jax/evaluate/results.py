@@ -1,29 +1,39 @@
 """A folder of results while an evaluation adds to it: what is there and whole, and how more is kept."""
 
-import dataclasses
 import json
 import logging
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from alibi_jax.config import parse_stride
 from alibi_jax.errors import ResultsError
-from alibi_jax.evaluate.records import Record, explained, load_nats, nats_file, read_lines, strict_json, write_records
-from alibi_jax.evaluate.statistics import split_gain
+from alibi_jax.evaluate.lines import line_of, strict_json
+from alibi_jax.evaluate.reader import Losses, explained, load_nats, read_lines, with_statistics
+from alibi_jax.evaluate.records import Record, fields_of
+from alibi_jax.evaluate.statistics import Nats
 from alibi_jax.run.hosts import is_first
-from alibi_jax.storage import Location, load_array, remove_partial, save_array, write_atomically
+from alibi_jax.storage import Location, remove_partial, save_array, write_atomically
 
-SAME = ("run", "checkpoint_step", "corpus_fingerprint", "split", "num_tokens", "train_length")  # in a folder
+SAME = (
+    "run",
+    "checkpoint_step",
+    "corpus_fingerprint",
+    "split",
+    "num_tokens",
+    "train_length",
+    "num_bytes",
+)  # in a folder
 FAULTS_SHOWN = 5
 
 logger = logging.getLogger("alibi_jax")
 
 
-def _pair(record: Record) -> tuple[int, int]:
-    return record["length"], record["stride"]
+def write_records(path: Location, records: Sequence[Record]) -> None:
+    """Writes sweep.jsonl, all of it or none."""
+    write_atomically(path, "".join(map(line_of, records)))
 
 
-def _differing_config(record: Record | None, now: Record | None) -> list[str]:
+def _differing_config(record: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
     """What a record's config says of the model and of how it was computed, where it says something else than now's."""
     same = {"model": None, "train": ("seed",), "evaluate": ("attention",)}  # None: every field both know
     now = json.loads(strict_json(now or {}))  # as in the file
@@ -37,11 +47,12 @@ def _differing_config(record: Record | None, now: Record | None) -> list[str]:
     ]
 
 
-def _check_same(path: Location, record: Record, facts: Record) -> None:
+def _check_same(path: Location, record: Record, facts: Mapping[str, Any]) -> None:
     """ResultsError for a record of another evaluation."""
-    same = SAME + (("num_bytes",) if "num_bytes" in record else ())
-    differing = [f"{name} {record[name]}, now {facts[name]}" for name in same if record[name] != facts[name]]
-    differing += _differing_config(record.get("config"), facts.get("config"))
+    before = fields_of(record)
+    same = [name for name in SAME if name in before]
+    differing = [f"{name} {before[name]}, now {facts[name]}" for name in same if before[name] != facts[name]]
+    differing += _differing_config(record.config, facts.get("config"))
     if differing:
         raise ResultsError(
             f"{path}: got results of another evaluation ({'; '.join(differing)}), expected none or the same one's. "
@@ -49,8 +60,8 @@ def _check_same(path: Location, record: Record, facts: Record) -> None:
         )
 
 
-def _read(path: Location, facts: Record) -> list[Record]:
-    """The records there are, all of this very evaluation. Lines of no use are said, copied aside and taken out."""
+def _read(path: Location, facts: Mapping[str, Any]) -> list[Record]:
+    """The records there are, all of this very evaluation. Lines of no use are logged, copied aside and taken out."""
     if not path.exists():
         return []
     records, faults = {}, []
@@ -59,11 +70,9 @@ def _read(path: Location, facts: Record) -> list[Record]:
             faults.append(f"line {number}: {line}")
         else:
             _check_same(path, line, facts)
-            if _pair(line) in records:
-                faults.append(
-                    f"line {number}: length {line['length']}, stride {line['stride']} again; the last is kept"
-                )
-            records[_pair(line)] = line
+            if line.pair in records:
+                faults.append(f"line {number}: length {line.length}, stride {line.stride} again; the last is kept")
+            records[line.pair] = line
     if faults and is_first():
         copy = path.with_name(f"{path.name}.damaged")
         write_atomically(copy, path.read_bytes())
@@ -78,27 +87,12 @@ def _read(path: Location, facts: Record) -> list[Record]:
 
 
 def _damage(folder: Location, record: Record) -> str:
-    """What is wrong with the array of a record; "" where it is whole."""
+    """What is wrong with the losses of a record; "" where they are whole."""
     try:
-        load_nats(folder / record["nats_file"], record)
+        load_nats(folder / record.nats_file, record)
     except ResultsError as error:
         return str(error)
     return ""
-
-
-def _add_gains(folder: Location, records: list[Record], far_stride: str, whole: set[tuple[int, int]]) -> None:
-    """To every longer non-overlapping record its gain over the training length, told apart, once the arrays are there.
-
-    whole: the pairs whose arrays are.
-    """
-    for record in records:
-        length, train_length = record["length"], record["train_length"]
-        fine = parse_stride(far_stride, train_length)
-        wanted = [(train_length, train_length), (length, length), (train_length, fine)]
-        if record["stride"] == length > train_length and whole.issuperset(wanted):
-            arrays = (load_array(folder / nats_file(*pair)) for pair in wanted)
-            gain = split_gain(*arrays, train_length, length)
-            record["gain"] = dataclasses.asdict(gain) | {"far_stride": fine}
 
 
 class Results:
@@ -107,42 +101,46 @@ class Results:
     For the process that holds the folder (`workdir.only_run`): what a killed one left half-written there is removed.
     """
 
-    def __init__(self, folder: Location, facts: Record, pairs: list[tuple[int, int]], far_stride: str) -> None:
-        """facts: what every record has to say. pairs: (length, stride) that are asked for; their arrays are looked at."""
-        self.folder, self.far_stride = folder, far_stride
-        self.records, self.whole = [], set()
+    def __init__(self, folder: Location, facts: Mapping[str, Any], pairs: list[tuple[int, int]]) -> None:
+        """facts: what every record has to hold. pairs: (length, stride) that are asked for; their losses are looked at."""
+        self.folder = folder
+        self.records, self.whole = [], []
         with explained(folder):
             for record in _read(folder / "sweep.jsonl", facts):
-                self._take(record, asked_for=_pair(record) in pairs)
+                self._take(record, asked_for=record.pair in pairs)
             (folder / "nats").mkdir(parents=True, exist_ok=True)
             if is_first():
                 remove_partial(folder)
                 remove_partial(folder / "nats")
 
     def _take(self, record: Record, asked_for: bool) -> None:
-        """A record whose array is gone or damaged is scored again where it is asked for; so is one that ran out of memory."""
-        damage = _damage(self.folder, record) if record["status"] == "ok" else ""
+        """A record whose losses are gone or damaged is scored again where it is asked for; so is one that ran out of memory."""
+        damage = _damage(self.folder, record) if record.status == "ok" else ""
         if damage and asked_for and is_first():
-            logger.warning("%s. Length %d, stride %d is scored again.", damage, *_pair(record))
-        if record["status"] == "ok" and not damage:
-            self.whole.add(_pair(record))
-        again = damage or record["status"] == "out of memory"  # there may be more memory now
+            logger.warning("%s. Length %d, stride %d is scored again.", damage, *record.pair)
+        if record.status == "ok" and not damage:
+            self.whole.append(record)
+        again = damage or record.status == "out of memory"  # there may be more memory now
         if not (again and asked_for):
             self.records.append(record)
 
     def missing(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those of the pairs that have no record."""
-        finished = set(map(_pair, self.records))
+        """Returns those of the pairs that have no record."""
+        finished = {record.pair for record in self.records}
         return [pair for pair in pairs if pair not in finished]
 
-    def add(self, record: Record, scores: np.ndarray | None) -> None:
-        """Keeps one more record and its array, and all records with what the arrays now say of gains: first host only."""
-        self.records.append(record)
-        if not is_first():
-            return
+    def add(self, record: Record, nats: Nats | None) -> None:
+        """Keeps one more record and its losses; its line has the statistics too, for those who have no file of losses.
+
+        Only the first host writes.
+        """
         with explained(self.folder):
-            if scores is not None:
-                save_array(self.folder / record["nats_file"], scores)
-                self.whole.add(_pair(record))
-            _add_gains(self.folder, self.records, self.far_stride, self.whole)
+            if nats is not None:
+                record = with_statistics(record, ChainMap({record.pair: nats}, Losses(self.folder, self.whole)))
+            self.records.append(record)
+            if not is_first():
+                return
+            if nats is not None:
+                save_array(self.folder / record.nats_file, nats)
+                self.whole.append(record)
             write_records(self.folder / "sweep.jsonl", self.records)

@@ -2,18 +2,23 @@
 
 n is the number of targets, L an input length, S a stride, all in tokens. Inside, everything is numpy float64.
 Bad input raises ResultsError, a ValueError, with got / expected / what to do.
+To add a statistic, write a function of `Scored` and name it in `STATISTICS`: runs scored before gain it when they are read.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 from numpy.typing import ArrayLike, NDArray
 
 from alibi_jax.errors import ResultsError
+from alibi_jax.evaluate.records import Record
 from alibi_jax.run.display import exponential
 
+Nats = Float32[np.ndarray, " n"]
 NUM_BLOCKS = 64  # blocks behind a standard error, whose own relative error is then 1 / sqrt(2 * 63) = 9 %
 
 
@@ -39,12 +44,12 @@ def _require_at_least(value: int, name: str, least: int) -> None:
 
 
 def mean_nats(nats: ArrayLike) -> float:
-    """Mean loss, sum(nats) / n, in nats per token."""
+    """Returns the mean loss, sum(nats) / n, in nats per token."""
     return float(_checked(nats).mean())
 
 
 def perplexity(nats: ArrayLike) -> float:
-    """exp(sum(nats) / n) over all n tokens of the stream: never a mean of window means (Press et al. 2022).
+    """Returns exp(sum(nats) / n) over all n tokens of the stream: never a mean of window means (Press et al. 2022).
 
     inf where the mean is 709.8 nats or more: that exponential is larger than the largest float64.
     """
@@ -52,13 +57,13 @@ def perplexity(nats: ArrayLike) -> float:
 
 
 def bits_per_byte(nats: ArrayLike, num_bytes: int) -> float:
-    """sum(nats) / (ln 2 * num_bytes); num_bytes is that of the text the tokens stand for, whatever the tokenizer."""
+    """Returns sum(nats) / (ln 2 * num_bytes); num_bytes is that of the text the tokens stand for, whatever the tokenizer."""
     _require_at_least(num_bytes, "num_bytes", 1)
     return float(_checked(nats).sum() / (math.log(2) * num_bytes))
 
 
 def standard_error(nats: ArrayLike, block: int | None = None) -> float:
-    """Standard error of the mean of nats, from the means b_1..b_m of contiguous blocks: std(b) / sqrt(m), ddof 1.
+    """Returns the standard error of the mean of nats, from the means b_1..b_m of contiguous blocks: std(b) / sqrt(m), ddof 1.
 
     Neighbouring tokens share a topic, so the formula for independent tokens is too small; blocks longer than that
     dependence are nearly independent (batch means). block: tokens of one; None: n // 64, at least 1. The last,
@@ -75,7 +80,7 @@ def standard_error(nats: ArrayLike, block: int | None = None) -> float:
 
 
 def positions(n: int, length: int, stride: int) -> NDArray[np.int32]:
-    """Number of inputs each target sees, which is its position in its window counted from 1: int32 [n].
+    """Returns the number of inputs each target sees, which is its position in its window counted from 1: int32 [n].
 
     Window w scores the targets [wS, (w+1)S) and sees from max(0, (w+1)S - L) on. With S = L, non-overlapping, that is
     t mod L + 1; with S < L every target from L on sees between L - S + 1 and L inputs.
@@ -89,9 +94,9 @@ def positions(n: int, length: int, stride: int) -> NDArray[np.int32]:
 
 
 def position_loss(nats: ArrayLike, length: int) -> NDArray[np.float64]:
-    """Mean nats at each position of the non-overlapping windows of `length`: float64 [L], entry p - 1 for position p.
+    """Returns the mean nats at each position of the non-overlapping windows of `length`: float64 [L].
 
-    nats: [n], n at least L. The last, shorter window counts for the positions it has.
+    Entry p - 1 is that of position p. nats: [n], n at least L. The last, shorter window counts for the positions it has.
     """
     array = _checked(nats)
     _require_at_least(length, "length", 1)
@@ -114,7 +119,7 @@ class Gain:
 def split_gain(
     nats_train: ArrayLike, nats_long: ArrayLike, nats_full_context: ArrayLike, train_length: int, length: int
 ) -> Gain:
-    """The gain of `length` over `train_length` split in two, all arrays [n], nats of the same stream.
+    """Returns the gain of `length` over `train_length` split in two, all arrays [n], nats of the same stream.
 
     far_context = 1/n * sum over targets at positions p > L_train of (nats_full_context - nats_long): what is lost if
     each of them scored as position L_train does. It is paired: nats_full_context holds the same targets, from the
@@ -134,7 +139,7 @@ def split_gain(
 
 
 def longest_useful_length(losses: Mapping[int, float], train_length: int) -> int:
-    """The longest evaluated length, in tokens, whose loss is not above the loss at the training length.
+    """Returns the longest evaluated length, in tokens, whose loss is not above the loss at the training length.
 
     losses: evaluated length -> mean nats. A length that could not be evaluated is left out by the caller.
     """
@@ -145,3 +150,43 @@ def longest_useful_length(losses: Mapping[int, float], train_length: int) -> int
         )
     _checked(list(losses.values()), "losses")
     return max(length for length, loss in losses.items() if loss <= losses[train_length])
+
+
+class Scored(NamedTuple):
+    """What a statistic is computed from."""
+
+    record: Record  # facts
+    nats: Nats  # its losses
+    run: Mapping[tuple[int, int], Nats]  # the same run's at hand, by (length, stride); each is loaded when asked for
+
+
+def _bits_per_byte(scored: Scored) -> float | None:
+    """Older records do not say how many bytes were scored."""
+    num_bytes = scored.record.num_bytes
+    return None if num_bytes is None else bits_per_byte(scored.nats, num_bytes)
+
+
+def gain(scored: Scored) -> dict[str, float] | None:
+    """Returns the fields of a `Gain` over the training length, and the stride there against which far context is measured.
+
+    None unless the windows are non-overlapping and longer than in training, and the run was scored at the training length
+    by both protocols; the finest stride there is taken.
+    """
+    length, train_length = scored.record.length, scored.record.train_length
+    strides = [stride for at, stride in scored.run if at == train_length]
+    far_stride = min(strides, default=train_length)
+    if not scored.record.stride == length > train_length > far_stride or train_length not in strides:
+        return None
+    at_train_length, full_context = (scored.run[train_length, stride] for stride in (train_length, far_stride))
+    split = split_gain(at_train_length, scored.nats, full_context, train_length, length)
+    return dataclasses.asdict(split) | {"far_stride": far_stride}
+
+
+# Statistic -> its function of what was scored; None where that lacks what the statistic needs.
+STATISTICS: dict[str, Callable[[Scored], Any]] = {
+    "mean_nats": lambda scored: mean_nats(scored.nats),
+    "perplexity": lambda scored: perplexity(scored.nats),
+    "bits_per_byte": _bits_per_byte,
+    "standard_error": lambda scored: standard_error(scored.nats),
+    "gain": gain,
+}

@@ -18,10 +18,10 @@ from alibi_jax.config import EvaluateConfig, parse_stride
 from alibi_jax.errors import LengthError, ResultsError
 from alibi_jax.evaluate.memory import Limits, memory_limits
 from alibi_jax.evaluate.nats import HOST_BYTES, least_memory, memory_needed, token_nats
-from alibi_jax.evaluate.records import Record, checksum, nats_file, too_short
+from alibi_jax.evaluate.reader import checksum, read_records
+from alibi_jax.evaluate.records import Record, nats_file, record_of, too_short
 from alibi_jax.evaluate.results import Results
-from alibi_jax.evaluate.statistics import bits_per_byte, mean_nats, perplexity, standard_error
-from alibi_jax.run.hosts import first_host_first, from_first_host
+from alibi_jax.run.hosts import first_host_first, from_first_host, is_first
 from alibi_jax.run.progress import Bar
 from alibi_jax.run.workdir import only_run
 from alibi_jax.sharding import batch_ways
@@ -65,15 +65,6 @@ def batch_rows(batch_tokens: int, length: int, stride: int, num_tokens: int) -> 
     tokens = min(batch_tokens, max(windows * length, ORDINARY_TOKENS), 2**31 - 1)
     ways = batch_ways(jax.sharding.get_mesh())
     return -(-max(1, tokens // length) // ways) * ways
-
-
-def _statistics(scores: np.ndarray, num_bytes: int) -> dict[str, float]:
-    return {
-        "mean_nats": mean_nats(scores),
-        "perplexity": perplexity(scores),
-        "bits_per_byte": bits_per_byte(scores, num_bytes),
-        "standard_error": standard_error(scores),
-    }
 
 
 def _memory(model: nn.Module, params: Any, batch_size: int, length: int, limits: Limits) -> tuple[int, str]:
@@ -156,7 +147,7 @@ def sweep(
     with contextlib.ExitStack() as held:
         with first_host_first():
             held.enter_context(only_run(folder, "out", "evaluation"))
-            results = Results(folder, facts, pairs, config.far_stride)
+            results = Results(folder, facts, pairs)
         missing = json.loads(from_first_host(json.dumps(results.missing(pairs))))
         limits = Limits(*json.loads(from_first_host(json.dumps(memory_limits(config.memory_limit_gib)))))
         bar = held.enter_context(Bar(f"evaluate {facts['run']}", len(pairs) * len(stream)))
@@ -169,19 +160,18 @@ def sweep(
                 "progress": _progress(bar, pairs.index((length, stride)) * len(stream), length, stride),
             }
             scored = _score(model, params, stream, limits, **options)
-            results.add({**facts, **_record(length, stride, scored, num_bytes), **provenance()}, scored.nats)
-    return results.records
+            results.add(record_of({**facts, **_facts(length, stride, scored), **provenance()}), scored.nats)
+    return read_records([folder]) if is_first() else results.records
 
 
-def _record(length: int, stride: int, scored: _Scored, num_bytes: int) -> Record:
-    """What a record says of one (length, stride)."""
-    record = {"length": length, "stride": stride, "status": scored.status, "detail": scored.detail}
-    record["seconds"] = scored.seconds
+def _facts(length: int, stride: int, scored: _Scored) -> dict[str, Any]:
+    """What a record says of one (length, stride) alone."""
+    facts = {"length": length, "stride": stride, "status": scored.status, "detail": scored.detail}
+    facts["seconds"] = scored.seconds
     if scored.nats is None:
         logger.info("length %d, stride %d: %s: %s", length, stride, scored.status, scored.detail)
-        return record
-    kept = {"nats_file": nats_file(length, stride), "nats_crc32": checksum(scored.nats)}
-    return record | kept | _statistics(scored.nats, num_bytes)
+        return facts
+    return facts | {"nats_file": nats_file(length, stride), "nats_crc32": checksum(scored.nats)}
 
 
 def _progress(bar: Bar, before: int, length: int, stride: int) -> Callable[[int], None]:

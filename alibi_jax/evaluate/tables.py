@@ -1,89 +1,94 @@
 """Tables of a sweep's records: plain text, Markdown, CSV."""
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from alibi_jax.evaluate.records import Record, non_overlapping, sliding
+from alibi_jax.evaluate.records import Record, fields_of, non_overlapping, sliding
+from alibi_jax.evaluate.statistics import STATISTICS, Gain
 from alibi_jax.run.display import csv_cell, label, markdown_text, perplexity_number
 
-COLUMNS = (
+COLUMNS = (  # in an order that readers of older files know; other statistics follow
     *("run", "position", "train_length", "length", "stride", "status", "detail", "split", "num_tokens", "num_bytes"),
     *("mean_nats", "perplexity", "bits_per_byte", "standard_error", "seconds", "checkpoint_step", "parameters"),
     *("corpus_fingerprint", "date"),
+    *(f"gain_{field.name}" for field in dataclasses.fields(Gain)),
 )
-GAIN_COLUMNS = ("total", "far_context", "early_tokens", "far_context_error")
 TEXT_WIDTH = 100  # columns of a terminal the plain table stays within
 DASH = "–"
 
 
 def csv_text(records: Sequence[Record]) -> str:
-    """The records as CSV, one row each; the gain split in columns gain_*; a value a record lacks is an empty cell.
+    """Returns the records as CSV, one row each: facts, then every statistic; a value that a record lacks is an empty cell.
 
     Text that a spreadsheet would take for a formula begins with an apostrophe.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*COLUMNS, *(f"gain_{name}" for name in GAIN_COLUMNS)])
+    columns = [*COLUMNS, *(name for name in STATISTICS if name not in (*COLUMNS, "gain"))]
+    writer.writerow(columns)
     for record in records:
-        gain = record.get("gain") or {}
-        cells = [*(record.get(name) for name in COLUMNS), *(gain.get(name) for name in GAIN_COLUMNS)]
-        writer.writerow(map(csv_cell, cells))
+        gain = record.statistics.get("gain") or {}
+        values = fields_of(record) | {f"gain_{name}": value for name, value in gain.items()}
+        writer.writerow(csv_cell(values.get(name)) for name in columns)
     return buffer.getvalue()
 
 
 def protocols(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """What tables show, as (name, records): non-overlapping windows, then sliding ones if only they have some length."""
+    """Returns (name, records) of what tables show: non-overlapping windows, then sliding ones if only they have some length."""
     whole, (stride, slid) = non_overlapping(records), sliding(records)
-    lengths = {record["length"] for record in whole}
+    lengths = {record.length for record in whole}
     shown = [("non-overlapping windows", whole)] if whole else []
-    if any(record["length"] not in lengths for record in slid):
+    if any(record.length not in lengths for record in slid):
         shown.append((f"sliding window, stride {stride}", slid))
     return shown
 
 
 def perplexity_text(record: Record) -> str:
-    """The perplexity of a record, or why it has none."""
-    if record["status"] != "ok":
-        return record["status"]
-    return perplexity_number(record["perplexity"])
+    """Returns the perplexity of a record, or why it has none."""
+    if record.status != "ok":
+        return record.status
+    return perplexity_number(record.statistics["perplexity"])
 
 
 class Grid:
     """Records as a table: rows are runs in order, columns lengths; `best` is each column's lowest perplexity."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self.runs = list(dict.fromkeys(record["run"] for record in records))
-        self.lengths = sorted({record["length"] for record in records})
-        self.cells = {(record["run"], record["length"]): record for record in records}
-        self.train_lengths = {record["run"]: record["train_length"] for record in records}
-        scored = [record for record in records if record["status"] == "ok"]
+        self.runs = list(dict.fromkeys(record.run for record in records))
+        self.lengths = sorted({record.length for record in records})
+        self.cells = {(record.run, record.length): record for record in records}
+        self.train_lengths = {record.run: record.train_length for record in records}
+        scored = [record for record in records if record.status == "ok"]
         self.best = {
-            length: min(record["perplexity"] for record in scored if record["length"] == length)
-            for length in {record["length"] for record in scored}
+            length: min(record.statistics["perplexity"] for record in scored if record.length == length)
+            for length in {record.length for record in scored}
         }
 
     def is_best(self, run: str, length: int) -> bool:
-        record = self.cells.get((run, length), {})
+        """Whether a run is the best, or as good as the best, of several at a length."""
+        record = self.cells.get((run, length))
         several = sum((other, length) in self.cells for other in self.runs) > 1
         best = self.best.get(length, math.inf)
-        return several and best < math.inf and record.get("perplexity") == best
+        return bool(record) and several and record.statistics.get("perplexity") == best < math.inf
 
     def heading(self, length: int) -> str:
-        """The length, with its multiple of the training length where all runs share one."""
+        """Returns the length, with its multiple of the training length where all runs share one."""
         units = set(self.train_lengths.values())
         return f"{length:,}" + (f" ({length / units.pop():.3g}x)" if len(units) == 1 else "")
 
     def text(self, run: str, length: int) -> str:
+        """Returns the text of a cell."""
         record = self.cells.get((run, length))
         return perplexity_text(record) if record else DASH
 
 
 def summary_table(records: Sequence[Record]) -> str:
-    """Perplexity as plain text, runs by lengths, at most 100 columns wide: more lengths go below.
+    """Returns perplexity as plain text, runs by lengths, at most 100 columns wide: more lengths go below.
 
     Non-overlapping; a sliding window where that alone was evaluated, or at lengths of its own, under a heading.
     """
@@ -112,7 +117,7 @@ def _plain_table(records: Sequence[Record]) -> str:
 
 
 def markdown_table(records: Sequence[Record]) -> str:
-    """The same tables in Markdown, the best of each column in bold."""
+    """Returns the same tables in Markdown, the best of each column in bold."""
     shown = protocols(records)
     if [name for name, _ in shown] == ["non-overlapping windows"]:
         return _markdown_grid(shown[0][1])
@@ -129,6 +134,6 @@ def _markdown_grid(records: Sequence[Record]) -> str:
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that are Markdown already, all columns but the first to the right."""
+    """Returns a Markdown table of cells that are Markdown already, all columns but the first to the right."""
     lines = [heading, ["---", *("---:" for _ in heading[1:])], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
