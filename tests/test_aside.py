@@ -10,7 +10,8 @@ import pytest
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.aside import LOCK, move, preparing
-from alibi_jax.data.corpus import corpus_folders, open_corpus, prepare, verify
+from alibi_jax.data.corpus import open_corpus, prepare, verify
+from alibi_jax.data.names import corpus_folders
 from alibi_jax.errors import DataError
 
 NAME = "files-bytes-0123456789ab"

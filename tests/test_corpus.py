@@ -11,9 +11,11 @@ import pytest
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data import corpus as corpus_module
-from alibi_jax.data.corpus import corpus_folder, corpus_folders, open_corpus, prepare, summary, verify
+from alibi_jax.data.corpus import open_corpus, prepare, summary, verify
 from alibi_jax.data.facts import read_facts, write_facts
-from alibi_jax.data.sources import SPLITS, documents
+from alibi_jax.data.names import corpus_folder, corpus_folders
+from alibi_jax.data.sources import documents
+from alibi_jax.data.splits import SPLITS
 from alibi_jax.errors import DataError
 
 ROOT = Path(__file__).parents[1]

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from alibi_jax.config import DataConfig
 from alibi_jax.data import document as document_module
 from alibi_jax.data import facts as facts_module
-from alibi_jax.data import tokenizer as tokenizer_module
 from alibi_jax.data import write as write_module
 from alibi_jax.data.corpus import prepare
 from alibi_jax.data.document import Document, file_document, text_document
 from alibi_jax.data.sources import documents
 from alibi_jax.data.tokenizer import make_tokenizer
+from alibi_jax.data.tokenizer import words as words_module
 from alibi_jax.errors import DataError
 
 TOKENIZERS = {"bytes": {}, "words": {"tokenizer": "words"}, "bpe": {"tokenizer": "bpe", "bpe_vocab_size": 257}}
@@ -173,7 +173,7 @@ def test_preparing_holds_no_more_for_a_longer_file(tmp_path, monkeypatch, tokeni
     """Python's own memory, which holds the text, its words and its tokens, less than three times the text of 600 kB."""
     monkeypatch.setattr(document_module, "PIECE_CHARACTERS", 1000)
     monkeypatch.setattr(document_module, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(tokenizer_module, "LONGEST_WORD", 1000)
+    monkeypatch.setattr(words_module, "LONGEST_WORD", 1000)
     monkeypatch.setattr(facts_module, "BLOCK", 100_000)
     monkeypatch.setattr(write_module, "CHUNK", 10_000)
     path = put(tmp_path / "a.gz", gzip.compress(FILES[kind](600_000), 1))
@@ -191,7 +191,7 @@ def test_preparing_holds_no_more_for_a_longer_file(tmp_path, monkeypatch, tokeni
 @pytest.mark.parametrize("places", [1, 700])
 def test_a_word_of_any_length_is_refused(monkeypatch, places):
     monkeypatch.setattr(document_module, "PIECE_CHARACTERS", 100)
-    monkeypatch.setattr(tokenizer_module, "LONGEST_WORD", 1000)
+    monkeypatch.setattr(words_module, "LONGEST_WORD", 1000)
     data = DataConfig(tokenizer="words")
     assert make_tokenizer(data, [text_document("some", f"{'a' * 990} b")]).vocab_size == 4
     with pytest.raises(

@@ -84,3 +84,35 @@ def test_no_figure_no_matplotlib():
     code = "import sys, main, experiments.extrapolation, alibi_jax.evaluate.tables; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# A module of data/ imports those above it alone.
+DATA = """document facts vocabulary batches paths splits
+sources.base sources.stdlib sources.files sources.records sources.wikitext_files sources.wikitext sources.tfds sources
+tokenizer.base tokenizer.bytes tokenizer.words tokenizer.bpe tokenizer
+layout text names lookup write aside earlier corpus""".split()
+LATE = {("sources.tfds", "sources.wikitext")}  # imported in a function, as it loads tensorflow_datasets
+
+
+def test_the_modules_of_data_import_one_way_and_at_their_tops():
+    folder, modules, late = ROOT / "alibi_jax/data", set(), set()
+    for path in folder.rglob("*.py"):
+        module = ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+        if not module:
+            continue
+        modules.add(module)
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            for other in imported_of_data(node):
+                assert other in DATA[: DATA.index(module)], f"{module} imports {other}"
+                late |= {(module, other)} if node not in tree.body else set()
+    assert modules == set(DATA) and late == LATE
+
+
+def imported_of_data(node: ast.AST) -> list[str]:
+    """The modules of data/ that an import statement names."""
+    if not isinstance(node, ast.ImportFrom) or not f"{node.module}.".startswith("alibi_jax.data."):
+        return []
+    parent = node.module.removeprefix("alibi_jax.data").removeprefix(".")
+    names = [f"{parent}.{alias.name}".removeprefix(".") for alias in node.names]
+    return [name if name in DATA else parent for name in names]

@@ -9,7 +9,7 @@ import typing
 import pytest
 
 from alibi_jax.config import Config, from_json
-from alibi_jax.config.limits import BELONGS, RANGES
+from alibi_jax.config.limits import BELONGS, FILES, RANGES, TFDS
 from alibi_jax.errors import ConfigError
 from alibi_jax.run.hosts import Hosts
 from main import Evaluate, Plan, Prepare, Report, Supervise, Train
@@ -145,10 +145,9 @@ def test_field_of_another_choice_is_refused(path):
     assert message.startswith(f"{path}: got {value!r} with {name}.{other} {without!r}, expected {name}.{other} "), (
         message
     )
-    needed = {"files": {"train_path": "text"}, "tfds": {"tfds_name": "lm1b"}}
+    needed = {FILES: {"train_path": "text"}, TFDS: {"tfds_name": "lm1b"}}.get(BELONGS[path], {})
     for choice in with_it:
-        extra = needed.get(choice, {}) if isinstance(choice, str) else {}
-        MAKE[name](**{**extra, field: value, other: choice})
+        MAKE[name](**{**needed, field: value, other: choice})
 
 
 def test_config_of_a_finished_run_with_all_fields_at_their_defaults_loads():

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data import document as document_module
-from alibi_jax.data.sources import SPLITS, documents, split_names, tell_sizes
+from alibi_jax.data.sources import documents, splits_cut_from_training
+from alibi_jax.data.splits import SPLITS, log_sizes, split_names
 from alibi_jax.errors import DataError
 
 
@@ -308,11 +309,11 @@ def test_a_file_of_one_line_beside_another_is_cut_like_it(tmp_path):
         ((90, 5, 45), {"test_path": "own"}, "INFO"),
         ((90, 1, 45), {"test_path": "own"}, "WARNING"),
     ],
-    ids=["as asked", "within 4 times", "small", "large", "of its own", "small beside one of its own"],
+    ids=["a twentieth", "within 4 times", "small", "large", "of its own", "small beside one of its own"],
 )
-def test_sizes_of_splits_are_told_and_warned_of_when_far_from_what_was_asked(caplog, sizes, more, level):
+def test_sizes_of_splits_are_logged_and_warned_of_when_far_from_a_twentieth(caplog, sizes, more, level):
     caplog.set_level("INFO", "alibi_jax")
-    tell_sizes(files("text", **more), dict(zip(SPLITS, sizes, strict=True)))
+    log_sizes(dict(zip(SPLITS, sizes, strict=True)), splits_cut_from_training(files("text", **more)))
     (record,) = caplog.records
     assert record.levelname == level
     assert record.message.startswith(f"text: train {sizes[0]}, valid {sizes[1]}, test {sizes[2]} bytes")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from alibi_jax.config import DataConfig
 from alibi_jax.data import document as document_module
 from alibi_jax.data.document import text_document
-from alibi_jax.data.tokenizer import TOKENIZERS, WordTokenizer, load_tokenizer, make_tokenizer
+from alibi_jax.data.tokenizer import TOKENIZERS, load_tokenizer, make_tokenizer
+from alibi_jax.data.tokenizer.words import WordTokenizer
 from alibi_jax.errors import DataError
 
 TEXTS = ["the cat sat on the mat\n" * 40, "café — naïve <|endoftext|>\n\n  the end"]

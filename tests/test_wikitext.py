@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data import wikitext as module
 from alibi_jax.data.corpus import open_corpus, prepare
-from alibi_jax.data.sources import SPLITS, documents
-from alibi_jax.data.wikitext import articles
+from alibi_jax.data.sources import documents
+from alibi_jax.data.sources import wikitext as builder_module
+from alibi_jax.data.sources import wikitext_files as files_module
+from alibi_jax.data.splits import SPLITS
 from alibi_jax.errors import DataError
 
 TEXT = {  # articles of each split; the first has the blank line that opens the file
@@ -62,7 +63,7 @@ def official(monkeypatch):
 
     def set_digest(path):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setattr(module, "SHA256", {"wikitext-103": "0" * 64, "wikitext-2": digest})
+        monkeypatch.setattr(files_module, "SHA256", {"wikitext-103": "0" * 64, "wikitext-2": digest})
 
     return set_digest
 
@@ -88,7 +89,7 @@ def server(tmp_path, monkeypatch):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as local:
         threading.Thread(target=local.serve_forever, args=(0.01,)).start()
-        monkeypatch.setattr(module, "URL", f"http://127.0.0.1:{local.server_port}")
+        monkeypatch.setattr(builder_module, "URL", f"http://127.0.0.1:{local.server_port}")
         yield tmp_path / "served", asked
         local.shutdown()
 
@@ -136,7 +137,7 @@ def test_a_wrong_download_is_refused_and_not_kept(tmp_path, official, server):
 
 @pytest.mark.parametrize("place", ["{URL}", "{URL}/busy", "http://127.0.0.1:9"])  # no such file, overloaded, no server
 def test_a_download_that_fails_says_at_once_what_to_do(tmp_path, server, monkeypatch, place):
-    monkeypatch.setattr(module, "URL", place.format(URL=module.URL))
+    monkeypatch.setattr(builder_module, "URL", place.format(URL=builder_module.URL))
     message = r"wikitext/wikitext-2: got no file from http://127.*/wikitext-2-v1\.zip \(.+\), expected .*"
     with pytest.raises(
         DataError, match=message + r"three \.tokens files, in a folder .* --data\.tfds-manual-dir FOLDER"
@@ -248,7 +249,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_articles_are_cut_where_a_regular_expression_over_the_whole_text_cuts(lines):
     opening, text = re.fullmatch(r"((?: \n)*)(.*)", "".join(lines), re.DOTALL).groups()
     first, *others = re.split(r"(?<=\n \n)(?= = A = \n \n)", text)
-    assert list(articles(lines)) == [opening + first, *others]
+    assert list(files_module.articles(lines)) == [opening + first, *others]
 
 
 def test_a_corpus_of_words_has_one_end_a_line(tmp_path):

@@ -6,13 +6,15 @@ import re
 from typing import ClassVar, Literal, NamedTuple
 
 from alibi_jax.config.checks import LARGEST, Section, gib
-from alibi_jax.config.limits import COUNT
+from alibi_jax.config.limits import COUNT, FILES
 from alibi_jax.config.sizes import STATE, parameter_count
 from alibi_jax.errors import require, shown
 
 INPUT_AND_TARGET = 2 * 4  # bytes of a token that is both, int32
 
 Attention = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
+SourceName = Literal["stdlib", "files", "tfds"]  # as in data/sources
+TokenizerName = Literal["bytes", "words", "bpe"]  # as in data/tokenizer
 PositionName = Literal["alibi", "sinusoidal", "rotary", "t5", "learned", "none"]
 
 
@@ -144,7 +146,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     section: ClassVar[str] = "data"
 
-    source: Literal["stdlib", "files", "tfds"] = "stdlib"  # where text comes from
+    source: SourceName = "stdlib"  # where text comes from
     train_path: str = ""  # files: a file, folder or glob of UTF-8 text, .gz too
     valid_path: str = ""  # files: the same for validation; empty: cut from the training text
     test_path: str = ""  # files: the same for testing; empty: cut from the training text
@@ -153,7 +155,7 @@ class DataConfig(Section):
     tfds_manual_dir: str = ""  # tfds: folder of files to prepare wikitext/* from (zip or .tokens); empty: download
     tfds_text: str = "text"  # tfds: name of the text feature
     tfds_splits: tuple[str, ...] = ("train", "validation", "test")  # tfds: split (or slice) for train, valid, test
-    tokenizer: Literal["bytes", "words", "bpe"] = "bytes"  # text to tokens
+    tokenizer: TokenizerName = "bytes"  # text to tokens
     bpe_vocab_size: int = 1024  # bpe: tokens in the vocabulary, special ones included
     directory: str = "corpora"  # folder of prepared corpora
 
@@ -173,10 +175,10 @@ class DataConfig(Section):
             "Name one, such as corpora.",
         )
         require(
-            self.source != "files" or self.train_path != "",
+            not FILES.holds(self.source) or self.train_path != "",
             "data.train_path",
             "''",
-            "a file, folder or glob when data.source is 'files'",
+            f"a file, folder or glob when data.source is {self.source!r}",
             "Pass --data.train_path PATH.",
         )
         require(

@@ -9,7 +9,7 @@ import numpy as np
 
 from alibi_jax.data.facts import broken, file_checksums, write_facts
 from alibi_jax.data.layout import FORMAT, file_names, fingerprint_of, token_dtype
-from alibi_jax.data.sources import SPLITS
+from alibi_jax.data.splits import SPLITS
 from alibi_jax.data.text import Text, keep_text
 from alibi_jax.data.tokenizer import load_tokenizer
 from alibi_jax.data.write import chunks
@@ -56,6 +56,6 @@ def take_over(earlier: Path, folder: Path) -> None:
         num_bytes = sum(int(tokenizer.token_bytes[chunk].sum(dtype=np.int64)) for chunk in chunks(tokens))
         counts = {"tokens": len(tokens), "bytes": num_bytes, "documents": documents, "unknown": 0, "sha256": sha256}
         counted[split] = counts
-    keep_text(folder, FORMAT, Text([], []))
+    keep_text(folder, Text([], []))
     files = {name: file_checksums(folder / name) for name in names}
     write_facts(folder / "corpus.json", {"format": FORMAT, **same, "splits": counted, "files": files})

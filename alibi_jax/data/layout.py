@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from alibi_jax.data.facts import broken, has_kinds, num_blocks, read_facts
-from alibi_jax.data.sources import SPLITS
+from alibi_jax.data.splits import SPLITS
 from alibi_jax.data.tokenizer import TOKENIZERS
 
 FORMAT = 2  # of corpus.json, text.json and the token files; raise it when they change
@@ -27,20 +27,23 @@ SPLIT_KINDS = {"tokens": int, "bytes": int, "documents": int, "unknown": int, "s
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
+    """Returns the type of a token on disk: uint16 where it can count the vocabulary, else uint32."""
     return np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
 
 
 def fingerprint_of(tokenizer_file: Path, splits: dict[str, Any]) -> str:
+    """Returns the sha256 of text and tokenizer: of the tokenizer's file and of every split's documents."""
     digests = [hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(), *(splits[name]["sha256"] for name in SPLITS)]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def is_sha256(text: str) -> bool:
+    """Returns whether a text is 64 lower-case hexadecimal digits."""
     return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def read_corpus_facts(folder: Path) -> dict[str, Any]:
-    """The facts of corpus.json, each of the kind and range it has to be."""
+    """Returns the facts of corpus.json, each of the kind and range it has to be."""
     path = folder / "corpus.json"
     facts = read_facts(path, FORMAT)
     if not has_kinds(facts, KINDS) or facts["tokenizer"] not in TOKENIZERS or not is_sha256(facts["fingerprint"]):
@@ -76,6 +79,7 @@ def _is_file(facts: Any) -> bool:
 
 
 def file_names(tokenizer: str) -> list[str]:
-    """The files of a corpus beside corpus.json and text.json."""
+    """Returns the names of the files of a corpus beside corpus.json and text.json."""
     names = [f"{split}.bin" for split in SPLITS]
-    return [TOKENIZERS[tokenizer].file, *names, *(f"{split}.unknown.bin" for split in SPLITS if tokenizer == "words")]
+    unknown = [f"{split}.unknown.bin" for split in SPLITS if TOKENIZERS[tokenizer].has_unknown]
+    return [TOKENIZERS[tokenizer].file, *names, *unknown]

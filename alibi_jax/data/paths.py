@@ -8,16 +8,16 @@ from collections import deque
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from alibi_jax.config.sections import SourceName, TokenizerName
 from alibi_jax.data.document import warn_once
 from alibi_jax.errors import DataError
 
 Pattern = tuple[str, ...]  # one a folder level; "**" stands for any number of levels
 EVERYTHING = frozenset({("**",)})
-CORPUS = (
-    r"(?:stdlib|files|tfds)-(?:bytes|words|bpe)-[0-9a-f]{12}(?:-[0-9a-f]{12})?"  # how a prepared one's folder is named
-)
+SOURCES, TOKENIZERS = "|".join(get_args(SourceName)), "|".join(get_args(TokenizerName))
+CORPUS = rf"(?:{SOURCES})-(?:{TOKENIZERS})-[0-9a-f]{{12}}(?:-[0-9a-f]{{12}})?"  # how a prepared one's folder is named
 NO_TEXT = re.compile(rf"\..*|{CORPUS}", re.DOTALL)  # names that are passed over
 
 

@@ -7,14 +7,13 @@ decides, so a copied, moved or touched file is the same text, and an edited one 
 import dataclasses
 import hashlib
 import os
-import sysconfig
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from alibi_jax.config import DataConfig
-from alibi_jax.data.datasets import make_builder
 from alibi_jax.data.facts import broken, has_kinds, read_facts, write_facts
-from alibi_jax.data.sources import files_of_splits, stdlib_files
+from alibi_jax.data.layout import FORMAT
+from alibi_jax.data.sources import SOURCES
 from alibi_jax.errors import DataError
 
 
@@ -30,7 +29,7 @@ class TextFile:
     sha256: str = ""  # of its bytes; empty: not computed
 
     def same_entry(self, other: "TextFile") -> bool:
-        """Whether path, size and times are the same, which is cheap to ask."""
+        """Returns whether path, size and times are the same, which is cheap to ask."""
         return dataclasses.replace(self, sha256=other.sha256) == other
 
 
@@ -45,34 +44,34 @@ class Text(NamedTuple):
 
 
 def places(data: DataConfig) -> list[str]:
-    """The absolute paths that a config names; none where it names the text otherwise."""
-    named = (data.train_path, data.valid_path, data.test_path, data.tfds_dir)
-    return [os.path.abspath(path) for path in named if path]
+    """Returns the absolute paths that a config names; none where it names the text otherwise."""
+    values = dataclasses.asdict(data)
+    return [os.path.abspath(values[name]) for name in SOURCES[data.source].paths if values[name]]
 
 
 def read_text(data: DataConfig) -> Text:
-    """The configured text's files as they are now, their content not read. DataError where they are not there."""
-    return Text(places(data), [_look(name, path) for name, path in FILES[data.source](data)])
+    """Returns the configured text's files as they are now, their content not read. DataError where they are not there."""
+    return Text(places(data), [_look(name, path) for name, path in SOURCES[data.source].files(data)])
 
 
-def keep_text(folder: Path, version: int, text: Text) -> Text:
+def keep_text(folder: Path, text: Text) -> Text:
     """Writes folder/text.json: the text's files with the sha256 of each. Returns the text with these."""
     files = [dataclasses.replace(file, sha256=_sha256(file.path)) for file in text.files]
     entries = [dataclasses.asdict(file) for file in files]
-    write_facts(folder / "text.json", {"format": version, "places": text.places, "files": entries})
+    write_facts(folder / "text.json", {"format": FORMAT, "places": text.places, "files": entries})
     return Text(text.places, files)
 
 
 def copies(text: Text) -> list[tuple[str, str]]:
-    """(path, path) of each training file and of one with the same content that is held out by a path of its own."""
+    """Returns (path, path) of each training file and of one with the same content that is held out by a path of its own."""
     held_out = {file.sha256: file.path for file in text.files if file.name.startswith(("valid/", "test/"))}
     train = (file for file in text.files if file.name.startswith("train/"))
     return [(file.path, held_out[file.sha256]) for file in train if file.sha256 in held_out]
 
 
-def kept_text(folder: Path, version: int) -> Text:
-    """The text that a corpus was prepared from, as folder/text.json says. DataError where it is not as it was written."""
-    facts = read_facts(folder / "text.json", version)
+def kept_text(folder: Path) -> Text:
+    """Returns the text that a corpus was prepared from, as folder/text.json has it. DataError where it was changed since."""
+    facts = read_facts(folder / "text.json", FORMAT)
     named, files = facts.get("places"), facts.get("files")
     lists = isinstance(named, list) and isinstance(files, list)
     if not lists or not all(has_kinds(file, TEXT_KINDS) for file in files):
@@ -81,13 +80,14 @@ def kept_text(folder: Path, version: int) -> Text:
 
 
 def same_entries(then: Text, now: Text) -> bool:
-    """Whether nothing was added, removed, renamed, moved, edited or touched."""
+    """Returns whether nothing was added, removed, renamed, moved, edited or touched."""
     return len(then.files) == len(now.files) and all(map(TextFile.same_entry, then.files, now.files))
 
 
 def difference(then: Text, now: Text) -> str:
-    """What a text's content differs in, for a message; empty where it does not. Reads files whose path or times differ."""
-    before, after = ({file.name: file for file in text.files} for text in (then, now))
+    """Returns, for a message, how a text's content differs; empty where it does not. Reads files whose path or times differ."""
+    before = {file.name: file for file in then.files}
+    after = {file.name: file for file in now.files}
     for names, what in ((before.keys() - after.keys(), "is gone"), (after.keys() - before.keys(), "is new")):
         if names:
             return f"{min(names)} {what}" + (f", and {len(names) - 1} more" if len(names) > 1 else "")
@@ -118,38 +118,3 @@ def _sha256(path: str) -> str:
 
 def _unreadable(path: str | Path, error: OSError) -> DataError:
     return DataError(f"{path}: got {error.strerror}, expected a readable file. Check its path and permissions.")
-
-
-def _stdlib(data: DataConfig) -> list[tuple[str, Path]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    return [(f"stdlib/{name}", root / name) for name in stdlib_files(root)]
-
-
-def _files(data: DataConfig) -> list[tuple[str, Path]]:
-    return [(f"{split}/{name}", path) for split, files in files_of_splits(data).items() for name, path in files]
-
-
-def _tfds(data: DataConfig) -> list[tuple[str, Path]]:
-    """The files of records; the .json beside them describe them, and tfds may write those anew."""
-    from alibi_jax.data import wikitext  # half a second: it imports tensorflow_datasets, and registers itself there
-
-    try:
-        folder = Path(make_builder(data).data_path)
-    except (ValueError, AssertionError, NotImplementedError, OSError) as error:
-        raise _not_prepared(data, error) from error
-    files = sorted(path for path in folder.glob("*") if path.is_file() and path.suffix != ".json")
-    if not files:
-        raise _not_prepared(data, f"nothing in {folder}")
-    if data.tfds_manual_dir:
-        wikitext.warn_of_newer_files(data)
-    return [(f"{data.tfds_name}/{file.name}", file) for file in files]
-
-
-def _not_prepared(data: DataConfig, reason: Any) -> DataError:
-    return DataError(
-        f"data.tfds_name: got {data.tfds_name!r} ({str(reason).partition(chr(10))[0][:300]}), expected a prepared data set. "
-        "Pass --data.tfds-dir FOLDER."
-    )
-
-
-FILES = {"stdlib": _stdlib, "files": _files, "tfds": _tfds}

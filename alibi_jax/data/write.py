@@ -22,7 +22,8 @@ from alibi_jax.config import DataConfig
 from alibi_jax.data.document import Document
 from alibi_jax.data.facts import file_checksums, write_facts
 from alibi_jax.data.layout import FORMAT, UNKNOWN_DTYPE, file_names, fingerprint_of, token_dtype
-from alibi_jax.data.sources import SPLITS, Split, describe, documents, tell_sizes
+from alibi_jax.data.sources import SOURCES, documents, splits_cut_from_training
+from alibi_jax.data.splits import SPLITS, Split, log_sizes
 from alibi_jax.data.text import Text, copies, keep_text, read_text, same_entries
 from alibi_jax.data.tokenizer import Tokenizer, make_tokenizer
 from alibi_jax.errors import DataError
@@ -34,13 +35,13 @@ logger = logging.getLogger("alibi_jax")
 
 
 def unknown_excess(tokenizer: Tokenizer, unknown: Integer[np.ndarray, " k"]) -> int:
-    """Bytes that unknown words have more, or fewer, than the `<unk>` that stands for them; 0 stands for a written `<unk>`."""
+    """Returns by how many bytes unknown words are longer than the `<unk>` in their place; a 0 is a written `<unk>`."""
     lengths = unknown[unknown > 0].astype(np.int64)
     return int(lengths.sum()) - len(lengths) * int(tokenizer.token_bytes[tokenizer.unknown]) if len(lengths) else 0
 
 
 def chunks(tokens: Integer[np.ndarray, " n"]) -> Iterator[Integer[np.ndarray, "_"]]:
-    """A stream, some tokens at a time: a mapped file may be larger than the memory."""
+    """Yields a stream, some tokens at a time: a mapped file may be larger than the memory."""
     for start in range(0, len(tokens), CHUNK):
         yield tokens[start : start + CHUNK]
 
@@ -48,13 +49,9 @@ def chunks(tokens: Integer[np.ndarray, " n"]) -> Iterator[Integer[np.ndarray, "_
 def write_corpus(data: DataConfig, folder: Path, quiet: bool) -> str:
     """Writes a corpus into a folder; returns its fingerprint. DataError where the text changes meanwhile."""
     before = _text_if_there(data)
-    said = TextColumn("{task.description}: {task.completed:,} documents")
-    columns = (
-        SpinnerColumn(),
-        said,
-        BarColumn(),
-        TimeElapsedColumn(),
-    )  # the bar pulses: no source says beforehand how much it holds
+    message = TextColumn("{task.description}: {task.completed:,} documents")
+    pulse = BarColumn()  # no source knows beforehand how much it holds
+    columns = SpinnerColumn(), message, pulse, TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         train = progress.track(documents(data, "train"), description=f"learning the {data.tokenizer} tokenizer")
         tokenizer = make_tokenizer(data, train)
@@ -69,14 +66,14 @@ def write_corpus(data: DataConfig, folder: Path, quiet: bool) -> str:
                 texts = progress.track(documents(data, split), description=f"counting unknown words of {split}")
                 number, excess = _write_unknown(folder, split, texts, tokenizer)
                 splits[split] |= {"unknown": number, "bytes": splits[split]["bytes"] + excess}
-    tell_sizes(data, {split: facts["bytes"] for split, facts in splits.items()})
+    log_sizes({split: facts["bytes"] for split, facts in splits.items()}, splits_cut_from_training(data))
     after = read_text(data)
-    _warn_of_copies(keep_text(folder, FORMAT, after))
+    _warn_of_copies(keep_text(folder, after))
     _require_unchanged(before or after, after)
     _require_unchanged(after, read_text(data))  # nor while its content was read
     facts = {
         "format": FORMAT,
-        "source": describe(data),
+        "source": SOURCES[data.source].describe(data),
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
         "dtype": token_dtype(tokenizer.vocab_size).str,
@@ -89,7 +86,7 @@ def write_corpus(data: DataConfig, folder: Path, quiet: bool) -> str:
 
 
 def _text_if_there(data: DataConfig) -> Text | None:
-    """None where the text is not there yet: WikiText is prepared when its documents are read."""
+    """Returns the text; None where it is not there yet, because WikiText is prepared when its documents are read."""
     try:
         return read_text(data)
     except DataError:
@@ -116,7 +113,7 @@ def _require_unchanged(before: Text, after: Text) -> None:
 
 
 def _write_split(path: Path, texts: Iterable[Document], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Write the token file of one split; how many tokens, bytes and documents, and the sha256 of the documents."""
+    """Writes the token file of one split; returns its tokens, bytes and documents, and the sha256 of the documents."""
     tokens = num_bytes = num_documents = 0
     digest = hashlib.sha256()
     with open(path, "wb") as file:
@@ -130,7 +127,7 @@ def _write_split(path: Path, texts: Iterable[Document], tokenizer: Tokenizer) ->
 
 
 def _digested(document: Document, update: Callable[[bytes], None]) -> Iterator[str]:
-    """The pieces of a document, each put into the digest; its length comes first, or moved boundaries would not show."""
+    """Yields the pieces of a document and digests each; the length comes first, or moved boundaries would not show."""
     length = document.num_bytes()
     update(b"%d\n" % length)
     for piece in document:
@@ -145,7 +142,7 @@ def _digested(document: Document, update: Callable[[bytes], None]) -> Iterator[s
 
 
 def _write_unknown(folder: Path, split: Split, texts: Iterable[Document], tokenizer: Tokenizer) -> tuple[int, int]:
-    """Writes the bytes of every word that `<unk>` stands for; how many there are, and the bytes they have more than it."""
+    """Writes the bytes of every word that `<unk>` stands for; returns their number, and by how many bytes they are longer."""
     number = excess = 0
     path, dtype = folder / f"{split}.bin", token_dtype(tokenizer.vocab_size)
     with open(path, "rb") as file:  # not mapped: the pages of a map count as memory of the process
@@ -161,8 +158,9 @@ def _write_unknown(folder: Path, split: Split, texts: Iterable[Document], tokeni
 
 
 def _require_text(data: DataConfig, split: Split, tokens: int) -> None:
+    source = SOURCES[data.source]
     if tokens == 0:
         raise DataError(
-            f"{split} split of {describe(data)}: got 0 tokens, expected text. Give more of it, or set "
-            f"data.{split}_path (files) or data.tfds_splits (tfds)."
+            f"{split} split of {source.describe(data)}: got 0 tokens, expected text. Give more of it, or change "
+            f"{', '.join(f'data.{name}' for name in source.fields) or 'data.source'}."
         )

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from alibi_jax.config import Config, replace
-from alibi_jax.data.tokenizer import ByteTokenizer
+from alibi_jax.data.tokenizer import TOKENIZERS
 from alibi_jax.errors import require
 from alibi_jax.plan.bounds import Bounds, Flops, bounds_of, evaluation_flops, train_flops
 from alibi_jax.plan.collectives import Collective, collectives
@@ -85,17 +85,15 @@ def with_vocabulary(config: Config) -> Config:
     """The config with the vocabulary that its tokenizer will have; ConfigError for words, which are counted in the text."""
     if config.model.vocab_size is not None:
         return config
-    data = config.data
+    size = TOKENIZERS[config.data.tokenizer].configured_size(config.data)
     require(
-        data.tokenizer != "words",
+        size is not None,
         "model.vocab_size",
-        "None with data.tokenizer 'words'",
-        "a number: how many words there are is not known before the text is read",
+        f"None with data.tokenizer {config.data.tokenizer!r}",
+        "a number: how many tokens there are is not known before the text is read",
         "Pass --model.vocab-size, such as 267744 for WikiText-103.",
     )
-    return replace(
-        config, "model", vocab_size=data.bpe_vocab_size if data.tokenizer == "bpe" else ByteTokenizer().vocab_size
-    )
+    return replace(config, "model", vocab_size=size)
 
 
 def _cost(found: Topology, mesh: Mesh, program: Compiled, flops: Flops) -> Cost:

@@ -7,7 +7,8 @@ import tensorflow_datasets as tfds
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.document import warn_once
-from alibi_jax.data.sources import SPLITS, documents
+from alibi_jax.data.sources import documents
+from alibi_jax.data.splits import SPLITS
 from alibi_jax.data.text import read_text
 from alibi_jax.errors import DataError
 

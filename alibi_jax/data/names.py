@@ -1,0 +1,61 @@
+"""How the folders of prepared corpora are named: <source>-<tokenizer>-<fields that both use>-<fingerprint>."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from alibi_jax.config import DataConfig
+from alibi_jax.data.sources import SOURCES
+from alibi_jax.data.tokenizer import TOKENIZERS
+
+# Version 0.1.0 named a folder by all of these, used or not; what is not used had these values. No field is to be added here.
+EARLIER_FIELDS = {
+    "source": "stdlib",
+    "train_path": "",
+    "valid_path": "",
+    "test_path": "",
+    "tfds_name": "",
+    "tfds_dir": "",
+    "tfds_text": "text",
+    "tfds_splits": ("train", "validation", "test"),
+    "tokenizer": "bytes",
+    "bpe_vocab_size": 1024,
+}
+
+
+def _used_fields(data: DataConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(data)
+    used = ("source", "tokenizer", *SOURCES[data.source].fields, *TOKENIZERS[data.tokenizer].fields)
+    return {name: values[name] for name in used}
+
+
+def _name(data: DataConfig, fields: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return f"{data.source}-{data.tokenizer}-{digest[:12]}"
+
+
+def corpus_name(data: DataConfig) -> str:
+    """Returns <source>-<tokenizer>-<12 hex digits of the sha256 of every field that says which text and tokens>."""
+    return _name(data, _used_fields(data))
+
+
+def earlier_name(data: DataConfig) -> str:
+    """Returns the name that version 0.1.0 gave to the same corpus, which is opened under it, or replaced."""
+    return _name(data, EARLIER_FIELDS | _used_fields(data))
+
+
+def corpus_folders(data: DataConfig) -> list[Path]:
+    """Returns the corpora of these fields: of the text as it is, as it was, and of other texts at the same path.
+
+    Those of an earlier name come last.
+    """
+    names = corpus_name(data), earlier_name(data)
+    return [folder for name in names for folder in sorted(Path(data.directory).glob(f"{name}-*"))]
+
+
+def corpus_folder(data: DataConfig, fingerprint: str) -> Path:
+    """Returns <directory>/<corpus_name>-<12 hex digits of the fingerprint>, or the folder of an earlier name that is there."""
+    earlier = Path(data.directory) / f"{earlier_name(data)}-{fingerprint[:12]}"
+    return earlier if earlier.exists() else Path(data.directory) / f"{corpus_name(data)}-{fingerprint[:12]}"
