@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from alibi_jax.evaluate.plots import FAINT, INK, png_bytes
+from alibi_jax.evaluate.axes import FAINT, INK, png_bytes
 from alibi_jax.storage import write_atomically
 
 OURS = "blockwise"

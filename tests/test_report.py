@@ -16,7 +16,7 @@ import pytest
 from rich.cells import cell_len
 
 from alibi_jax.config import PositionName
-from alibi_jax.evaluate import lines, plots, reader, report, statistics, tables
+from alibi_jax.evaluate import axes, lines, plots, reader, report, statistics, tables
 from alibi_jax.evaluate.lines import strict_json
 from alibi_jax.evaluate.page import gain_html
 from alibi_jax.evaluate.reader import read_records
@@ -325,19 +325,19 @@ def test_the_sliding_protocol_drawn_is_the_one_evaluated_most():
 
 
 def test_every_position_method_has_its_own_colour_and_marker():
-    for table in (plots.COLOURS, plots.MARKERS):
+    for table in (axes.COLOURS, axes.MARKERS):
         assert set(table) == set(typing.get_args(PositionName)) and len(set(table.values())) == len(table)
     assert set(plots.FAILURE_MARKERS) == {*STATUSES, plots.INFINITE} - {"ok"}
 
 
 @pytest.mark.parametrize("low, high", [(3.1, 3.6), (5.0, 7.5), (5.0, 300.0), (17.0, 19.0), (2.0, 1e7)])
 def test_ticks_are_several_and_inside(low, high):
-    ticks = plots.readable_ticks(low, high)
+    ticks = axes.readable_ticks(low, high)
     assert 2 <= len(ticks) <= 12 and all(low <= tick <= high for tick in ticks)
 
 
 def test_labels_are_kept_apart_in_order_and_inside():
-    placed = plots.spread([0.02, 0.01, 0.6, 0.99, 0.99], 0.1)
+    placed = axes.spread([0.02, 0.01, 0.6, 0.99, 0.99], 0.1)
     assert np.all(np.diff(np.sort(placed)) > 0.099) and min(placed) >= 0 and max(placed) <= 1
     assert np.argsort(placed).tolist() == [1, 0, 2, 3, 4] and placed[2] == pytest.approx(0.6)
 
@@ -402,7 +402,7 @@ def test_text_from_users_is_text_everywhere(tmp_path):
     table = tables.summary_table(read).splitlines()
     assert len(table) == 1 + len(LABELS) and all(line.isprintable() and cell_len(line) <= 100 for line in table)
     assert len({cell_len(line) for line in table}) == 1
-    drawn = [text for axes in plots.extrapolation_figure(read).axes for text in axes.texts]
+    drawn = [text for panel in plots.extrapolation_figure(read).axes for text in panel.texts]
     assert len(drawn) == len(LABELS) and not any(text.get_parse_math() or text.get_usetex() for text in drawn)
     assert all(text.get_text().isprintable() and len(text.get_text()) <= display.LONGEST + 5 for text in drawn)
 
@@ -429,9 +429,9 @@ def test_infinite_and_huge_perplexities_are_short_and_drawn_where_they_can_be(tm
     assert len(whole.get_yticks()) <= 12 and whole.get_ylim()[1] < math.inf
     assert ([64], [1e300]) in [(list(line.get_xdata()), list(line.get_ydata())) for line in whole.lines]
     assert "perplexity inf" in [text.get_text() for text in whole.get_legend().get_texts()]
-    assert plots.png_bytes(plots.extrapolation_figure(worse)).startswith(b"\x89PNG")  # where there is nothing to draw
+    assert axes.png_bytes(plots.extrapolation_figure(worse)).startswith(b"\x89PNG")  # where there is nothing to draw
     edge = [record("edge", "alibi", 16, 16, 1.7e308), record("edge", "alibi", 32, 32, 1.0)]
-    assert plots.png_bytes(plots.extrapolation_figure(edge)).startswith(b"\x89PNG")
+    assert axes.png_bytes(plots.extrapolation_figure(edge)).startswith(b"\x89PNG")
 
 
 def test_a_length_far_past_the_text_is_told_from_one_that_was_scored(tmp_path):
@@ -442,9 +442,9 @@ def test_a_length_far_past_the_text_is_told_from_one_that_was_scored(tmp_path):
     read = read_records(write_sweeps(tmp_path, records, nats=False))
     page = page_of(read, tmp_path / "out")
     assert page.tables[0][1][-3:] == ["refused", "refused", "64 (4x)"]
-    axes = plots.extrapolation_figure(read).axes[0]
-    assert axes.get_xlim()[1] < 1024  # the first that was refused, not the absurd one
-    assert ([512], [7.25]) in [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+    panel = plots.extrapolation_figure(read).axes[0]
+    assert panel.get_xlim()[1] < 1024  # the first that was refused, not the absurd one
+    assert ([512], [7.25]) in [(list(line.get_xdata()), list(line.get_ydata())) for line in panel.lines]
 
 
 def test_results_of_sliding_windows_alone_are_reported(tmp_path):

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from string import Template
 
-from alibi_jax.evaluate.plots import png_bytes, position_figure
+from alibi_jax.evaluate.axes import png_bytes
+from alibi_jax.evaluate.plots import position_figure
 from alibi_jax.evaluate.records import MANY_UNKNOWN, NAMES, Record, non_overlapping, sliding, unknown_rate
 from alibi_jax.evaluate.statistics import longest_useful_length
 from alibi_jax.evaluate.tables import DASH, Grid

@@ -40,8 +40,9 @@ def write_report(records: Sequence[Record], folder: str | Location, title: str, 
     file. Runs whose arrays of nats are not at hand are missing from its figure of loss by position, and only there; an
     array that is damaged is a ResultsError. OSError, with what to do, where the disk fails.
     """
-    from alibi_jax.evaluate.page import page  # both load matplotlib, which takes a second and only a report needs
-    from alibi_jax.evaluate.plots import extrapolation_figure, png_bytes
+    from alibi_jax.evaluate.axes import png_bytes  # these load matplotlib, which takes a second and only a report needs
+    from alibi_jax.evaluate.page import page
+    from alibi_jax.evaluate.plots import extrapolation_figure
 
     _check(records)
     folder = locate(folder)
