@@ -39,6 +39,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from alibi_jax import LinearBias, alibi_slopes, attend
 from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.run.invocation import recorded_command
 from alibi_jax.storage import write_atomically
 from benchmarks.shapes import LENGTHS
 
@@ -263,7 +264,12 @@ def main(options: Options) -> None:
     facts = provenance()
     facts["versions"]["torch"] = version("torch")
     _, longest, *sizes = whole[0].shape
-    record = {"command": sys.argv, "options": dataclasses.asdict(options), **facts, "cpu_count": os.cpu_count()}
+    record = {
+        "command": recorded_command(),
+        "options": dataclasses.asdict(options),
+        **facts,
+        "cpu_count": os.cpu_count(),
+    }
     record |= {"heads_and_width": sizes, "results": [], "growth": {}, "memory": []}
 
     def save() -> None:

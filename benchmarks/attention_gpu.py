@@ -12,7 +12,6 @@ in one run; a time is the median of several turns, each of several calls. TFLOP/
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import tyro
 
 from alibi_jax import LinearBias, alibi_slopes, attend
 from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.run.invocation import recorded_command
 from alibi_jax.storage import write_atomically
 from benchmarks.shapes import GPU_SHAPES
 
@@ -165,8 +165,8 @@ def main(options: Options) -> None:
             f"device: got {kind}, expected one of {', '.join(PEAK_TFLOPS)}. Run with --interpret to try it here."
         )
     print(f"{kind}, peak {peak} TFLOP/s in bfloat16")
-    record: dict[str, Any] = {"command": sys.argv, "options": dataclasses.asdict(options), "device": kind, "peak": peak}
-    record |= {**provenance(), "errors": {}, "results": []}
+    record: dict[str, Any] = {"command": recorded_command(), "options": dataclasses.asdict(options), **provenance()}
+    record |= {"device": kind, "peak": peak, "errors": {}, "results": []}
     for width in options.widths:
         record["errors"][width] = check(options, width)
         print(f"width {width}, errors at {options.lengths[0]}: {record['errors'][width]}", flush=True)

@@ -17,7 +17,6 @@ import functools
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -35,6 +34,7 @@ from alibi_jax.config import Config, OptimizerConfig, TrainConfig
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
+from alibi_jax.run.invocation import recorded_command
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import State, train_step
 from benchmarks.bloom import make_bloom, model_config, params_of_bloom, torch_adamw
@@ -172,7 +172,7 @@ def main(options: Options) -> None:
     if options.out is not None:
         facts = provenance()
         facts["versions"] |= {name: version(name) for name in ("torch", "transformers")}
-        record = {"command": sys.argv, "options": dataclasses.asdict(options), **facts, "results": results}
+        record = {"command": recorded_command(), "options": dataclasses.asdict(options), **facts, "results": results}
         write_atomically(options.out, json.dumps(record, default=str) + "\n")
 
 

@@ -30,7 +30,8 @@ from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import markdown
 from alibi_jax.model import TransformerLM
 from alibi_jax.optimizer import make_optimizer
-from alibi_jax.run.command import run_command
+from alibi_jax.run.command import exit_with
+from alibi_jax.run.invocation import recorded_command
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import init_state, train_step
 from experiments import paper
@@ -118,7 +119,7 @@ class Cost:
 
     def keep(self, results: list[dict[str, Any]]) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        record = {"command": sys.argv, "options": self.options(), **provenance(), "results": results}
+        record = {"command": recorded_command(), "options": self.options(), **provenance(), "results": results}
         write_atomically(self.out / "cost.json", json.dumps(record, indent=1) + "\n")
 
 
@@ -215,4 +216,4 @@ def beside(table: dict[str, dict[int, float]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(Cost)))
+    exit_with(lambda: tyro.cli(Cost))

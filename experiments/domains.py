@@ -8,8 +8,6 @@ number, is trained on both texts, and the methods are compared on each by bits a
 """
 
 import dataclasses
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +18,9 @@ from alibi_jax.config import Config, PositionName, replace
 from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import Record, non_overlapping
 from alibi_jax.evaluate.report import write_report
-from alibi_jax.run.command import run_command
+from alibi_jax.run.command import exit_with
 from alibi_jax.run.display import number
+from alibi_jax.run.invocation import recorded_command
 from experiments import paper
 from experiments.extrapolation import ratios
 from experiments.grid import by_length, recipe, train_and_evaluate, write_results
@@ -58,7 +57,7 @@ class Domains:
         for name, base in self.bases().items():
             configs |= {f"{name}-{position}": replace(base, "model", position=position) for position in self.positions}
         records = read_records(train_and_evaluate(configs, self.out, self.jobs))
-        write_report(records, self.out, "One recipe, two texts", shlex.join(["python", *sys.argv]))
+        write_report(records, self.out, "One recipe, two texts", recorded_command())
         sections = {
             "Bits a byte, non-overlapping": bits_table(records),
             "Perplexity over the same run's at its training length": ratios(records),
@@ -79,4 +78,4 @@ def bits_table(records: Sequence[Record]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(Domains)))
+    exit_with(lambda: tyro.cli(Domains))

@@ -10,8 +10,6 @@ is 2,048 tokens; --paper takes the paper's lengths and the whole split.
 """
 
 import dataclasses
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +22,9 @@ from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.tables import markdown, perplexity_text
-from alibi_jax.run.command import run_command
+from alibi_jax.run.command import exit_with
 from alibi_jax.run.display import markdown_text, number
+from alibi_jax.run.invocation import recorded_command
 from experiments import paper
 from experiments.grid import by_length, evaluate_all, write_results
 
@@ -68,7 +67,7 @@ class EarlyTokens:
             max_tokens=0 if self.paper else self.max_tokens,
         )
         records = read_records(evaluate_all(self.runs, evaluate, self.out, self.jobs))
-        page = write_report(records, self.out, "Early tokens and far context", shlex.join(["python", *sys.argv]))
+        page = write_report(records, self.out, "Early tokens and far context", recorded_command())
         sections = {
             "Perplexity, sliding window of stride 1": protocol_table(records, sliding=True),
             "Perplexity, non-overlapping windows": protocol_table(records, sliding=False),
@@ -109,4 +108,4 @@ def paper_table() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(EarlyTokens)))
+    exit_with(lambda: tyro.cli(EarlyTokens))

@@ -14,8 +14,6 @@ finished parts are not repeated.
 import dataclasses
 import itertools
 import math
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,8 +27,9 @@ from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import Record, line_name, non_overlapping
 from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.tables import DASH, markdown, markdown_table, summary_table
-from alibi_jax.run.command import run_command
+from alibi_jax.run.command import exit_with
 from alibi_jax.run.display import markdown_text, number, perplexity_digits
+from alibi_jax.run.invocation import recorded_command
 from experiments import paper
 from experiments.grid import at_length, by_length, recipe, train_and_evaluate, write_results
 
@@ -81,7 +80,7 @@ class Extrapolation:
     def __call__(self) -> str:
         start, configs = time.monotonic(), self.configs()
         records = read_records(train_and_evaluate(configs, self.out, self.jobs))
-        page = write_report(records, self.out, "Train short, test long", shlex.join(["python", *sys.argv]))
+        page = write_report(records, self.out, "Train short, test long", recorded_command())
         minutes = (time.monotonic() - start) / 60
         sections = {
             "Perplexity, non-overlapping": markdown_table(records),
@@ -163,4 +162,4 @@ def seeds_section(records: Sequence[Record]) -> Mapping[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(Extrapolation)))
+    exit_with(lambda: tyro.cli(Extrapolation))

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import DASH, markdown
 from alibi_jax.run.command import run_command
 from alibi_jax.run.display import markdown_code, markdown_text, number
+from alibi_jax.run.invocation import recorded_command
 from alibi_jax.sharding import batch_ways, check_mesh, make_mesh
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import train
@@ -201,7 +201,7 @@ def write_results(
     versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items())
     text = text or "; ".join(dict.fromkeys(map(text_of, configs.values())))
     facts = [
-        markdown_code(shlex.join(["python", *sys.argv])),
+        markdown_code(recorded_command()),
         f"{said['machine']}, {os.cpu_count()} CPU cores; {versions}; {said['date'][:10]}; {sum(before) + minutes:.1f} minutes.",
         f"Text: {text}. The first run's config is config.json; the others differ as their names say.",
     ]

@@ -10,8 +10,6 @@ what cannot be, and nothing here was run.
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +21,8 @@ from alibi_jax.evaluate.tables import markdown
 from alibi_jax.plan.plan import plan
 from alibi_jax.plan.report import gib, mesh_text, mib, milliseconds, record
 from alibi_jax.plan.topology import topology
-from alibi_jax.run.command import run_command
+from alibi_jax.run.command import exit_with
+from alibi_jax.run.invocation import recorded_command
 from alibi_jax.storage import write_atomically
 from experiments.grid import read_kept
 
@@ -135,7 +134,7 @@ class Pods:
         kept = read_kept(file, {})
         for name, row in self.missing(rows, kept):
             made = plan(row.config(recipe), topology(row.topology, row.slices), full=not self.quick)
-            command = shlex.join(["python", *sys.argv])
+            command = recorded_command()
             kept[name] = {
                 "row": dataclasses.asdict(row),
                 "plan": shortened(record(made)),
@@ -182,4 +181,4 @@ def results(names: Sequence[str], kept: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(Pods)))
+    exit_with(lambda: tyro.cli(Pods))

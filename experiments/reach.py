@@ -27,7 +27,7 @@ from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate.run import load_params
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
-from alibi_jax.run.command import run_command
+from alibi_jax.run.command import exit_with
 from alibi_jax.run.workdir import trained_on
 from alibi_jax.sharding import make_mesh
 from alibi_jax.storage import write_atomically
@@ -215,4 +215,4 @@ def table(rows: list[tuple]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(Reach)))
+    exit_with(lambda: tyro.cli(Reach))

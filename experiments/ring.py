@@ -10,8 +10,6 @@ keys of every layer of trained ALiBi models on their own test text, and for norm
 
 import dataclasses
 import functools
-import shlex
-import sys
 from pathlib import Path
 
 import jax
@@ -28,7 +26,8 @@ from alibi_jax.evaluate.tables import markdown
 from alibi_jax.plan.collectives import Collective, collectives
 from alibi_jax.plan.hlo import Program
 from alibi_jax.positions import LinearBias, alibi_slopes
-from alibi_jax.run.command import run_command
+from alibi_jax.run.command import exit_with
+from alibi_jax.run.invocation import recorded_command
 from alibi_jax.sharding import make_mesh, on_each_device, ring_size, shard
 from alibi_jax.storage import write_atomically
 from experiments.reach import random_inputs, trained_inputs
@@ -110,7 +109,7 @@ class Ring:
             rows = self.rows()
         heading = ["queries and keys", "parts each head looks back", "ring to the reach", "full ring", "dense"]
         heading.append("full ring over ours")
-        text = HEADER.format(length=self.length, table=markdown(heading, rows), command=shlex.join(sys.argv))
+        text = HEADER.format(length=self.length, table=markdown(heading, rows), command=recorded_command())
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out / "results.md", text)
         return text
@@ -128,4 +127,4 @@ the ring to the reach at most). Each of 8 parts holds 4,096 tokens; a full ring 
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(Ring)))
+    exit_with(lambda: tyro.cli(Ring))

@@ -9,8 +9,6 @@ without training anything again.
 """
 
 import dataclasses
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -30,8 +28,9 @@ from alibi_jax.evaluate.statistics import perplexity
 from alibi_jax.evaluate.tables import markdown, markdown_table
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
-from alibi_jax.run.command import run_command
+from alibi_jax.run.command import exit_with
 from alibi_jax.run.display import perplexity_number
+from alibi_jax.run.invocation import recorded_command
 from alibi_jax.run.workdir import trained_on
 from alibi_jax.sharding import make_mesh
 from experiments.extrapolation import ratios
@@ -72,7 +71,7 @@ class Slopes:
         start, configs = time.monotonic(), self.configs()
         folders = train_and_evaluate(configs, self.out, self.jobs)
         records = read_records(folders)
-        write_report(records, self.out, "ALiBi with other slopes", shlex.join(["python", *sys.argv]))
+        write_report(records, self.out, "ALiBi with other slopes", recorded_command())
         first = self.out / next(iter(configs))
         sections = {
             "Perplexity, non-overlapping": markdown_table(records),
@@ -122,4 +121,4 @@ def learned_table(run: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(Slopes)))
+    exit_with(lambda: tyro.cli(Slopes))

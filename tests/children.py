@@ -9,13 +9,14 @@ from pathlib import Path
 
 import jax
 
-import main
+from alibi_jax.run.parse import main
 from flags import QUICK
 
+MAIN = str(Path(__file__).parents[1] / "main.py")
 LIMIT = 120  # seconds in which a child must have got somewhere
 # Children fork from a process that has imported everything and started nothing: they begin in a tenth of a second.
 CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(["alibi_jax"])
+CHILDREN.set_forkserver_preload(["alibi_jax.run.parse"])
 
 
 def be_quick(folder: Path) -> None:
@@ -31,7 +32,7 @@ def be_quick(folder: Path) -> None:
 def run_command(arguments: list[str], errors: Path) -> None:
     be_quick(errors.parent)
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    sys.exit(main.main(arguments))
+    sys.exit(main(arguments))
 
 
 def start(function, *arguments):

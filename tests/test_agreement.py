@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 
+from alibi_jax.run import agreement
 from alibi_jax.run.agreement import check_same, differences, software
 
 
@@ -34,6 +35,19 @@ def test_software_says_what_programs_depend_on(monkeypatch):
     assert software()["XLA_FLAGS"] == "--xla_a=2 --xla_b=1"
     with jax.enable_x64(True):
         assert "settings.jax_enable_x64: False -> True" in differences(before, software())
+
+
+def test_the_whole_package_is_compared_without_the_recipes_that_a_wheel_has_inside(tmp_path, monkeypatch):
+    assert (agreement.PACKAGE / "train.py").exists()
+    monkeypatch.setattr(agreement, "PACKAGE", tmp_path)
+    for folder in ("model", "configs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "model" / "one.py").write_text("1")
+    before = software()["alibi_jax"]
+    (tmp_path / "configs" / "recipe.py").write_text("1")
+    assert software()["alibi_jax"] == before
+    (tmp_path / "model" / "one.py").write_text("2")
+    assert software()["alibi_jax"] != before
 
 
 def test_one_host_asks_nobody():

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import main
 from alibi_jax import loop
 from alibi_jax.config import DataConfig, to_json
 from alibi_jax.errors import CheckpointError, ConfigError, Failed
 from alibi_jax.run.checkpoint import Checkpoints, checksums
+from alibi_jax.run.parse import main
 from alibi_jax.run.workdir import open_workdir, saved_steps
 from alibi_jax.train import train
 from runs import assert_identical, tiny_config
@@ -260,19 +260,19 @@ def test_damaged_checkpoint_is_one_line_and_its_way_on_works(tiny_data, tmp_path
     (tmp_path / "config.json").write_text(to_json(config))
     train = ["train", str(tmp_path / "config.json"), "--workdir", str(workdir)]
     evaluate = ["evaluate", str(workdir), "--checkpoint", "last"]
-    assert main.main(train) == 0
+    assert main(train) == 0
     capfd.readouterr()
     halve(workdir / "checkpoints/4/params/manifest.ocdbt")
-    assert main.main(evaluate) == Failed.status
+    assert main(evaluate) == Failed.status
     gc.collect()
     lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("attention: ")]
     assert len(lines) == 1 and lines[0].startswith("error: checkpoints: could not read step 4 in "), lines
     (workdir / "checkpoints/4/params/manifest.ocdbt").unlink()
-    assert main.main(train) == Failed.status
+    assert main(train) == Failed.status
     assert "got no params/manifest.ocdbt" in capfd.readouterr().err
     (command,) = re.findall(r"remove its folder \((.*)\), then run the same command again: it goes on from", lines[0])
     subprocess.run(command, shell=True, check=True)
-    assert main.main(train) == 0 and saved_steps(workdir) == [2, 4]
+    assert main(train) == 0 and saved_steps(workdir) == [2, 4]
 
 
 FOREIGN = {
@@ -350,12 +350,12 @@ def test_full_disk_stops_the_run_and_spoils_nothing(small_disk, tmp_path, tiny_d
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "put_batch", full_after_a_checkpoint)
-        assert main.main(command) == Failed.status
+        assert main(command) == Failed.status
     errors = capsys.readouterr().err
     assert message in errors and "No space left on device" in errors and "Traceback" not in errors, errors
     (small_disk / "ballast").unlink()
     assert Checkpoints(small_disk / "run", read_only=True).latest() == every
-    assert main.main(command) == 0
+    assert main(command) == 0
     assert Checkpoints(small_disk / "run", read_only=True).latest() == 3 * every
     assert not list((small_disk / "run/checkpoints").glob("*tmp*"))
 

@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-import main
 from alibi_jax.config import to_json
 from alibi_jax.errors import CheckpointError, ConfigError, Failed, HostsError
 from alibi_jax.run import coordinator
 from alibi_jax.run.checkpoint import _Explained
 from alibi_jax.run.coordinator import Address, check_can_listen, parse_address
+from alibi_jax.run.parse import main
 from runs import tiny_config
 
 
@@ -73,7 +73,7 @@ def test_a_port_in_use_is_named_before_jax_is_asked(used, tiny_data, tmp_path, c
     (tmp_path / "config.json").write_text(to_json(tiny_config(tiny_data)))
     command = ["train", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run"), "--hosts.count", "2"]
     options = ["--hosts.coordinator", f"127.0.0.1:{used}", "--hosts.index", "0"]
-    assert main.main([*command, *options]) == Failed.status
+    assert main([*command, *options]) == Failed.status
     error = capsys.readouterr().err
     assert (
         f"hosts: got 127.0.0.1:{used} for the coordinator, expected an address where this process can listen" in error

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import main
 from alibi_jax.config import Config
 from alibi_jax.errors import Diverged, HeldError, Interrupted, Refused
+from alibi_jax.run.commands import Supervise
+from alibi_jax.run.invocation import COMMAND
+from alibi_jax.run.parse import parse
 
-ROOT = Path(main.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -56,16 +58,16 @@ def test_exit_statuses_are_those_of_the_program(manifest):
     assert pod["restartPolicy"] == "Never"  # the only one that podFailurePolicy allows
 
 
-def test_command_is_one_that_the_program_takes(manifest, monkeypatch):
+def test_command_is_one_that_the_program_takes(manifest, monkeypatch, tmp_path):
     spec = manifest["Job"]["spec"]
     pod = spec["template"]["spec"]
     container = pod["containers"][0]
-    monkeypatch.chdir(ROOT)
-    assert container["command"][:2] == ["python", "main.py"]
-    supervised = main.parse(container["command"][2:])
-    assert isinstance(supervised, main.Supervise) and supervised.workdir.startswith("gs://")
+    monkeypatch.chdir(tmp_path)  # an image need not hold the repository
+    assert container["command"][0] == COMMAND
+    supervised = parse(container["command"][1:])
+    assert isinstance(supervised, Supervise) and supervised.workdir.startswith("gs://")
     assert supervised.stop_seconds < pod["terminationGracePeriodSeconds"] and supervised.stall_seconds > 0
-    config = main.parse(list(supervised.command)).config
+    config = parse(list(supervised.command)).config
     assert isinstance(config, Config)
     assert config.data.directory == container["volumeMounts"][0]["mountPath"]
     chips = container["resources"]["limits"]["google.com/tpu"] * spec["completions"]

@@ -5,7 +5,6 @@ import json
 import logging
 import runpy
 import shutil
-import sys
 from pathlib import Path
 from threading import Timer
 
@@ -13,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-import main
 from alibi_jax.config import DataConfig, MeshConfig, replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import CheckpointError, ConfigError, Refused
 from alibi_jax.evaluate import run as evaluate_module
 from alibi_jax.evaluate.run import evaluate_run, load_params
 from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.parse import main
 from alibi_jax.sharding import make_mesh
 from alibi_jax.train import train
 from experiments.reach import Head, Reach, shares_visited, trained_inputs
@@ -37,7 +36,6 @@ def changed(folder: Path) -> dict[str, int]:
 def test_experiment_is_resumed_and_its_finished_parts_are_not_repeated(tiny_data, tmp_path, monkeypatch):
     config = replace(tiny_config(tiny_data, validate_every=2, validate_lengths=(16, 32)), "evaluate", **EVALUATE)
     (tmp_path / "tiny.json").write_text(to_json(config))
-    monkeypatch.setattr(sys, "argv", ["experiments/extrapolation.py"])
     experiment = runpy.run_path(str(ROOT / "experiments" / "extrapolation.py"))["Extrapolation"]
     out = tmp_path / "out"
 
@@ -86,10 +84,10 @@ def trained(tmp_path_factory):
 @pytest.mark.versions
 def test_commands_evaluate_on_another_mesh_and_report(trained, tmp_path, capsys):
     _, folder = trained
-    assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a"), "--label", "mine"]) == 0
+    assert main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a"), "--label", "mine"]) == 0
     assert "mine" in capsys.readouterr().out
     options = ["--max-tokens", "200", "--mesh.data", "4", "--mesh.tensor", "2"]
-    assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "b"), "--label", "other", *options]) == 0
+    assert main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "b"), "--label", "other", *options]) == 0
     record = json.loads((tmp_path / "b" / "sweep.jsonl").read_text().splitlines()[0])
     assert (record["num_tokens"], record["config"]["evaluate"]["max_tokens"], record["config"]["mesh"]["data"]) == (
         200,
@@ -99,10 +97,10 @@ def test_commands_evaluate_on_another_mesh_and_report(trained, tmp_path, capsys)
     one, other = (np.load(tmp_path / name / "nats" / "64-16.npy") for name in "ab")
     np.testing.assert_allclose(one[:192], other[:192], atol=1e-5)
     capsys.readouterr()
-    assert main.main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "report")]) == 0
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "report")]) == 0
     assert "64 (4x)" in capsys.readouterr().out
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
-    assert main.main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a")]) == Refused.status
+    assert main(["evaluate", str(folder / "run"), "--out", str(tmp_path / "a")]) == Refused.status
     assert "results of another evaluation (run mine, now run)" in capsys.readouterr().err
 
 

@@ -15,14 +15,13 @@ import psutil
 import pytest
 
 import alibi_jax.run.hosts
-import main
 from alibi_jax.config import Config, replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import ConfigError, Failed, HeldError, HostsError, Interrupted, Refused
 from alibi_jax.run.hosts import ENVIRONMENT, Hosts, _wait_for, connect
 from alibi_jax.run.workdir import only_run
 from alibi_jax.train import train
-from children import LIMIT, latest, wait_for
+from children import LIMIT, MAIN, latest, wait_for
 from conftest import assert_close
 from flags import QUICK
 from runs import DROPOUT, assert_identical, saved_state, tiny_config
@@ -45,7 +44,7 @@ class Host:
         self.said = said
         with said.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, main.__file__, *arguments],
+                [sys.executable, MAIN, *arguments],
                 stdout=file,
                 stderr=file,
                 env=os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import main
 from alibi_jax import loop
 from alibi_jax.config import replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import Interrupted
 from alibi_jax.loop import stop_requested
 from alibi_jax.train import train
-from children import LIMIT, be_quick, exit_status, latest, run_command, start, wait_for
+from children import LIMIT, MAIN, be_quick, exit_status, latest, run_command, start, wait_for
 from flags import QUICK
 from runs import DROPOUT, assert_identical, saved_state, tiny_config
 
@@ -126,7 +125,7 @@ def stopped_at(errors: str, name: str, workdir: Path) -> int:
 def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(endless, tmp_path):
     workdir = tmp_path / "run"
     environment = os.environ | {"XLA_FLAGS": QUICK}
-    command = [sys.executable, main.__file__, *endless]
+    command = [sys.executable, MAIN, *endless]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         wait_for(lambda: len(lines(workdir)) > 3 or process.poll() is not None)
         process.send_signal(signal.SIGTERM)

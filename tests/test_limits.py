@@ -11,8 +11,8 @@ import pytest
 from alibi_jax.config import Config, from_json
 from alibi_jax.config.limits import BELONGS, FILES, RANGES, TFDS
 from alibi_jax.errors import ConfigError
+from alibi_jax.run.commands import Evaluate, Plan, Prepare, Report, Supervise, Train
 from alibi_jax.run.hosts import Hosts
-from main import Evaluate, Plan, Prepare, Report, Supervise, Train
 
 MAKE = {field.name: field.default_factory for field in dataclasses.fields(Config)} | {
     "hosts": Hosts,

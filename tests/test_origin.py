@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-import main
 from alibi_jax.config import DataConfig, load_config, replace, to_json
 from alibi_jax.errors import CheckpointError, ConfigError, Failed
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.run.origin import Origin, check_origin, origin_item, read_origin
+from alibi_jax.run.parse import main
 from alibi_jax.run.workdir import saved_steps
 from alibi_jax.train import train
 from runs import tiny_config
@@ -138,7 +138,7 @@ def test_strange_origin_is_one_message(run, strange, tmp_path, capfd):
     config, workdir = run
     change_origin(workdir, 4, lambda item: item.update(origin=STRANGE[strange]))
     (tmp_path / "config.json").write_text(to_json(config))
-    assert main.main(["train", str(tmp_path / "config.json"), "--workdir", str(workdir)]) == Failed.status
+    assert main(["train", str(tmp_path / "config.json"), "--workdir", str(workdir)]) == Failed.status
     message = capfd.readouterr().err
     assert message.startswith("error: checkpoints: could not read step 4 in ") and message.count("\n") == 1
     assert f"(rm -r {workdir}/checkpoints/4), then run the same command again: it goes on from step 2." in message

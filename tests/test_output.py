@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-import main
 from alibi_jax.config import to_json
 from alibi_jax.errors import Refused
 from alibi_jax.run.output import LossyStream, lossy_output, no_leftovers
+from alibi_jax.run.parse import main
 from alibi_jax.run.progress import Bar
 from alibi_jax.run.workdir import saved_steps
 from runs import tiny_config
@@ -91,9 +91,9 @@ def test_run_goes_on_to_its_end(monkeypatch, tiny_data, tmp_path):
     with open("/dev/full", "w") as full, os.fdopen(writing, "w", buffering=1) as pipe:
         monkeypatch.setattr(sys, "stdout", full)
         monkeypatch.setattr(sys, "stderr", pipe)
-        assert main.main(["train", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]) == 0
+        assert main(["train", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]) == 0
         assert saved_steps(tmp_path / "run") == [2, 4]
-        assert main.main(["evaluate", str(tmp_path / "missing")]) == Refused.status
+        assert main(["evaluate", str(tmp_path / "missing")]) == Refused.status
 
 
 def test_python_ends_without_a_word_and_no_file_takes_the_place_of_a_closed_stream(tmp_path):

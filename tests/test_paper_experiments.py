@@ -21,7 +21,8 @@ from runs import tiny_config
 @pytest.fixture
 def tiny(tiny_data, tmp_path, monkeypatch):
     """A recipe of seconds, and its results' folder."""
-    monkeypatch.setattr("sys.argv", ["experiments/some.py", "--out", "out"])
+    monkeypatch.setattr("sys.orig_argv", ["/bin/python3", "-m", "experiments.some", "--out", "out"])
+    monkeypatch.setattr("sys.argv", ["/x/experiments/some.py", "--out", "out"])
     config = replace(
         tiny_config(tiny_data, batch_size=16),
         "evaluate",
@@ -58,7 +59,7 @@ def test_slopes_then_early_tokens_in_two_processes_and_again_without_repeating(t
     assert divided["as trained"][1] != divided["divided by s"][1]
     before, after = (rows(text, "Slopes as learned")[name] for name in ("before", "after"))
     assert before == ["0.2500", "0.0625", "0.0156", "0.0039"] and after != before
-    assert "`python experiments/some.py --out out`" in text and re.search(r"jax \d+\.\d+", text)
+    assert "`python -m experiments.some --out out`" in text and re.search(r"jax \d+\.\d+", text)
 
     changed = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoints/*")}
     again = slopes.Slopes(config=recipe, out=out, equal=(2,), jobs=1)()

@@ -7,7 +7,6 @@ import math
 import jax
 import pytest
 
-import main
 from alibi_jax.config import (
     Config,
     DataConfig,
@@ -31,6 +30,7 @@ from alibi_jax.plan.plan import plan, with_vocabulary
 from alibi_jax.plan.report import json_text, record, search_text, text
 from alibi_jax.plan.search import candidates, factorisations, search
 from alibi_jax.plan.topology import mesh_on, topology
+from alibi_jax.run.parse import main
 from alibi_jax.sharding import check_mesh, make_mesh
 from alibi_jax.train import programs
 from experiments import pods
@@ -258,10 +258,10 @@ def test_the_command(tmp_path, capsys):
     recipe, out = tmp_path / "recipe.json", tmp_path / "plan.json"
     recipe.write_text(to_json(small(MeshConfig(), {"num_layers": 1})))
     options = ["--topology", "cpu:8", "--mesh.data", "2", "--mesh.fsdp", "-1", "--json", str(out)]
-    assert main.main(["plan", str(recipe), *options]) == 0
+    assert main(["plan", str(recipe), *options]) == 0
     assert "It fits" in capsys.readouterr().out
     assert json.loads(out.read_text())["plans"][0]["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1}
-    assert main.main(["plan", str(recipe), "--topology", "v5z:2x2"]) == 2
+    assert main(["plan", str(recipe), "--topology", "v5z:2x2"]) == 2
 
 
 def test_every_row_of_the_pods_experiment_divides():

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from alibi_jax.config import Config, from_json, load_config, to_json
+from alibi_jax.config import Config, from_json, load_config, recipes, to_json
 from alibi_jax.errors import ConfigError
 
 IMPORT = b"from alibi_jax.config import *\n"
@@ -118,3 +118,31 @@ def test_file_that_may_not_be_read_is_refused(tmp_path):
 
 def test_json_of_a_config_reads_back():
     assert from_json(to_json(Config())) == Config()
+
+
+def test_recipes_are_called_by_name_and_a_path_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("quickstart") == load_config(recipes.recipes_folder() / "quickstart.py")
+    (tmp_path / "quickstart").mkdir()
+    with pytest.raises(ConfigError, match=r"got quickstart, a folder without config\.json"):
+        load_config("quickstart")
+    (tmp_path / "quickstart" / "config.json").write_text('{"train": {"steps": 123}}')
+    assert load_config("quickstart").train.steps == 123
+    with pytest.raises(ConfigError, match=r"got 'book', .* or one of books, books_small, .* Did you mean 'books'\?"):
+        load_config("book")
+    with pytest.raises(ConfigError, match=r"got quickstart\.py, which does not exist"):
+        load_config("quickstart.py")
+
+
+def test_recipes_stand_inside_the_package_or_beside_it_in_a_checkout_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "alibi_jax" / "config" / "recipes.py"))
+    for folder in ("alibi_jax", "configs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "configs" / "other.py").touch()
+    assert recipes.recipe_names() == []  # site-packages, with the configs of another project
+    with pytest.raises(ConfigError, match=r"or one of \. Check the path"):
+        load_config("other")
+    (tmp_path / "pyproject.toml").touch()
+    assert recipes.recipe_names() == ["other"]
+    (tmp_path / "alibi_jax" / "configs").mkdir()
+    assert recipes.recipe_names() == []

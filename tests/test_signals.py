@@ -12,10 +12,9 @@ import weakref
 
 import pytest
 
-import main
 from alibi_jax.errors import KILLED, Refused
 from alibi_jax.run.signals import interruptible
-from children import LIMIT
+from children import LIMIT, MAIN
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +30,7 @@ def ctrl_c_as_in_a_terminal():
 
 def begun(*options: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, *options, main.__file__, "report", "nothing"],
+        [sys.executable, *options, MAIN, "report", "nothing"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -88,11 +87,11 @@ def test_a_command_that_is_interrupted_ends_without_python_s_own_end(monkeypatch
     def ended(status: int):
         raise SystemExit(f"at once with {status}")
 
-    monkeypatch.setattr("alibi_jax.evaluate.reader.read_records", interrupted)
+    monkeypatch.setattr("alibi_jax.run.commands.read_records", interrupted)
     monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.setattr(sys, "argv", ["main.py", "report", "somewhere"])
     with pytest.raises(SystemExit, match="at once with 130"):
-        runpy.run_path(main.__file__, run_name="__main__")
+        runpy.run_path(MAIN, run_name="__main__")
     assert capsys.readouterr().err.startswith("stopped at once")
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-import main
 from alibi_jax.config import Config, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import GAVE_UP, ConfigError, Diverged, HeldError, Interrupted, Refused
 from alibi_jax.run import supervise
 from alibi_jax.run.checkpoint import WRITTEN
 from alibi_jax.run.origin import Origin, origin_item
+from alibi_jax.run.parse import main
 from alibi_jax.run.workdir import only_run
 from alibi_jax.train import train
 from children import be_quick, exit_status, latest, run_command, start, wait_for
@@ -266,10 +266,10 @@ def test_pause_ends_when_asked_to_stop():
 
 def test_what_cannot_be_supervised_is_refused(capsys, tmp_path):
     for command in (["supervise"], ["supervise", "--"], ["supervise", "--", "evaluate", "x"], ["supervise", "train"]):
-        assert main.main(command) == Refused.status
+        assert main(command) == Refused.status
         assert "expected train CONFIG ..., the one command" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        main.main(["supervise", "--", "train", "configs/quickstart.py", "--train.stepz", "1"])
+        main(["supervise", "--", "train", "configs/quickstart.py", "--train.stepz", "1"])
     for options in ({"patience": -1}, {"stop_seconds": -1.0}, {"stall_seconds": float("nan")}):
         with pytest.raises(ConfigError, match=rf"{next(iter(options))}: got (-1|nan)"):
             supervise.supervise([], tmp_path, **({"patience": 1, "last_step": 1} | options))

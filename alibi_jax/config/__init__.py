@@ -1,19 +1,20 @@
 """The whole of a run as one frozen, typed value: checked when made, written to and read from JSON.
 
-`load_config(path, overrides)` reads a recipe (`configs/*.py`), a `config.json`, or a run's folder; overrides are the
-command line's `--section.field value`. Every check says what it got, what it expected, and what to do.
+`load_config(path, overrides)` reads a recipe (`configs/*.py`, by path or name), a `config.json`, or a run's folder; overrides
+are the command line's `--section.field value`. Every check says what it got, what it expected, and what to do.
 """
 
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from alibi_jax.config.checks import Section, without_unused
-from alibi_jax.config.recipes import parse_json, run_recipe
+from alibi_jax.config.recipes import named_recipe, parse_json, run_recipe
 from alibi_jax.config.sections import (
     Attention,
     Cluster,
@@ -128,7 +129,9 @@ def _field_names() -> list[str]:
 
 
 def _file(path: Location) -> Location:
-    """The file that a path names, which may be a run's folder."""
+    """Returns the file that a path names, which may be a run's folder or, where nothing is there, a recipe's name."""
+    if re.fullmatch(r"[\w-]+", str(path)) and not path.exists():
+        return named_recipe(str(path))
     file = path / "config.json" if path.is_dir() else path
     if not file.exists():
         what = f"{path}, which does not exist" if file is path else f"{path}, a folder without config.json"
@@ -166,7 +169,7 @@ def _read(path: Location) -> Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a recipe (.py with `get_config`), a .json, or a run's folder, with command-line overrides.
+    """Returns the config of a recipe (.py with `get_config`, or its name), a .json, or a run's folder, with overrides.
 
     overrides: such as ("--model.position", "rotary"). Raises ConfigError; a bad override exits with status 2 and a
     message that names the nearest known option.

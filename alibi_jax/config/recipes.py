@@ -11,13 +11,44 @@ import runpy
 import traceback
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from alibi_jax.errors import ConfigError, require
+from alibi_jax.errors import ConfigError, require, shown
 from alibi_jax.storage import Location
 
 LONGEST_INTEGER = 40  # digits; the largest field has 10
 LONGEST_REASON = 500  # characters of what a recipe raised
+
+
+def recipes_folder() -> Path:
+    """Returns the folder of the recipes: inside the package where it is installed, beside it in a checkout.
+
+    Beside an installed package another project may have a folder of that name: it is not read without a pyproject.toml.
+    """
+    package = Path(__file__).parents[1]
+    beside = package.parent / "configs"
+    in_checkout = not (package / "configs").is_dir() and (package.parent / "pyproject.toml").is_file()
+    return beside if in_checkout else package / "configs"
+
+
+def recipe_names() -> list[str]:
+    """Returns the names by which recipes are called, such as "quickstart"."""
+    return sorted(path.stem for path in recipes_folder().glob("*.py"))
+
+
+def named_recipe(name: str) -> Path:
+    """Returns the path of a recipe called by its name; ConfigError, with the nearest name, where there is none."""
+    names = recipe_names()
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    require(
+        name in names,
+        "config",
+        f"{shown(name)}, which does not exist and is no recipe's name",
+        f"a .py recipe, a .json, a run's folder, or one of {', '.join(names)}",
+        f"Did you mean {near[0]!r}?" if near else "Check the path.",
+    )
+    return recipes_folder() / f"{name}.py"
 
 
 def run_recipe(path: Location, fields: Iterable[str]) -> Any:

@@ -96,7 +96,13 @@ def _warn_of_unknown_words(share: float) -> None:
 def _config_of_run(workdir: Location, evaluate: EvaluateConfig | None, mesh: MeshConfig | None) -> Config:
     """The run's config, to be evaluated as asked; ConfigError where hosts disagree on it."""
     config = load_config(workdir)
-    require(workdir.is_dir(), "workdir", f"{workdir}, a file", "the folder of a trained run", "Name that folder.")
+    require(
+        workdir.is_dir(),
+        "workdir",
+        f"{workdir}, which is no folder",
+        "the folder of a trained run",
+        "Name that folder.",
+    )
     config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
     check_same(**dataclasses.asdict(config))
     return config

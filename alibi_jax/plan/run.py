@@ -1,8 +1,6 @@
 """The command `plan`: one plan or a search, as text, and as a JSON file where one is asked for."""
 
 import logging
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from alibi_jax.plan.plan import plan
 from alibi_jax.plan.report import json_text, search_text, text
 from alibi_jax.plan.search import search
 from alibi_jax.plan.topology import topology
+from alibi_jax.run.invocation import recorded_command
 from alibi_jax.storage import write_atomically
 
 log = logging.getLogger(__name__)
@@ -50,5 +49,5 @@ def plan_run(
         plans = [plan(config, found, lengths, full)]
         said = text(plans[0])
     if json is not None:
-        write_atomically(json, json_text(plans, config, shlex.join(["python", *sys.argv])))
+        write_atomically(json, json_text(plans, config, recorded_command()))
     return said, plans[0].fits

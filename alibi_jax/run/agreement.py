@@ -12,6 +12,7 @@ import jax
 from alibi_jax.errors import ConfigError
 from alibi_jax.run.hosts import first_host_first, from_first_host, several
 
+PACKAGE = Path(__file__).parents[1]  # the folder of alibi_jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
 OWN_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump")  # of XLA, which each host may have its own of
@@ -35,8 +36,8 @@ def check_same(**own: Any) -> None:
 
 def software() -> dict[str, Any]:
     """What compiled programs depend on beside a config: versions, this package's own text, JAX's settings and XLA's flags."""
-    folder = Path(__file__).parent
-    texts = [path.relative_to(folder).as_posix().encode() + path.read_bytes() for path in sorted(folder.rglob("*.py"))]
+    names = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+    texts = [name.encode() + (PACKAGE / name).read_bytes() for name in names if not name.startswith("configs/")]
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(OWN_FLAGS)]
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

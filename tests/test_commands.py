@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-import main
 from alibi_jax import loop
-from alibi_jax.config import EvaluateConfig, replace, to_json
+from alibi_jax.config import EvaluateConfig, MeshConfig, replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import KILLED, Diverged, Failed, Refused
+from alibi_jax.run import commands
+from alibi_jax.run.parse import main, parse
 from runs import tiny_config
 
 
@@ -18,7 +19,7 @@ def call(capsys):
 
     def run(*arguments) -> tuple[int, str]:
         try:
-            status = main.main([str(argument) for argument in arguments])
+            status = main([str(argument) for argument in arguments])
         except SystemExit as stop:
             status = stop.code
         printed = capsys.readouterr()
@@ -46,7 +47,7 @@ def untouched(tmp_path):
 def test_help_names_every_command(call, arguments):
     status, text = call(*arguments)
     assert status == (0 if arguments else Refused.status)
-    assert all(f"python main.py {name}" in text for name in ("prepare", "train", "supervise", "evaluate", "report"))
+    assert all(f"alibi-jax {name}" in text for name in ("prepare", "train", "supervise", "evaluate", "report"))
 
 
 OPTIONS = {
@@ -104,6 +105,12 @@ def test_bad_option_starts_nothing(call, recipe, tmp_path, untouched, case):
 
 
 COMMANDS = {
+    "misspelt recipe": (
+        ("train", "quickstat"),
+        "config: got 'quickstat', which does not exist and is no recipe's name, expected a .py recipe",
+        "or one of books, books_small, cc100_1b3, quickstart",
+        "Did you mean 'quickstart'?",
+    ),
     "misspelt": (
         ("trian", "configs/quickstart.py"),
         "command: got 'trian', expected one of prepare, train,",
@@ -304,7 +311,7 @@ def test_report_needs_results(call, tmp_path):
 
 
 def test_programming_error_is_not_dressed_up_as_bad_input(call, recipe, monkeypatch):
-    monkeypatch.setattr(main, "train", lambda *_, **__: int("one"))
+    monkeypatch.setattr(commands, "train", lambda *_, **__: int("one"))
     with pytest.raises(ValueError, match="invalid literal"):
         call("train", recipe)
 
@@ -313,7 +320,7 @@ def test_diverged_run_has_a_status_of_its_own(call, recipe, monkeypatch):
     def diverges(*_, **__):
         raise loop.Diverged("training: got loss nan")
 
-    monkeypatch.setattr(main, "train", diverges)
+    monkeypatch.setattr(commands, "train", diverges)
     assert (
         call("train", recipe)
         == (Diverged.status, "error: training: got loss nan")
@@ -325,15 +332,15 @@ def test_second_interrupt_is_no_traceback(call, recipe, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "prepare", interrupted)
+    monkeypatch.setattr(commands, "prepare", interrupted)
     assert call("prepare", recipe) == (KILLED, "stopped at once; the same command goes on from what was finished")
 
 
 def test_the_first_host_alone_reads_what_it_wrote(monkeypatch):
     """The others may see it late, or not at all."""
-    monkeypatch.setattr(main, "evaluate_run", lambda *_: "nowhere")
-    monkeypatch.setattr(main, "is_first", lambda: False)
-    assert main.Evaluate("runs/x", main.EvaluateConfig(), main.MeshConfig())() == ""
+    monkeypatch.setattr(commands, "evaluate_run", lambda *_: "nowhere")
+    monkeypatch.setattr(commands, "is_first", lambda: False)
+    assert commands.Evaluate("runs/x", EvaluateConfig(), MeshConfig())() == ""
 
 
 def test_a_run_goes_on_with_its_own_text_and_a_new_one_takes_the_edited(call, recipe, tmp_path):
@@ -407,11 +414,11 @@ def test_unknown_words_are_counted_and_warned_of(call, recipe, tmp_path, tiny_da
 def test_an_evaluation_is_as_the_run_says_wherever_its_folder_stands(tmp_path):
     (tmp_path / "config.json").write_text('{"evaluate": {"lengths": [8, 24], "strides": ["L"]}}')
     for arguments in ([tmp_path, "--split", "test"], ["--split", "test", tmp_path]):
-        command = main.parse(["evaluate", *map(str, arguments)])
+        command = parse(["evaluate", *map(str, arguments)])
         assert command.workdir == str(tmp_path)
         assert command.evaluate == EvaluateConfig(lengths=(8, 24), strides=("L",), split="test")
 
 
 def test_a_recipe_in_place_of_a_run_is_refused_before_text_is_prepared(call, recipe, untouched):
     status, text = call("evaluate", recipe)
-    assert status == Refused.status and "a file, expected the folder of a trained run" in text
+    assert status == Refused.status and "which is no folder, expected the folder of a trained run" in text
