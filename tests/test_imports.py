@@ -1,8 +1,10 @@
 """Imports run one way, and nothing heavy is imported by importing the library."""
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -91,33 +93,35 @@ def test_no_figure_no_matplotlib():
     assert done.stdout.strip() == "False"
 
 
-# A module of data/ imports those above it alone.
-DATA = """document facts vocabulary batches paths splits
-sources.base sources.stdlib sources.files sources.records sources.wikitext_files sources.wikitext sources.tfds sources
-tokenizer.base tokenizer.bytes tokenizer.words tokenizer.bpe tokenizer
-layout text names lookup write aside earlier corpus""".split()
+# A module or package of data/ imports those before it alone, and within a package there is no circle.
+DATA = "document facts vocabulary batches paths splits sources tokenizer layout text names lookup write aside earlier corpus"
 LATE = {("sources.tfds", "sources.wikitext")}  # imported in a function, as it loads tensorflow_datasets
 
 
+def imports_of_data(nodes: Iterable[ast.AST], modules: Iterable[str]) -> set[str]:
+    """The modules of data/ that import statements name."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("alibi_jax.data."):
+            parent = node.module.removeprefix("alibi_jax.data").removeprefix(".")
+            names |= {f"{parent}.{alias.name}".strip(".") for alias in node.names} & set(modules) or {parent}
+    return names
+
+
 def test_the_modules_of_data_import_one_way_and_at_their_tops():
-    folder, modules, late = ROOT / "alibi_jax/data", set(), set()
-    for path in folder.rglob("*.py"):
-        module = ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
-        if not module:
-            continue
-        modules.add(module)
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
-            for other in imported_of_data(node):
-                assert other in DATA[: DATA.index(module)], f"{module} imports {other}"
-                late |= {(module, other)} if node not in tree.body else set()
-    assert modules == set(DATA) and late == LATE
-
-
-def imported_of_data(node: ast.AST) -> list[str]:
-    """The modules of data/ that an import statement names."""
-    if not isinstance(node, ast.ImportFrom) or not f"{node.module}.".startswith("alibi_jax.data."):
-        return []
-    parent = node.module.removeprefix("alibi_jax.data").removeprefix(".")
-    names = [f"{parent}.{alias.name}".removeprefix(".") for alias in node.names]
-    return [name if name in DATA else parent for name in names]
+    folder = ROOT / "alibi_jax/data"
+    paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.py")}
+    paths = {name.removesuffix("__init__").strip("/").replace("/", "."): path for name, path in paths.items()}
+    trees = {module: ast.parse(path.read_text()) for module, path in paths.items()}
+    imports = {module: imports_of_data(ast.walk(tree), paths) for module, tree in trees.items()}
+    graphlib.TopologicalSorter(imports).prepare()  # CycleError names the modules of a circle
+    order = ["", *DATA.split()]
+    assert {module.split(".")[0] for module in paths} == set(order)
+    for module, others in imports.items():
+        room = module.split(".")[0]
+        allowed = {*order[: order.index(room)], room}
+        assert {other.split(".")[0] for other in others} <= allowed, module
+    late = {
+        (module, other) for module in paths for other in imports[module] - imports_of_data(trees[module].body, paths)
+    }
+    assert late == LATE
