@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import math
-import os
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,39 +22,13 @@ from alibi_jax.run.hosts import Agreement, is_first
 from alibi_jax.run.metrics import MetricsLog, Speed
 from alibi_jax.run.profile import Trace
 from alibi_jax.run.progress import Bar, loss_text
-from alibi_jax.run.signals import ALWAYS, stop_handler
-from alibi_jax.run.supervise import is_supervised, tell_supervisor
+from alibi_jax.run.supervise import tell_supervisor
 from alibi_jax.sharding import Share, batch_ways, host_share, put_batch
 from alibi_jax.storage import Location
 
 VALIDATION_TOKENS = 8192  # of one batch of validation windows; at least one window a device
-SHOW_CURSOR = "\x1b[?25h"  # the bar hides it, and a second signal would leave it so
 
 logger = logging.getLogger("alibi_jax")
-
-
-@contextlib.contextmanager
-def stop_requested() -> Iterator[list[str]]:
-    """Names of the signals that asked to stop (SIGTERM, Ctrl-C, a terminal that closes, what batch systems send).
-
-    A second SIGTERM or Ctrl-C ends the process at once. It is left to the operating system: Python would act on it only
-    after the computation it waits for, and an exception in the middle of a save can leave Orbax waiting for ever. What is
-    saved by then is whole all the same. The others come more than once by themselves, and in a supervised run the
-    same signal comes from the supervisor too, where a batch system signals every process: there repeats are ignored.
-    """
-    names: list[str] = []
-
-    def note(number: int, _: Any) -> None:
-        names.append(signal.Signals(number).name)
-        ends = number in ALWAYS and not is_supervised()
-        signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
-        cursor = SHOW_CURSOR if os.isatty(2) else ""
-        advice = "; a second one stops at once" if ends else ""
-        with contextlib.suppress(OSError):  # the terminal may be what is gone
-            os.write(2, f"{cursor}{names[-1]}: saving after this step{advice}.\n".encode())
-
-    with stop_handler(note):
-        yield names
 
 
 def batch_arguments(config: Config, corpus: Corpus, share: Share) -> tuple:

@@ -22,7 +22,7 @@ from alibi_jax.data.corpus import Corpus, open_corpus
 from alibi_jax.data.vocabulary import check_ids
 from alibi_jax.errors import ConfigError, HostsError, require
 from alibi_jax.evaluate.memory import free_memory
-from alibi_jax.loop import Loop, Run, batch_arguments, stop_requested
+from alibi_jax.loop import Loop, Run, batch_arguments
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.served import check_served
 from alibi_jax.optimizer import learning_rate, make_optimizer
@@ -31,6 +31,8 @@ from alibi_jax.run.checkpoint import Checkpoints, check_path
 from alibi_jax.run.hosts import first_host_first, from_first_host, is_first, several
 from alibi_jax.run.origin import Origin
 from alibi_jax.run.profile import parse_steps, watched
+from alibi_jax.run.signals import stop_requested
+from alibi_jax.run.supervise import is_supervised
 from alibi_jax.run.workdir import check_shared, new_mark, only_run, open_workdir, trained_on
 from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings, ways
 from alibi_jax.storage import locate
@@ -145,7 +147,7 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
         checkpoints = Checkpoints(workdir, config.train.max_to_keep, origin=origin)
         held.enter_context(contextlib.closing(checkpoints))
         check_same_step(checkpoints.latest(), from_first_host(str(checkpoints.latest())))
-        stop = held.enter_context(stop_requested())
+        stop = held.enter_context(stop_requested(is_supervised()))
         held.enter_context(jax.set_mesh(mesh))
         if checkpoints.latest() == config.train.steps:
             checkpoints.check(config.train.steps)

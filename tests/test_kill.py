@@ -17,7 +17,7 @@ from alibi_jax import loop
 from alibi_jax.config import replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import Interrupted
-from alibi_jax.loop import stop_requested
+from alibi_jax.run.signals import stop_requested
 from alibi_jax.train import train
 from children import LIMIT, MAIN, be_quick, exit_status, latest, run_command, start, wait_for
 from flags import QUICK
@@ -144,12 +144,11 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(endless, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
-def test_requests_to_stop(monkeypatch, name):
+def test_requests_to_stop(name):
     """Each is one; SIGTERM and Ctrl-C act at once the second time, but in a supervised run, and what comes twice by itself."""
     number, before = signal.Signals[name], signal.getsignal(signal.Signals[name])
     for supervised in (False, True):
-        monkeypatch.setattr(loop, "is_supervised", lambda supervised=supervised: supervised)
-        with stop_requested() as names:
+        with stop_requested(supervised) as names:
             os.kill(os.getpid(), number)
             assert names == [name]
             ends = name in ("SIGTERM", "SIGINT") and not supervised

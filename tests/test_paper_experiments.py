@@ -13,7 +13,7 @@ import pytest
 from alibi_jax.config import load_config, replace, to_json
 from alibi_jax.errors import ConfigError, Interrupted, Refused, ResultsError
 from alibi_jax.evaluate.records import record_of
-from alibi_jax.loop import stop_requested
+from alibi_jax.run.signals import stop_requested
 from experiments import cost, domains, early_tokens, extrapolation, grid, paper, slopes
 from runs import tiny_config
 

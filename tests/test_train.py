@@ -21,12 +21,12 @@ from alibi_jax.config import Config, DataConfig, MeshConfig, TrainConfig, replac
 from alibi_jax.config.limits import RANGES, Range
 from alibi_jax.data.corpus import Corpus, open_corpus
 from alibi_jax.errors import ConfigError, DataError, Diverged, Interrupted, MetricsError
-from alibi_jax.loop import stop_requested
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi, alibi_slopes
 from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.metrics import MetricsLog
+from alibi_jax.run.signals import stop_requested
 from alibi_jax.sharding import check_mesh, host_share, make_mesh, place_rows, put_batch, shard, tree_shardings
 from alibi_jax.train import programs, restore_or, train
 from conftest import TOLERANCE, assert_close

@@ -1,6 +1,7 @@
 """The signals that ask a run to stop, and their handlers."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ ALWAYS = (signal.SIGTERM, signal.SIGINT)
 # A terminal that closes, what batch systems send some time before the end, a limit of processor time. Whoever had them
 # ignored before the run began, such as nohup, meant it.
 UNLESS_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+SHOW_CURSOR = "\x1b[?25h"  # the bar hides it, and a second signal would leave it so
 
 
 @contextlib.contextmanager
@@ -24,6 +26,30 @@ def stop_handler(handler: Callable) -> Iterator[None]:
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def stop_requested(supervised: bool = False) -> Iterator[list[str]]:
+    """Collects the names of the signals that ask a run to stop: SIGTERM, Ctrl-C, a terminal that closes, a batch system's.
+
+    A second SIGTERM or Ctrl-C ends the process at once. It is left to the operating system: Python would act on it only
+    after the computation it waits for, and an exception in the middle of a save can leave Orbax waiting for ever. What is
+    saved by then is whole all the same. The others are sent more than once by themselves, and in a supervised run the
+    supervisor passes on a signal that a batch system has sent to every process: there repeats are ignored.
+    """
+    names: list[str] = []
+
+    def note(number: int, _: Any) -> None:
+        names.append(signal.Signals(number).name)
+        ends = number in ALWAYS and not supervised
+        signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
+        cursor = SHOW_CURSOR if os.isatty(2) else ""
+        advice = "; a second one stops at once" if ends else ""
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            os.write(2, f"{cursor}{names[-1]}: saving after this step{advice}.\n".encode())
+
+    with stop_handler(note):
+        yield names
 
 
 def interruptible(command: Callable[[], int]) -> int:
