@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,22 +21,23 @@ from alibi_jax.config.sizes import parameter_count
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import Corpus, open_corpus
 from alibi_jax.data.vocabulary import check_ids
-from alibi_jax.errors import ConfigError, HostsError, require
+from alibi_jax.errors import ConfigError, require
 from alibi_jax.evaluate.memory import free_memory
-from alibi_jax.loop import Loop, Run, batch_arguments
+from alibi_jax.loop import open_outputs, placed_batches, run_steps, unfilled_lengths
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.served import check_served
 from alibi_jax.optimizer import learning_rate, make_optimizer
 from alibi_jax.run.agreement import check_same
-from alibi_jax.run.checkpoint import Checkpoints, check_path
-from alibi_jax.run.hosts import first_host_first, from_first_host, is_first, several
-from alibi_jax.run.origin import Origin
+from alibi_jax.run.checkpoint import Checkpoints, check_path, open_run
+from alibi_jax.run.hosts import first_host_first, from_first_host, is_first
 from alibi_jax.run.profile import parse_steps, watched
 from alibi_jax.run.signals import stop_requested
 from alibi_jax.run.supervise import is_supervised
-from alibi_jax.run.workdir import check_shared, new_mark, only_run, open_workdir, trained_on
+from alibi_jax.run.workdir import trained_on
 from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings, ways
 from alibi_jax.storage import locate
+
+logger = logging.getLogger("alibi_jax")
 
 
 class State(NamedTuple):
@@ -47,29 +49,32 @@ class State(NamedTuple):
 
 
 def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> State:
-    """Parameters from the seed, moments at zero, step 0."""
+    """Returns the state before the first step: parameters from the seed, moments at zero."""
     tokens = jnp.zeros(token_ways(), jnp.int32)  # what divides over the mesh; no parameter depends on length
     params = model.init(jax.random.key(config.train.seed), tokens)["params"]
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def _sum_nats(model: nn.Module, params: Any, inputs: Array, targets: Array, key: Array) -> Float32[Array, ""]:
+def sum_nats(
+    model: nn.Module, params: Any, inputs: Int[Array, "B L"], targets: Int[Array, "B L"], key: Array
+) -> Float32[Array, ""]:
+    """Returns the loss of training: the sum of -log p over all targets, in nats, with dropout drawn from `key`."""
     return model.apply({"params": params}, inputs, targets, True, rngs={"dropout": key}, method="nats").sum()
 
 
-def _gradients(model: nn.Module, params: Any, inputs: Array, targets: Array, key: Array, parts: int) -> tuple:
-    """(sum of nats, its gradients) over the batch, in `parts` one after the other; part i holds rows i, i + parts ..., so
-    that every device keeps its own rows."""
-    gradient = jax.value_and_grad(functools.partial(_sum_nats, model))
-    if parts == 1:
+def _gradients(model: nn.Module, params: Any, inputs: Array, targets: Array, key: Array, microbatches: int) -> tuple:
+    """Returns (sum of nats, its gradients) over the batch, computed in micro-batches one after the other: number i holds rows
+    i, i + microbatches ..., so that every device keeps its own rows."""
+    gradient = jax.value_and_grad(functools.partial(sum_nats, model))
+    if microbatches == 1:
         return gradient(params, inputs, targets, key)
 
-    def add(total: tuple, part: tuple) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+    def add(total: tuple, microbatch: tuple) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, *microbatch)), None
 
-    split = (jnp.moveaxis(x.reshape(-1, parts, x.shape[-1]), 1, 0) for x in (inputs, targets))
+    split = (jnp.moveaxis(x.reshape(-1, microbatches, x.shape[-1]), 1, 0) for x in (inputs, targets))
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(add, zeros, (*split, jax.random.split(key, parts)))[0]
+    return jax.lax.scan(add, zeros, (*split, jax.random.split(key, microbatches)))[0]
 
 
 def train_step(
@@ -80,8 +85,8 @@ def train_step(
     inputs: Int[Array, "B L"],
     targets: Int[Array, "B L"],
 ) -> tuple[State, dict[str, Float32[Array, ""]]]:
-    """One update from one global batch, and its metrics: loss (mean nats a token), grad_norm, learning_rate,
-    parameter_norm (after the update)."""
+    """Returns the state after one update from one global batch, and the update's metrics: loss (mean nats per token),
+    grad_norm, learning_rate, parameter_norm (after the update)."""
     key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     total, gradients = _gradients(model, state.params, inputs, targets, key, config.train.gradient_accumulation)
     gradients = jax.tree.map(lambda gradient: gradient / targets.size, gradients)
@@ -92,12 +97,12 @@ def train_step(
         "learning_rate": jnp.asarray(learning_rate(config.optimizer, config.train.steps)(state.step), jnp.float32),
     }
     params = optax.apply_updates(state.params, updates)
-    metrics["parameter_norm"] = optax.tree.norm(params)  # of what would be saved: not finite, it is not
+    metrics["parameter_norm"] = optax.tree.norm(params)  # a checkpoint of these is saved only if it is finite
     return State(state.step + 1, params, moments), metrics
 
 
 def resolve(config: Config, corpus: Corpus) -> Config:
-    """The config with the vocabulary size of the corpus filled in; ConfigError if the one given is smaller."""
+    """Returns the config with the corpus's vocabulary size filled in; ConfigError if it names a smaller one."""
     size = corpus.tokenizer.vocab_size
     if config.model.vocab_size is None:
         return replace(config, "model", vocab_size=size)
@@ -112,13 +117,14 @@ def resolve(config: Config, corpus: Corpus) -> Config:
 def train(config: Config, workdir: str | os.PathLike, label: str = "train", profile: str = "") -> Config:
     """Trains `config` in `workdir`, going on from the checkpoint there if there is one; returns the config as resolved.
 
-    workdir: a folder or gs://BUCKET/FOLDER. profile: steps to trace for TensorBoard, such as "10-12". On several hosts
-    (hosts.connect) each calls it alike. Writes config.json, checkpoints/, metrics.jsonl and tensorboard/. Errors before any
-    work: ConfigError (fields, mesh, a workdir of another config), HeldError (another run is at work there), DataError. While
-    training: Diverged (a loss that is not finite; nothing after it is saved), Interrupted (SIGTERM, Ctrl-C; saved),
-    CheckpointError and MetricsError (a full disk, a damaged file).
+    workdir: a folder or gs://BUCKET/FOLDER. label: what the bar is called. profile: steps to trace for TensorBoard, such as
+    "10-12". Several hosts (hosts.connect) all call it alike. Writes config.json, checkpoints/, metrics.jsonl and tensorboard/.
+    Errors before any work: ConfigError (fields, mesh, a workdir of another config), HeldError (another run is at work there),
+    DataError. While training: Diverged (a loss that is not finite; nothing after it is saved), Interrupted (SIGTERM, Ctrl-C;
+    the state is saved), CheckpointError and MetricsError (a full disk, a damaged file).
     """
-    workdir, traced = locate(workdir), parse_steps(profile)
+    workdir = locate(workdir)
+    traced = parse_steps(profile)
     check_same(**dataclasses.asdict(config), label=label, profile=profile)
     check_path(workdir)
     mesh = make_mesh(config.mesh)
@@ -127,57 +133,60 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
         check_memory(config, mesh)
     corpus = open_same_corpus(config, trained_on(workdir))
     config = resolve(config, corpus)
-    check_mesh(config, mesh)  # with the vocabulary
-    share = host_share((config.train.batch_size, config.train.train_length), mesh)
-    Batches(*batch_arguments(config, corpus, share))  # refuses a text that does not fit
-    with jax.set_mesh(mesh):
-        check_served("model.attention", config.model, (config.train.train_length,), trained=True)
-        check_served("model.attention", config.model, config.train.validate_lengths, trained=False)
-    for split in ("train", "valid"):
-        check_ids(f"{split} split of {corpus.folder}", corpus.tokens(split), corpus.tokenizer.vocab_size, sampled=True)
+    recipe, tokens = config.train, corpus.tokens("train")
+    shard = host_share((recipe.batch_size, recipe.train_length), mesh)
+    # DataError for a text that is too short
+    batches = Batches(tokens, recipe.train_length, recipe.batch_size, recipe.seed, shard.rows, shard.columns)
+    check_run(config, corpus, mesh)
     with contextlib.ExitStack() as held:
-        mark = from_first_host(new_mark(workdir))
-        with first_host_first():
-            check_memory(config, mesh)  # with the vocabulary
-            held.enter_context(only_run(workdir))
-            if several():
-                check_shared(workdir, mark)
-            open_workdir(workdir, config, corpus.fingerprint)
-        origin = Origin(config, corpus.fingerprint)
-        checkpoints = Checkpoints(workdir, config.train.max_to_keep, origin=origin)
-        held.enter_context(contextlib.closing(checkpoints))
-        check_same_step(checkpoints.latest(), from_first_host(str(checkpoints.latest())))
+        checkpoints = held.enter_context(open_run(workdir, config, corpus.fingerprint))
         stop = held.enter_context(stop_requested(is_supervised()))
         held.enter_context(jax.set_mesh(mesh))
-        if checkpoints.latest() == config.train.steps:
-            checkpoints.check(config.train.steps)
-        else:
-            _train(Run(config, corpus, mesh, checkpoints, workdir, label, traced), stop)
+        if checkpoints.latest() == recipe.steps:
+            checkpoints.check(recipe.steps)
+            return config
+        make_state, step, shardings = programs(config, mesh)
+        state = restore_or(make_state, checkpoints, shardings)
+        first = int(state.step)
+        for warning in unfilled_lengths(recipe, len(corpus.tokens("valid"))) if is_first() else ():
+            logger.warning(warning)
+        outputs = held.enter_context(open_outputs(config, workdir, checkpoints, first, label, traced))
+        placed = held.enter_context(contextlib.closing(placed_batches(batches, shard, first, recipe.steps)))
+        run_steps(config, corpus, outputs, watched(step, "state", "inputs", "targets"), state, placed, stop)
     return config
 
 
 def open_same_corpus(config: Config, fingerprint: str) -> Corpus:
-    """The corpus of a run, or of a new one where `fingerprint` is empty. The first host's is that of all hosts: where
-    their paths differ, or the text is on the first one alone, the others know it by its fingerprint."""
-    corpus = None
+    """Returns the corpus of a run, or of a new one where `fingerprint` is empty. All hosts take the first host's: where their
+    paths differ, or the text is on the first one alone, the others find the corpus by its fingerprint."""
     with first_host_first():
-        if is_first():
-            corpus = open_corpus(config.data, fingerprint)
+        corpus = open_corpus(config.data, fingerprint) if is_first() else None
     fingerprint = from_first_host(corpus.fingerprint if corpus else "")
     with first_host_first():
         return corpus or open_corpus(config.data, fingerprint)
 
 
+def check_run(config: Config, corpus: Corpus, mesh: Mesh) -> None:
+    """Raises ConfigError where mesh, attention or memory cannot serve the run with its vocabulary, DataError for tokens outside
+    it."""
+    check_mesh(config, mesh)
+    with jax.set_mesh(mesh):
+        check_served("model.attention", config.model, (config.train.train_length,), trained=True)
+        check_served("model.attention", config.model, config.train.validate_lengths, trained=False)
+    for split in ("train", "valid"):
+        check_ids(f"{split} split of {corpus.folder}", corpus.tokens(split), corpus.tokenizer.vocab_size, sampled=True)
+    with first_host_first():
+        check_memory(config, mesh)
+
+
 def check_memory(config: Config, mesh: Mesh) -> None:
-    """ConfigError where a device surely has too little memory for parameters, gradients, moments and the layers' inputs."""
+    """Raises ConfigError where a device has too little memory for parameters, gradients, moments and layer inputs alone."""
     model, train = config.model, config.train
     floats = 4 if config.optimizer.name == "adamw" else 3  # of each parameter: itself, its gradient, one moment or two
     state = 4 * floats * parameter_count(model) // ways(mesh, "width", "mlp")  # at least: some are split less
     tokens = train.batch_size * train.train_length // (train.gradient_accumulation * ways(mesh, "tokens"))
-    needed, free = (
-        state + model.num_layers * model.width * jnp.dtype(model.compute_dtype).itemsize * tokens,
-        free_memory(),
-    )
+    needed = state + model.num_layers * model.width * jnp.dtype(model.compute_dtype).itemsize * tokens
+    free = free_memory()
     require(
         needed <= free,
         "memory",
@@ -187,30 +196,21 @@ def check_memory(config: Config, mesh: Mesh) -> None:
     )
 
 
-def check_same_step(latest: int | None, told: str) -> None:
-    """HostsError where this host sees another last checkpoint than the first: a shared folder may show what is new late."""
-    if str(latest) != told:
-        raise HostsError(
-            f"hosts: got {latest} as the last checkpoint, expected {told}, which the first host sees. The run's folder has to "
-            "be shared by all hosts; if it is, run the same command again once it has caught up."
-        )
+class Programs(NamedTuple):
+    """What a run compiles, and where it leaves the state."""
+
+    make_state: Callable[[], State]
+    step: Callable  # step(state, inputs, targets) -> (state, metrics); the state passed in is consumed
+    shardings: State
 
 
-def _train(run: Run, stop: list[str]) -> None:
-    """What `train` does once everything has been checked and there are steps left."""
-    make_state, step_function, shardings = programs(run.config, run.mesh)
-    state = restore_or(make_state, run.checkpoints, shardings)
-    Loop(run, int(state.step)).run(state, watched(step_function, "state", "inputs", "targets"), stop)
-
-
-def programs(config: Config, mesh: Mesh) -> tuple[Callable[[], State], Callable, State]:
-    """What a run compiles: make() -> state, and step(state, inputs, targets) -> (state, metrics), which consumes the state
-    it is given; and the shardings that both leave the state in. Called inside `jax.set_mesh(mesh)`."""
+def programs(config: Config, mesh: Mesh) -> Programs:
+    """Returns the programs of a run, jitted. Called inside `jax.set_mesh(mesh)`."""
     model, optimizer = TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
     make_state = functools.partial(init_state, config, model, optimizer)
     shardings = tree_shardings(jax.eval_shape(make_state), mesh)
     step = functools.partial(train_step, config, model, optimizer)
-    return (
+    return Programs(
         jax.jit(make_state, out_shardings=shardings),
         jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         shardings,
@@ -218,7 +218,7 @@ def programs(config: Config, mesh: Mesh) -> tuple[Callable[[], State], Callable,
 
 
 def restore_or(make: Callable[[], State], checkpoints: Checkpoints, shardings: State) -> State:
-    """The latest checkpoint's state placed as `shardings` say, or a new one from `make()` if there is none."""
+    """Returns the latest checkpoint's state placed as `shardings` say, or a new one from `make()` if there is none."""
     step = checkpoints.latest()
     if step is None:
         return make()

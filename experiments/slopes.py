@@ -19,7 +19,7 @@ import tyro
 from alibi_jax.config import Config, MeshConfig, load_config, replace
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.errors import require
-from alibi_jax.evaluate.nats import token_nats
+from alibi_jax.evaluate.nats import token_nats, windows_per_batch
 from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import Record, non_overlapping
 from alibi_jax.evaluate.report import write_report
@@ -99,7 +99,7 @@ def divided_table(run: Path, records: list[Record]) -> str:
         _, params = load_params(run, config, config.evaluate.checkpoint, corpus.fingerprint)
         for length in plain:
             model = TransformerLM(dataclasses.replace(config.model, slope_divisor=length / trained))
-            batch = max(1, config.evaluate.batch_tokens // length)
+            batch = windows_per_batch(config.evaluate.batch_tokens, length)
             nats = token_nats(
                 model, params, stream, length=length, first_input=corpus.tokenizer.first_input, batch_size=batch
             )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alibi_jax.data.batches import Batches, batches, num_sequences
+from alibi_jax.data.batches import Batches, num_sequences
 from alibi_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_hosts_make_the_same_global_batch_together(by_rows, by_columns, step, se
         for first in range(0, 10, 10 // by_columns):
             columns = slice(first, first + 10 // by_columns)
             part = Batches(TOKENS, 10, 8, seed, rows, columns).batch_at(step)
-            assert part[0].shape == (len(rows), 10 // by_columns), "more than a host's share was read"
+            assert part[0].shape == (len(rows), 10 // by_columns), "more than a host's shard was read"
             together[:, rows, columns] = part
     np.testing.assert_array_equal(together, whole)
 
@@ -81,9 +81,8 @@ def test_hosts_make_the_same_global_batch_together(by_rows, by_columns, step, se
 @pytest.mark.parametrize("prefetch", [1, 2, 5])
 @pytest.mark.versions
 def test_the_iterator_starts_at_a_step_and_gives_the_same_batches(first_step, prefetch):
-    share = np.arange(2, 4), slice(5, 10)
-    source = Batches(TOKENS, 10, 4, 3, *share)
-    stream = batches(TOKENS, 10, 4, 3, *share, first_step=first_step, prefetch=prefetch)
+    source = Batches(TOKENS, 10, 4, 3, np.arange(2, 4), slice(5, 10))
+    stream = source.read_ahead(first_step, prefetch)
     for expected, (step, inputs, targets) in zip(range(first_step, first_step + 12), stream, strict=False):
         assert step == expected
         np.testing.assert_array_equal(inputs, source.batch_at(step)[0])
@@ -94,7 +93,7 @@ def test_the_iterator_starts_at_a_step_and_gives_the_same_batches(first_step, pr
 def test_resuming_makes_no_earlier_batch_and_reads_ahead(monkeypatch):
     asked, batch_at = [], Batches.batch_at
     monkeypatch.setattr(Batches, "batch_at", lambda self, step: asked.append(step) or batch_at(self, step))
-    stream = batches(TOKENS, 10, 4, 0, first_step=500, prefetch=3)
+    stream = Batches(TOKENS, 10, 4, 0).read_ahead(500, prefetch=3)
     taken = [step for step, _, _ in itertools.islice(stream, 4)]
     time.sleep(0.5)  # the threads catch up
     stream.close()
@@ -104,7 +103,7 @@ def test_resuming_makes_no_earlier_batch_and_reads_ahead(monkeypatch):
 
 def test_closing_ends_the_threads():
     before = set(threading.enumerate())
-    stream = batches(TOKENS, 10, 4, 0)
+    stream = Batches(TOKENS, 10, 4, 0).read_ahead()
     next(stream)
     started = set(threading.enumerate()) - before
     assert started
@@ -116,8 +115,8 @@ def test_closing_ends_the_threads():
 
 @pytest.mark.versions
 def test_a_program_that_drops_the_iterator_exits():
-    program = "import numpy as np; from alibi_jax.data.batches import batches\n"
-    program += "stream = batches(np.arange(99), 4, 2, 0); print(next(stream)[0])"
+    program = "import numpy as np; from alibi_jax.data.batches import Batches\n"
+    program += "stream = Batches(np.arange(99), 4, 2, 0).read_ahead(); print(next(stream)[0])"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
@@ -126,7 +125,7 @@ def test_a_program_that_drops_the_iterator_exits():
 
 def test_a_seed_that_cannot_be_is_refused_at_once():
     with pytest.raises(ConfigError, match=r"seed: got -1, expected 0 to 2\^32 - 1"):
-        batches(TOKENS, 10, 8, -1)
+        Batches(TOKENS, 10, 8, -1)
 
 
 def test_a_memory_map_gives_plain_arrays(tmp_path):

@@ -71,7 +71,7 @@ def test_bytes_by_kind_are_those_of_the_arrays(on_cpus):
     config, made = on_cpus
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        state = programs(config, mesh)[0]()
+        state = programs(config, mesh).make_state()
 
     def held(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))

@@ -82,7 +82,7 @@ def test_parameters_and_moments_lie_where_the_table_says(scan_layers):
     config = tiny_config(DataConfig(), {"position": "t5", "scan_layers": scan_layers})
     mesh = mesh_of((2, 2, 2, 1))
     with jax.set_mesh(mesh):
-        state = programs(config, mesh)[0]()
+        state = programs(config, mesh).make_state()
     leaves = jax.tree_util.tree_leaves_with_path(state)
     found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.sharding for path, leaf in leaves}
     for name, spec in PLACED.items():

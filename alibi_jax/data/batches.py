@@ -15,7 +15,7 @@ Rows = Int32[np.ndarray, "B L"]
 
 
 def num_sequences(tokens: Integer[np.ndarray, " n"], length: int) -> int:
-    """Training sequences in a stream: (n - 1) // length, each `length` inputs and the targets one token later.
+    """Returns how many training sequences a stream holds: (n - 1) // length, each `length` inputs and the targets one later.
 
     Neighbours share one token, so every token but the first is a target at most once. DataError when there is none.
     """
@@ -30,10 +30,11 @@ def num_sequences(tokens: Integer[np.ndarray, " n"], length: int) -> int:
 
 @dataclass(frozen=True)
 class Batches:
-    """One host's share of every batch: some rows and columns of the global batch [B, L]; only these are read.
+    """One host's shard of every batch: some rows and columns of the global batch [B, L]; only these are read.
 
     The global batch depends on (tokens, length, batch_size, seed, step) alone: global row step * B + i takes the next
-    sequence of an order that is shuffled anew each epoch, whatever the hosts and their shares.
+    sequence of an order that is shuffled anew each epoch, whatever the hosts and their shards. DataError for a stream
+    shorter than one sequence.
     """
 
     tokens: Integer[np.ndarray, " n"]
@@ -49,38 +50,22 @@ class Batches:
 
     @cached_property
     def order(self) -> grain.MapDataset:
-        """Global row -> sequence, an endless permutation of the sequences after another."""
+        """Maps a global row to its sequence: an endless chain of permutations of the sequences."""
         return grain.MapDataset.range(num_sequences(self.tokens, self.length)).seed(self.seed).shuffle().repeat()
 
     def batch_at(self, step: int) -> tuple[Rows, Rows]:
-        """The share's inputs and targets, int32 [rows, columns] each, of update `step` (from 0)."""
+        """Returns the shard's inputs and targets, int32 [rows, columns] each, of update `step` (from 0)."""
         rows = np.arange(self.batch_size) if self.rows is None else self.rows
         starts = np.array([self.order[step * self.batch_size + int(row)] for row in rows]) * self.length
         start, stop, _ = (self.columns or slice(None)).indices(self.length)
         windows = self.tokens[starts[:, None] + np.arange(start, stop + 1)].astype(np.int32)
         return windows[:, :-1], windows[:, 1:]
 
+    def read_ahead(self, first_step: int = 0, prefetch: int = 2) -> Iterator[tuple[int, Rows, Rows]]:
+        """Yields (step, inputs, targets) endlessly from `first_step` on, as `batch_at` returns them; none earlier is read.
 
-def batches(
-    tokens: Integer[np.ndarray, " n"],
-    length: int,
-    batch_size: int,
-    seed: int,
-    rows: Integer[np.ndarray, " rows"] | None = None,
-    columns: slice | None = None,
-    *,
-    first_step: int = 0,
-    prefetch: int = 2,
-) -> Iterator[tuple[int, Rows, Rows]]:
-    """Endless (step, inputs, targets) from `first_step` on, equal to `Batches.batch_at`, `prefetch` batches ahead.
-
-    Earlier batches are never made. The threads end when the iterator is closed, dropped, or the program exits.
-    """
-    source = Batches(tokens, length, batch_size, seed, rows, columns)
-    ahead = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
-    steps = grain.MapDataset.range(first_step, sys.maxsize)
-    return _closing(steps.map(lambda step: (step, *source.batch_at(step))).to_iter_dataset(ahead))
-
-
-def _closing(dataset: grain.IterDataset) -> Iterator[tuple[int, Rows, Rows]]:
-    yield from dataset  # closing a generator closes what it yields from: Grain's iterator with its threads
+        Threads read `prefetch` batches ahead. They end when the iterator is closed, dropped, or the program exits.
+        """
+        ahead = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
+        steps = grain.MapDataset.range(first_step, sys.maxsize)
+        yield from steps.map(lambda step: (step, *self.batch_at(step))).to_iter_dataset(ahead)

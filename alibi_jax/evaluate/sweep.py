@@ -17,14 +17,13 @@ from flax import linen as nn
 from alibi_jax.config import EvaluateConfig, parse_stride
 from alibi_jax.errors import LengthError, ResultsError
 from alibi_jax.evaluate.memory import Limits, memory_limits
-from alibi_jax.evaluate.nats import HOST_BYTES, least_memory, memory_needed, token_nats
+from alibi_jax.evaluate.nats import HOST_BYTES, least_memory, memory_needed, token_nats, windows_per_batch
 from alibi_jax.evaluate.reader import checksum, read_records
 from alibi_jax.evaluate.records import Record, nats_file, record_of, too_short
 from alibi_jax.evaluate.results import Results
 from alibi_jax.run.hosts import first_host_first, from_first_host, is_first
 from alibi_jax.run.progress import Bar
 from alibi_jax.run.workdir import only_run
-from alibi_jax.sharding import batch_ways
 from alibi_jax.storage import Location
 
 GIB = 2**30
@@ -62,9 +61,7 @@ def batch_rows(batch_tokens: int, length: int, stride: int, num_tokens: int) -> 
     Only batches past ORDINARY_TOKENS are cut, to the windows there are: other shapes may round sums differently.
     """
     windows = -(-num_tokens // stride)
-    tokens = min(batch_tokens, max(windows * length, ORDINARY_TOKENS), 2**31 - 1)
-    ways = batch_ways(jax.sharding.get_mesh())
-    return -(-max(1, tokens // length) // ways) * ways
+    return windows_per_batch(min(batch_tokens, max(windows * length, ORDINARY_TOKENS), 2**31 - 1), length)
 
 
 def _memory(model: nn.Module, params: Any, batch_size: int, length: int, limits: Limits) -> tuple[int, str]:

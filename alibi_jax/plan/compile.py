@@ -93,7 +93,7 @@ def abstract_state(config: Config, mesh: Mesh) -> Any:
 def compile_step(config: Config, mesh: Mesh, state: Any) -> Compiled | Refused:
     """The train step of a run, as `train` compiles it, inside `jax.set_mesh(mesh)`."""
     tokens = _tokens(config.train.batch_size, config.train.train_length, mesh)
-    return compiled(programs(config, mesh)[1].lower(state, tokens, tokens))
+    return compiled(programs(config, mesh).step.lower(state, tokens, tokens))
 
 
 def compile_evaluation(config: Config, mesh: Mesh, state: Any, rows: int, length: int) -> Compiled | Refused:

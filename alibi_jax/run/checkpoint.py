@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Literal
 
@@ -14,10 +15,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from alibi_jax.errors import CheckpointError, require
+from alibi_jax.config import Config
+from alibi_jax.errors import CheckpointError, HostsError, require
 from alibi_jax.run.coordinator import missing_at_barrier
+from alibi_jax.run.hosts import first_host_first, from_first_host, several
 from alibi_jax.run.origin import Origin, check_origin, origin_item, read_origin
-from alibi_jax.run.workdir import saved_steps
+from alibi_jax.run.workdir import check_shared, new_mark, only_run, open_workdir, saved_steps
 from alibi_jax.storage import Location, in_bucket
 
 # Orbax globs the path, TensorStore takes a backslash for a slash; neither takes bytes that are not UTF-8, or NUL
@@ -245,3 +248,29 @@ class Checkpoints:
         finally:
             with _Explained("write", self.folder):
                 self.manager.close()
+
+
+@contextlib.contextmanager
+def open_run(workdir: Location, config: Config, fingerprint: str) -> Iterator[Checkpoints]:
+    """Holds a run's folder for this run alone, its config.json written or checked, and yields its checkpoints.
+
+    fingerprint: of the corpus. ConfigError where the folder holds another run or is not one for all hosts, HeldError where
+    another process is at work in it, HostsError where hosts see different checkpoints there.
+    """
+    mark = from_first_host(new_mark(workdir))
+    with contextlib.ExitStack() as held:
+        with first_host_first():
+            held.enter_context(only_run(workdir))
+            if several():
+                check_shared(workdir, mark)
+            open_workdir(workdir, config, fingerprint)
+        checkpoints = Checkpoints(workdir, config.train.max_to_keep, origin=Origin(config, fingerprint))
+        held.enter_context(contextlib.closing(checkpoints))
+        latest = str(checkpoints.latest())
+        first_hosts = from_first_host(latest)
+        if latest != first_hosts:  # a shared folder may show new files late
+            raise HostsError(
+                f"hosts: got {latest} as the last checkpoint, expected {first_hosts}, which the first host sees. The run's "
+                "folder has to be shared by all hosts; if it is, run the same command again once it has caught up."
+            )
+        yield checkpoints

@@ -106,12 +106,13 @@ class Speed:
         self.tokens_per_step = tokens_per_step
         peak = peak_flops(jax.devices()[0].device_kind)
         self.peak = peak * jax.device_count() if peak else None
+        self.tokens_per_second = 0.0  # of the last reading
         self.steps, self.since = 0, time.perf_counter()
 
     def reading(self) -> dict[str, float]:
         """Of the steps reported since the last reading; `steps` counts them."""
         elapsed = max(time.perf_counter() - self.since, 1e-9)
-        tokens = self.steps * self.tokens_per_step / elapsed
+        tokens = self.tokens_per_second = self.steps * self.tokens_per_step / elapsed
         self.restart()
         values = {"tokens_per_second": tokens, "flops_per_second": tokens * self.flops_per_token}
         return values | ({"mfu": values["flops_per_second"] / self.peak} if self.peak else {})
