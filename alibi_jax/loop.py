@@ -27,7 +27,7 @@ from alibi_jax.run.supervise import tell_supervisor
 from alibi_jax.sharding import Share, put_batch
 from alibi_jax.storage import Location
 
-VALIDATION_TOKENS = 8192  # of one batch of validation windows: small beside what a training step holds
+VALIDATION_TOKENS = 8192  # of one batch of validation windows: it needs no more memory than a training step
 
 
 class Outputs(NamedTuple):
@@ -78,7 +78,8 @@ def run_steps(
     Metrics are fetched one step late, so that the device never waits for the host. Called inside `jax.set_mesh(mesh)`.
     Diverged where a loss or a norm is not finite: nothing of that step or after it is saved.
     """
-    train, agreed = config.train, Agreement(jax.sharding.get_mesh())
+    train = config.train
+    agreed = Agreement(jax.sharding.get_mesh())
     report = functools.partial(_report, config, corpus, outputs)
     waiting = None  # (step, metrics) of the last step, not yet fetched
     for step, inputs, targets in batches:
@@ -127,8 +128,10 @@ def _report(config: Config, corpus: Corpus, outputs: Outputs, step: int, metrics
 
 def _validate(config: Config, corpus: Corpus, outputs: Outputs, step: int, params: Any) -> float:
     """Logs validation loss and bits per byte at each length; returns the first length's loss in nats."""
-    train, losses = config.train, []
-    model, stream = TransformerLM(config.model), corpus.tokens("valid")[: train.validate_tokens]
+    train = config.train
+    model = TransformerLM(config.model)
+    stream = corpus.tokens("valid")[: train.validate_tokens]
+    losses = []
     for length in train.validate_lengths or (train.train_length,):
         windows = windows_per_batch(VALIDATION_TOKENS, length)
         first_input = corpus.tokenizer.first_input

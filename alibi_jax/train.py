@@ -1,4 +1,4 @@
-"""Training: one pure step, and what is checked and restored before the first."""
+"""Training: one pure step, and `train`, which checks, opens and restores a run before its first step."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ logger = logging.getLogger("alibi_jax")
 
 
 class State(NamedTuple):
-    """All that training changes. Batches and dropout are functions of (seed, step), so nothing else is saved."""
+    """Everything that training changes. Batches and dropout are functions of (seed, step), so nothing else is saved."""
 
     step: Int32[Array, ""]
     params: Any
@@ -133,7 +133,8 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
         check_memory(config, mesh)
     corpus = open_same_corpus(config, trained_on(workdir))
     config = resolve(config, corpus)
-    recipe, tokens = config.train, corpus.tokens("train")
+    recipe = config.train
+    tokens = corpus.tokens("train")
     shard = host_share((recipe.batch_size, recipe.train_length), mesh)
     # DataError for a text that is too short
     batches = Batches(tokens, recipe.train_length, recipe.batch_size, recipe.seed, shard.rows, shard.columns)
@@ -190,8 +191,8 @@ def check_memory(config: Config, mesh: Mesh) -> None:
     require(
         needed <= free,
         "memory",
-        f"{gib(needed)} at least for {parameter_count(model):,} parameters and {tokens:,} tokens a device",
-        f"at most {gib(free)}, which a device has left here",
+        f"{gib(needed)} at least for {parameter_count(model):,} parameters and {tokens:,} tokens per device",
+        f"at most {gib(free)}, which a device has free here",
         "Lower train.batch_size or the model's sizes, raise train.gradient_accumulation or mesh.fsdp, or see what `plan` says.",
     )
 

@@ -20,7 +20,7 @@ from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import markdown
 from alibi_jax.plan.plan import plan
 from alibi_jax.plan.report import gib, mesh_text, mib, milliseconds, record
-from alibi_jax.plan.topology import topology
+from alibi_jax.plan.topology import find_topology
 from alibi_jax.run.command import exit_with
 from alibi_jax.run.invocation import recorded_command
 from alibi_jax.storage import write_atomically
@@ -64,7 +64,7 @@ def weak_scaling() -> dict[str, Row]:
     """The batch in proportion to the chips: what a chip does stays, what it sends may grow."""
     rows = {}
     for shape in SHAPES:
-        chips = topology(f"v5p:{shape}").chips
+        chips = find_topology(f"v5p:{shape}").chips
         split = min(chips, LARGEST_SPLIT)
         rows[f"weak, {chips:,}"] = Row(f"v5p:{shape}", (chips // split, split, 1, 1), ROWS_A_CHIP * chips)
     return rows
@@ -133,7 +133,7 @@ class Pods:
         file, recipe, rows = self.out / "plans.json", load_config(RECIPE), PODS | weak_scaling()
         kept = read_kept(file, {})
         for name, row in self.missing(rows, kept):
-            made = plan(row.config(recipe), topology(row.topology, row.slices), full=not self.quick)
+            made = plan(row.config(recipe), find_topology(row.topology, row.slices), full=not self.quick)
             command = recorded_command()
             kept[name] = {
                 "row": dataclasses.asdict(row),

@@ -29,7 +29,7 @@ from alibi_jax.plan.memory import activation_bytes, advice
 from alibi_jax.plan.plan import plan, with_vocabulary
 from alibi_jax.plan.report import json_text, record, search_text, text
 from alibi_jax.plan.search import candidates, factorisations, search
-from alibi_jax.plan.topology import mesh_on, topology
+from alibi_jax.plan.topology import find_topology, mesh_on
 from alibi_jax.run.parse import main
 from alibi_jax.sharding import check_mesh, make_mesh
 from alibi_jax.train import programs
@@ -56,19 +56,19 @@ def small(mesh: MeshConfig, model: dict | None = None, **train) -> Config:
 @pytest.fixture(scope="module")
 def on_cpus():
     config = small(MeshConfig(data=2, fsdp=4))
-    return config, plan(config, topology("cpu:8"), lengths=(64, 512))
+    return config, plan(config, find_topology("cpu:8"), lengths=(64, 512))
 
 
 @pytest.fixture(scope="module")
 def on_tpus():
     config = small(MeshConfig(data=1, fsdp=4))
-    return config, plan(config, topology("v5e:2x2"))
+    return config, plan(config, find_topology("v5e:2x2"))
 
 
 @pytest.mark.versions
 def test_bytes_by_kind_are_those_of_the_arrays(on_cpus):
     """Against a real state on a real mesh; what XLA counts as arguments beside them (padding) is nothing on a CPU."""
-    config, made = on_cpus
+    config, planned = on_cpus
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         state = programs(config, mesh).make_state()
@@ -76,26 +76,26 @@ def test_bytes_by_kind_are_those_of_the_arrays(on_cpus):
     def held(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
-    assert made.memory.parameters == held(state.params)
-    assert made.memory.moments == held((state.step, state.optimizer))
-    assert made.memory.batch == 2 * 4 * 16 * 256 // 8
-    assert made.memory.padding == 0
-    assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    assert made.fits and made.cost.bounds is None and made.memory.limit is None
+    assert planned.memory.parameters == held(state.params)
+    assert planned.memory.moments == held((state.step, state.optimizer))
+    assert planned.memory.batch == 2 * 4 * 16 * 256 // 8
+    assert planned.memory.padding == 0
+    assert planned.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert planned.fits and planned.cost.bounds is None and planned.memory.limit is None
 
 
 def test_evaluation_is_planned_as_it_will_run(on_cpus):
     """A batch has evaluate.batch_tokens, and a window for each device at least."""
-    config, made = on_cpus
-    assert [(each.length, each.rows, each.fits) for each in made.evaluations] == [(64, 128, True), (512, 16, True)]
-    assert made.evaluations[0].cost.flops.per_token * 3 == train_flops_per_token(config.model, 64)
-    assert "evaluation at" in text(made)
+    config, planned = on_cpus
+    assert [(each.length, each.rows, each.fits) for each in planned.evaluations] == [(64, 128, True), (512, 16, True)]
+    assert planned.evaluations[0].cost.flops.per_token * 3 == train_flops_per_token(config.model, 64)
+    assert "evaluation at" in text(planned)
 
 
 def test_activations_kept_are_one_array_a_layer_with_remat():
     """Two layers' inputs in bfloat16 and the last's output, split over the batch; without remat many times that."""
     layer = 16 * 256 * 256 * 2 // 8
-    mesh, kept = mesh_on(MeshConfig(), topology("cpu:8")), {}
+    mesh, kept = mesh_on(MeshConfig(), find_topology("cpu:8")), {}
     with jax.set_mesh(mesh):
         for remat in (False, True):
             config = small(MeshConfig(), {"remat": remat})
@@ -105,24 +105,24 @@ def test_activations_kept_are_one_array_a_layer_with_remat():
 
 @pytest.mark.versions
 def test_a_plan_for_tpus_has_bounds(on_tpus):
-    config, made = on_tpus
-    assert made.fits and made.excess == 0 and made.memory.limit == 15.75 * GIB
-    assert 0 <= made.memory.padding and made.memory.peak < GIB
-    flops, bounds = made.cost.flops, made.cost.bounds
+    config, planned = on_tpus
+    assert planned.fits and planned.excess == 0 and planned.memory.limit == 15.75 * GIB
+    assert 0 <= planned.memory.padding and planned.memory.peak < GIB
+    flops, bounds = planned.cost.flops, planned.cost.bounds
     assert flops.model == train_flops_per_token(config.model, 256) * 16 * 256
     assert bounds.compute == pytest.approx(flops.model / 4 / 197e12)
-    assert bounds.memory == made.cost.hbm_bytes / 819e9
-    sent = sum(each.times * each.sent for each in made.cost.collectives)
+    assert bounds.memory == planned.cost.hbm_bytes / 819e9
+    sent = sum(each.times * each.sent for each in planned.cost.collectives)
     assert bounds.interconnect == pytest.approx(sent / (2 * 50e9)), "of four links two lead to a neighbour in 2x2"
     assert bounds.network is None
     assert bounds.seconds == max(bounds.times.values()) == bounds.times[bounds.binds]
     assert bounds.best_utilisation == pytest.approx(bounds.compute / bounds.seconds)
-    assert any("weights of the MLP" in each.purpose for each in made.cost.collectives)
+    assert any("weights of the MLP" in each.purpose for each in planned.cost.collectives)
 
 
 def test_what_remat_keeps_is_not_counted_twice():
     """Of the forward pass, which is a third of a step's operations: all layers again, less attention, or nothing."""
-    mesh, again = mesh_on(MeshConfig(), topology("cpu:8")), {}
+    mesh, again = mesh_on(MeshConfig(), find_topology("cpu:8")), {}
     with jax.set_mesh(mesh):
         for saves in ("inputs", "attention", "products"):
             again[saves] = train_flops(small(MeshConfig(), {"remat": True, "remat_saves": saves}))
@@ -131,10 +131,10 @@ def test_what_remat_keeps_is_not_counted_twice():
     assert again["inputs"].recomputed == pytest.approx(layers + again["inputs"].attention / 3)
 
 
-def test_a_plan_is_said_and_kept(on_tpus):
-    config, made = on_tpus
-    said = text(made)
-    for words in (
+def test_a_plan_is_reported_and_kept(on_tpus):
+    config, planned = on_tpus
+    report = text(planned)
+    for expected in (
         "It fits",
         "of the 15.75 GiB",
         "Bound by memory",
@@ -142,9 +142,9 @@ def test_a_plan_is_said_and_kept(on_tpus):
         "Roofline",
         "data 1 x fsdp 4",
     ):
-        assert words in said
-    kept = json.loads(json_text([made], config, "python main.py plan ..."))
-    assert kept["plans"][0]["memory"] == dataclasses.asdict(made.memory)
+        assert expected in report
+    kept = json.loads(json_text([planned], config, "python main.py plan ..."))
+    assert kept["plans"][0]["memory"] == dataclasses.asdict(planned.memory)
     assert {"command", "versions", "date", "config"} <= kept.keys() and "libtpu" in kept["versions"]
 
 
@@ -155,15 +155,15 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
         train_length=2048,
         batch_size=256,
     )
-    made = plan(config, topology("v5e:2x2"))
-    assert not made.fits and made.cost is None
-    assert made.excess == made.memory.peak - made.memory.limit > GIB
-    said = text(made)
-    assert f"It does not fit: {made.memory.peak / GIB:,.2f} GiB" in said and "15.75" in said
+    planned = plan(config, find_topology("v5e:2x2"))
+    assert not planned.fits and planned.cost is None
+    assert planned.excess == planned.memory.peak - planned.memory.limit > GIB
+    report = text(planned)
+    assert f"It does not fit: {planned.memory.peak / GIB:,.2f} GiB" in report and "15.75" in report
     for change in ("--mesh.fsdp 4", "--model.remat", "--train.gradient-accumulation 2", "--mesh.sequence 2"):
-        assert change in said
+        assert change in report
     bare = replace(replace(config, "mesh", data=1, fsdp=4), "model", remat=True)
-    changes = " ".join(advice(bare, mesh_on(bare.mesh, topology("v5e:2x2"))))
+    changes = " ".join(advice(bare, mesh_on(bare.mesh, find_topology("v5e:2x2"))))
     assert "fsdp" not in changes and "remat" not in changes, "only what can still be changed"
 
 
@@ -178,27 +178,27 @@ def test_what_the_compiler_says_of_memory():
 )
 def test_an_unknown_topology_is_refused_and_the_known_ones_named(name):
     with pytest.raises(ConfigError, match=r"v5e:1x1 \.\.\. 16x16.*v5p:2x2x1 \.\.\. 16x16x24.*cpu:1"):
-        topology(name)
+        find_topology(name)
 
 
 def test_more_cpus_than_there_are_are_refused():
     assert len(jax.devices()) == 8  # running, and no longer to be told otherwise
     with pytest.raises(ConfigError, match="xla_force_host_platform_device_count=64"):
-        topology("cpu:64")
+        find_topology("cpu:64")
 
 
 @pytest.mark.parametrize(
     "name, devices, chips, links", [("v5p:4x4x4", 64, 64, 6), ("v5e:2x4", 8, 8, 3), ("tpu7x:2x2x1", 8, 4, 2)]
 )
 def test_topologies(name, devices, chips, links):
-    found = topology(name)
-    assert (len(found.devices), found.chips, found.links) == (devices, chips, links)
-    assert chip_of(found.devices[0].device_kind) is found.chip
+    topology = find_topology(name)
+    assert (len(topology.devices), topology.chips, topology.links) == (devices, chips, links)
+    assert chip_of(topology.devices[0].device_kind) is topology.chip
 
 
 def test_slices_split_the_first_axis():
-    found = topology("v5e:4x4", slices=2)
-    mesh = mesh_on(MeshConfig(data=2, fsdp=8, tensor=2), found)
+    topology = find_topology("v5e:4x4", slices=2)
+    mesh = mesh_on(MeshConfig(data=2, fsdp=8, tensor=2), topology)
     assert mesh.devices.shape == (2, 8, 2, 1)
     for part in range(2):
         assert {device.slice_index for device in mesh.devices[part].flat} == {part}
@@ -206,11 +206,11 @@ def test_slices_split_the_first_axis():
 
 def test_a_mesh_that_does_not_multiply_out_is_refused():
     with pytest.raises(ConfigError, match="sizes that multiply to the number of devices"):
-        plan(small(MeshConfig(data=3, fsdp=1)), topology("v5e:2x2"))
+        plan(small(MeshConfig(data=3, fsdp=1)), find_topology("v5e:2x2"))
     with pytest.raises(ConfigError, match="multiple of 4"):
-        plan(small(MeshConfig(data=4, fsdp=1), batch_size=6), topology("v5e:2x2"))
+        plan(small(MeshConfig(data=4, fsdp=1), batch_size=6), find_topology("v5e:2x2"))
     with pytest.raises(ConfigError, match="length"):
-        plan(small(MeshConfig(data=1, sequence=4)), topology("v5e:2x2"), lengths=(510,))
+        plan(small(MeshConfig(data=1, sequence=4)), find_topology("v5e:2x2"), lengths=(510,))
 
 
 def test_the_vocabulary_is_that_of_the_tokenizer():
@@ -233,25 +233,25 @@ def test_the_compiler_works_as_hard_afterwards_as_before():
 
 def test_candidates_divide_and_the_quickest_come_first():
     assert len(list(factorisations(8, 4))) == 20 and all(math.prod(each) == 8 for each in factorisations(8, 4))
-    found = topology("v5e:2x4")
-    made = candidates(small(MeshConfig()), found, batches=(16, 64))
-    assert {each.config.train.batch_size for each in made} == {16, 64}
-    for each in made[::50]:
-        check_mesh(each.config, mesh_on(each.config.mesh, found))
-    orders = [each.order for each in made]
+    topology = find_topology("v5e:2x4")
+    planned = candidates(small(MeshConfig()), topology, batches=(16, 64))
+    assert {each.config.train.batch_size for each in planned} == {16, 64}
+    for each in planned[::50]:
+        check_mesh(each.config, mesh_on(each.config.mesh, topology))
+    orders = [each.order for each in planned]
     assert orders == sorted(orders)
     odd = {"width": 255, "num_heads": 3, "mlp_width": 511, "vocab_size": 513}
     with pytest.raises(ConfigError, match="divides this recipe"):
-        search(small(MeshConfig(), odd, train_length=255, batch_size=15), found)
+        search(small(MeshConfig(), odd, train_length=255, batch_size=15), topology)
 
 
 def test_a_search_ranks_what_fits_by_its_bound():
     """Compiled for eight CPU devices, which is quick, and reckoned as if each were a v5e chip."""
-    found = topology("cpu:8")._replace(chip=CHIPS["v5e"], links=3)
-    made = search(small(MeshConfig(), {"num_layers": 1}), found, tries=2)
-    assert len(made) == 2 and all(each.fits for each in made)
-    assert made[0].cost.bounds.seconds <= made[1].cost.bounds.seconds
-    assert len(search_text(made).splitlines()) == 3
+    topology = find_topology("cpu:8")._replace(chip=CHIPS["v5e"], links=3)
+    planned = search(small(MeshConfig(), {"num_layers": 1}), topology, tries=2)
+    assert len(planned) == 2 and all(each.fits for each in planned)
+    assert planned[0].cost.bounds.seconds <= planned[1].cost.bounds.seconds
+    assert len(search_text(planned).splitlines()) == 3
 
 
 def test_the_command(tmp_path, capsys):
@@ -266,17 +266,17 @@ def test_the_command(tmp_path, capsys):
 
 def test_every_row_of_the_pods_experiment_divides():
     for row in (pods.PODS | pods.weak_scaling()).values():
-        config, found = with_vocabulary(row.config(load_config(pods.RECIPE))), topology(row.topology, row.slices)
-        check_mesh(config, mesh_on(config.mesh, found))
+        config = with_vocabulary(row.config(load_config(pods.RECIPE)))
+        check_mesh(config, mesh_on(config.mesh, find_topology(row.topology, row.slices)))
 
 
 def test_the_pods_experiment_writes_its_tables(on_tpus):
-    made = json.loads(json.dumps(record(on_tpus[1])))
-    kept = {"a pod": {"plan": made, "command": "python -m experiments.pods", "versions": {}, "date": "2026-01-01"}}
+    planned = json.loads(json.dumps(record(on_tpus[1])))
+    kept = {"a pod": {"plan": planned, "command": "python -m experiments.pods", "versions": {}, "date": "2026-01-01"}}
     page = pods.results(["a pod"], kept)
-    assert len(pods.cells("a pod", made)) == len(pods.HEADING)
+    assert len(pods.cells("a pod", planned)) == len(pods.HEADING)
     assert "| a pod | v5e:2x2 | 4 | data 1 x fsdp 4 x tensor 1 x sequence 1 | 16 x 256 |" in page
-    assert pods.cells("", made | {"cost": None, "excess": GIB})[-3] == "does not fit: 1.00 GiB too much"
+    assert pods.cells("", planned | {"cost": None, "excess": GIB})[-3] == "does not fit: 1.00 GiB too much"
 
 
 def test_chips_are_found_by_the_kind_jax_names():
@@ -293,7 +293,7 @@ def test_the_largest_recipe_compiles_for_a_pod_with_our_kernel_and_no_square_of_
     """Lengths are 4,096, which no width of the model is; 256 devices, 64 x 4: 4 sequences and 12,576 words a device."""
     config = with_vocabulary(load_config("configs/cc100_1b3.py"))
     config = replace(replace(config, "train", train_length=4096, batch_size=256), "mesh", data=1, fsdp=64, tensor=4)
-    mesh = mesh_on(config.mesh, topology("v5e:16x16"))
+    mesh = mesh_on(config.mesh, find_topology("v5e:16x16"))
     with jax.set_mesh(mesh), effort(full=False):
         step = compile_step(config, mesh, abstract_state(config, mesh))
     assert step.peak < 4 * GIB

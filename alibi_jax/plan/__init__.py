@@ -1,1 +1,1 @@
-"""What a run will cost, from its compiled step and no accelerator: topology -> compile -> read the program -> say it."""
+"""What a run will cost, from its compiled step and no accelerator: topology -> compile -> read the program -> report."""

@@ -1,8 +1,8 @@
 """How fast a program could run at best: its work over each of the chip's published peaks. The longest time binds.
 
-No program reaches these: they assume that all work runs beside all else and nothing waits. So a bound tells what cannot be, and
-which of compute, memory and network to look at first. Two things are counted that may not be done: attention to keys that
-ALiBi's heads are proved not to need, which at long inputs are most, and of a conditional all branches.
+No program reaches these bounds: they assume that compute, memory and network overlap perfectly. A bound says what is
+impossible, and which of the three to look at first. Two things are counted that a run may skip: attention to keys that ALiBi's
+heads provably do not need, which at long inputs are most of them, and all branches of a conditional.
 """
 
 import dataclasses
@@ -23,44 +23,45 @@ from alibi_jax.sharding import local_size
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Floating-point operations, all devices together, counted from the architecture."""
+    """Floating-point operations of all devices together, counted from the architecture."""
 
     model: float  # of the model: what utilisation (MFU) counts
-    per_token: float
-    attention: (
-        float  # of the model's, those of scores and mixing over all keys; ALiBi skips most of them at long inputs
-    )
-    recomputed: float  # beside the model's: layers that are computed again in the backward pass, and logits
+    per_token: float  # the same for each token
+    attention: float  # of the model's, those of scores and weighted sums over all keys; ALiBi skips most at long inputs
+    recomputed: float  # beside the model's: layers and logits recomputed in the backward pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Least seconds of a step by each peak; None where a peak is not published."""
+    """The least seconds of a step by each peak; None where a peak is not published."""
 
     compute: float
     memory: float
     interconnect: float
     network: float | None
-    intensity: float  # FLOP done for each byte moved to and from memory
-    ridge: float  # FLOP the chip can do while it moves a byte
-    best_utilisation: float  # of the chips' peak, by the model's operations alone: at most this MFU
+    intensity: float  # FLOP per byte moved to and from memory
+    ridge: float  # FLOP the chip can do while it moves one byte
+    best_utilisation: float  # of the chips' peak, counting the model's operations alone: the highest possible MFU
 
     @property
     def times(self) -> dict[str, float]:
+        """Returns the seconds by each peak that is published."""
         named = {"compute": self.compute, "memory": self.memory, "interconnect": self.interconnect}
         return named | ({"network": self.network} if self.network is not None else {})
 
     @property
     def seconds(self) -> float:
+        """Returns the longest of the times: no step is faster."""
         return max(self.times.values())
 
     @property
     def binds(self) -> str:
+        """Returns the name of the longest time."""
         return max(self.times, key=self.times.get)
 
 
-def _again(model: ModelConfig, length: int) -> float:
-    """Operations of a token's layers that remat does twice: those of what it does not keep (remat_saves)."""
+def _recomputed(model: ModelConfig, length: int) -> float:
+    """Returns the operations per token that remat does twice: those of the activations it does not keep (remat_saves)."""
     if not model.remat or model.remat_saves == "products":
         return 0.0
     kept = attention_flops_per_token(model, length) if model.remat_saves == "attention" else 0.0
@@ -68,44 +69,49 @@ def _again(model: ModelConfig, length: int) -> float:
 
 
 def train_flops(config: Config) -> Flops:
-    """Of one step, inside `jax.set_mesh(mesh)`. Logits are computed twice where a device's are more than model.logits_mib.
-    That the kernels' backward passes make scores anew is not counted."""
+    """Returns the operations of one training step. Called inside `jax.set_mesh(mesh)`.
+
+    Logits are computed twice where a device's are more than model.logits_mib. Scores that the kernels' backward passes
+    recompute are not counted.
+    """
     model, train = config.model, config.train
     length, tokens = train.train_length, train.batch_size * train.train_length
     rows = local_size(train.batch_size // train.gradient_accumulation, "batch") * local_size(length, "length")
     head = model.clusters[0]
-    in_parts = 4 * rows * local_size(head.size, "vocab") > model.logits_mib * 2**20
-    again = _again(model, length) + softmax_flops_per_token(model) * in_parts
+    in_chunks = 4 * rows * local_size(head.size, "vocab") > model.logits_mib * 2**20
+    recomputed = _recomputed(model, length) + softmax_flops_per_token(model) * in_chunks
     total = train_flops_per_token(model, length)
-    return Flops(total * tokens, total, 3 * attention_flops_per_token(model, length) * tokens, again * tokens)
+    return Flops(total * tokens, total, 3 * attention_flops_per_token(model, length) * tokens, recomputed * tokens)
 
 
 def evaluation_flops(config: Config, rows: int, length: int) -> Flops:
-    """Of one batch of windows."""
-    total, tokens = forward_flops_per_token(config.model, length), rows * length
+    """Returns the operations of scoring one batch of `rows` windows."""
+    total = forward_flops_per_token(config.model, length)
+    tokens = rows * length
     return Flops(total * tokens, total, attention_flops_per_token(config.model, length) * tokens, 0.0)
 
 
-def bounds_of(found: Topology, flops: Flops, hbm_bytes: int, sent: Sequence[Collective]) -> Bounds | None:
-    """From the operations of all devices, and what one device moves and sends; None for a chip without published peaks.
+def bounds_of(topology: Topology, flops: Flops, hbm_bytes: int, sent: Sequence[Collective]) -> Bounds | None:
+    """Returns the bounds from the operations of all devices and the bytes that one device moves and sends; None for a chip
+    without published peaks.
 
-    Collectives in loops whose passes depend on the data are left out: there may be none.
+    Collectives in loops whose number of passes depends on the data are left out: there may be none.
     """
-    chip, devices = found.chip, len(found.devices)
+    chip, devices = topology.chip, len(topology.devices)
     if chip is None:
         return None
     counted = [collective for collective in sent if collective.times is not None]
     between = sum(each.times * each.sent_between_slices for each in counted)
     inside = sum(each.times * each.sent_inside_slices for each in counted)
-    peak, rate = chip.flops * found.share, chip.hbm_rate * found.share
-    links = chip.link_rate * found.links * found.share
+    hbm_rate = chip.hbm_rate * topology.chips_per_device
+    network_rate = chip.network_rate * topology.chips_per_device
     times = {
-        "compute": (flops.model + flops.recomputed) / devices / peak,
-        "memory": hbm_bytes / rate,
-        "interconnect": inside / links if links else 0.0,
-        "network": between / (chip.network_rate * found.share) if between and chip.network_rate else None,
+        "compute": (flops.model + flops.recomputed) / devices / topology.flops,
+        "memory": hbm_bytes / hbm_rate,
+        "interconnect": inside / topology.interconnect_rate if topology.interconnect_rate else 0.0,
+        "network": between / network_rate if between and network_rate else None,
     }
     longest = max(time for time in times.values() if time is not None)
     intensity = (flops.model + flops.recomputed) / devices / max(hbm_bytes, 1)
-    best = flops.model / devices / peak / longest
-    return Bounds(**times, intensity=intensity, ridge=peak / rate, best_utilisation=best)
+    best = flops.model / devices / topology.flops / longest
+    return Bounds(**times, intensity=intensity, ridge=topology.flops / hbm_rate, best_utilisation=best)

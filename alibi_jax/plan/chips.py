@@ -1,4 +1,4 @@
-"""Accelerators and what their makers publish of them: the one table that utilisation and plans are reckoned from."""
+"""Accelerators and their published figures: the one table that utilisation and plans are computed from."""
 
 from typing import NamedTuple
 
@@ -6,32 +6,28 @@ GB, GIB = 10**9, 2**30
 
 
 class Chip(NamedTuple):
-    """One chip. Rates are published peaks, which no program reaches; a plan's times made from them are lower bounds."""
+    """One chip. Rates are published peaks, which no program reaches: a plan's times computed from them are lower bounds."""
 
     name: str
     kinds: tuple[str, ...]  # beginnings of jax's device_kind
     flops: float  # dense bfloat16 FLOP/s
     hbm_bytes: float  # memory, as published
-    usable_bytes: (
-        float  # of it, what XLA's compiler (libtpu 0.0.42) lets a program have; all of it where that is not known
-    )
+    usable_bytes: float  # what XLA's compiler (libtpu 0.0.42) lets a program have; all of it where that is not known
     hbm_rate: float  # bytes/s between the chip and its memory
     link_rate: float  # bytes/s one link of the interconnect carries one way
-    links: int  # links a chip has: two for each dimension of a torus
-    network_rate: (
-        float  # bytes/s a chip's share of the data-centre network carries one way, between slices; 0: not published
-    )
+    links: int  # of a chip: two for each dimension of a torus
+    network_rate: float  # bytes/s per chip of the data-centre network between slices, one way; 0: not published
     source: str
     devices: int = 1  # devices jax shows for a chip
 
     @property
     def interconnect_rate(self) -> float:
-        """Bytes/s one chip can send over all its links at once."""
+        """Returns the bytes/s one chip can send over all its links at once."""
         return self.link_rate * self.links
 
 
-# Google publishes the interconnect of a chip as the sum of all its links, both ways: half of that is sent, over 4 or 6 links
-# (of v4 its paper says 50 GB/s a link). The data-centre network it publishes in bits, per chip, for v5e per pod of 256.
+# Google publishes a chip's interconnect as the sum of all its links in both directions: half of that is sent, over 4 or 6
+# links (the v4 paper gives 50 GB/s per link); the data-centre network in bits per chip, for v5e per pod of 256 chips.
 _TPU = "https://docs.cloud.google.com/tpu/docs/"
 _NVIDIA = "https://www.nvidia.com/en-us/data-center/"
 
@@ -66,7 +62,7 @@ CHIPS = {
             name="v5p",
             kinds=("TPU v5p", "TPU v5"),
             flops=459e12,
-            hbm_bytes=96 * GIB,  # published as 95, of which the compiler gives more
+            hbm_bytes=96 * GIB,  # published as 95; the compiler gives a program more than that
             usable_bytes=95.74 * GIB,
             hbm_rate=2765 * GB,
             link_rate=100 * GB,  # 1,200 GB/s both ways
@@ -152,6 +148,6 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip behind jax's device_kind, by the longest beginning that fits; None where it is not in the table."""
+    """Returns the chip of a device_kind of jax, by the longest beginning that matches; None where the table has none."""
     fitting = [(len(kind), chip) for chip in CHIPS.values() for kind in chip.kinds if device_kind.startswith(kind)]
     return max(fitting, key=lambda pair: pair[0])[1] if fitting else None

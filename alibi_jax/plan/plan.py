@@ -1,8 +1,7 @@
-"""What a recipe will cost on devices that are not here: its whole step compiled for them, and read."""
+"""The cost of a recipe on devices that this machine need not have: its whole step compiled for them, and read."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -10,41 +9,36 @@ from jax.sharding import Mesh
 from alibi_jax.config import Config, replace
 from alibi_jax.data.tokenizer import TOKENIZERS
 from alibi_jax.errors import require
+from alibi_jax.evaluate.nats import windows_per_batch
 from alibi_jax.plan.bounds import Bounds, Flops, bounds_of, evaluation_flops, train_flops
 from alibi_jax.plan.collectives import Collective, collectives
-from alibi_jax.plan.compile import (
-    Compiled,
-    Refused,
-    abstract_state,
-    compile_evaluation,
-    compile_step,
-    effort,
-)
+from alibi_jax.plan.compile import Compiled, Overflow, abstract_state, compile_evaluation, compile_step, effort
 from alibi_jax.plan.hlo import Program
 from alibi_jax.plan.memory import Memory, advice, memory_of
 from alibi_jax.plan.topology import Topology, mesh_on
 from alibi_jax.plan.traffic import hbm_bytes
-from alibi_jax.sharding import batch_ways, check_divides, check_mesh
+from alibi_jax.sharding import check_divides, check_mesh
+from alibi_jax.train import State
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one device does in one call of a program."""
+    """The work of one device in one call of a program."""
 
     flops: Flops  # of all devices
     hbm_bytes: int  # moved between the chip and its memory, estimated from the program's text
-    data_dependent_bytes: int  # the same for one pass of every loop as long as the data ask, counted in no bound
+    data_dependent_bytes: int  # beside them, one pass of each loop whose passes depend on the data: in no bound
     collectives: tuple[Collective, ...]
     bounds: Bounds | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scoring windows of one length."""
+    """The plan of scoring windows of one length."""
 
     length: int
     rows: int  # windows at once, over all devices
-    peak: int  # bytes a device
+    peak: int  # bytes per device
     limit: int | None
     fits: bool
     cost: Cost | None
@@ -53,7 +47,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A recipe on a topology. `cost` is None, and `advice` says what to change, where it does not fit."""
+    """The plan of a recipe on a topology. Where it does not fit, `cost` is None and `advice` says what to change."""
 
     topology: str
     slices: int
@@ -64,7 +58,7 @@ class Plan:
     train_length: int
     batch_size: int
     gradient_accumulation: int
-    remat: str  # what is kept of each layer for the backward pass: all, products, attention, inputs
+    remat: str  # which activations each layer keeps for the backward pass: all, products, attention, inputs
     compute_dtype: str
     parameters: int
     fits: bool
@@ -72,17 +66,17 @@ class Plan:
     cost: Cost | None
     advice: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
-    full_effort: bool  # of the compiler
+    full_effort: bool  # all of XLA's optimization
     compile_seconds: float
 
     @property
     def excess(self) -> int:
-        """Bytes a device is short of; 0 where it fits."""
+        """Returns the bytes that a device lacks; 0 where the step fits."""
         return 0 if self.fits or self.memory.limit is None else self.memory.peak - self.memory.limit
 
 
 def with_vocabulary(config: Config) -> Config:
-    """The config with the vocabulary that its tokenizer will have; ConfigError for words, which are counted in the text."""
+    """Returns the config with its tokenizer's vocabulary size filled in; ConfigError where it depends on the text."""
     if config.model.vocab_size is not None:
         return config
     size = TOKENIZERS[config.data.tokenizer].configured_size(config.data)
@@ -90,53 +84,52 @@ def with_vocabulary(config: Config) -> Config:
         size is not None,
         "model.vocab_size",
         f"None with data.tokenizer {config.data.tokenizer!r}",
-        "a number: how many tokens there are is not known before the text is read",
+        "a number: the number of tokens is not known before the text is read",
         "Pass --model.vocab-size, such as 267744 for WikiText-103.",
     )
     return replace(config, "model", vocab_size=size)
 
 
-def _cost(found: Topology, mesh: Mesh, program: Compiled, flops: Flops) -> Cost:
-    read = Program(program.text)
+def _cost(topology: Topology, mesh: Mesh, program: Compiled, flops: Flops) -> Cost:
+    parsed = Program(program.text)
     slice_of = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]
-    sent = collectives(read, dict(mesh.shape), slice_of if found.slices > 1 else ())
-    moved, more = hbm_bytes(read)
-    return Cost(flops, moved, more, tuple(sent), bounds_of(found, flops, moved, sent))
+    sent = collectives(parsed, dict(mesh.shape), slice_of if topology.slices > 1 else ())
+    moved, data_dependent = hbm_bytes(parsed)
+    return Cost(flops, moved, data_dependent, tuple(sent), bounds_of(topology, flops, moved, sent))
 
 
-def _evaluation(config: Config, found: Topology, mesh: Mesh, state: Any, length: int) -> Evaluation:
-    ways = batch_ways(mesh)
-    rows = -(-max(1, config.evaluate.batch_tokens // length) // ways) * ways
-    limit = round(found.chip.usable_bytes * found.share) if found.chip else None
+def _evaluation(config: Config, topology: Topology, mesh: Mesh, state: State, length: int) -> Evaluation:
+    rows = windows_per_batch(config.evaluate.batch_tokens, length)
     program = compile_evaluation(config, mesh, state, rows, length)
-    if isinstance(program, Refused):
+    if isinstance(program, Overflow):
         return Evaluation(length, rows, program.used, program.limit, False, None, program.seconds)
-    cost = _cost(found, mesh, program, evaluation_flops(config, rows, length))
-    return Evaluation(length, rows, program.peak, limit, True, cost, program.seconds)
+    cost = _cost(topology, mesh, program, evaluation_flops(config, rows, length))
+    return Evaluation(length, rows, program.peak, topology.usable_bytes, True, cost, program.seconds)
 
 
-def plan(config: Config, found: Topology, lengths: Sequence[int] = (), full: bool = False) -> Plan:
-    """Compiles a recipe's train step for a topology, and its evaluation at `lengths`, and says what they will cost.
+def plan(config: Config, topology: Topology, lengths: Sequence[int] = (), full: bool = False) -> Plan:
+    """Returns the plan of a recipe on a topology: its train step compiled for it, and its evaluation at `lengths`.
 
-    full: with all of XLA's optimization, as a run will be; otherwise its first level, some 4 times as fast to compile.
+    full: with all of XLA's optimization, as a run will be; otherwise with its first level, which compiles some 4 times as fast.
     ConfigError where a size does not divide over the mesh, or the vocabulary is not known.
     """
-    config, mesh = with_vocabulary(config), mesh_on(config.mesh, found)
+    config = with_vocabulary(config)
+    mesh = mesh_on(config.mesh, topology)
     check_mesh(config, mesh)
     check_divides(lengths, mesh)
     with jax.set_mesh(mesh), effort(full):
         state = abstract_state(config, mesh)
         step = compile_step(config, mesh, state)
         fits = isinstance(step, Compiled)
-        cost = _cost(found, mesh, step, train_flops(config)) if fits else None
-        evaluations = tuple(_evaluation(config, found, mesh, state, length) for length in lengths)
-        memory = memory_of(config, found, state, step)
+        cost = _cost(topology, mesh, step, train_flops(config)) if fits else None
+        evaluations = tuple(_evaluation(config, topology, mesh, state, length) for length in lengths)
+        memory = memory_of(config, topology, state, step)
     return Plan(
-        topology=found.name,
-        slices=found.slices,
-        chips=found.chips,
-        devices=len(found.devices),
-        device_kind=found.devices[0].device_kind,
+        topology=topology.name,
+        slices=topology.slices,
+        chips=topology.chips,
+        devices=len(topology.devices),
+        device_kind=topology.devices[0].device_kind,
         mesh=dict(mesh.shape),
         train_length=config.train.train_length,
         batch_size=config.train.batch_size,

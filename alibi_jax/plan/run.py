@@ -1,4 +1,4 @@
-"""The command `plan`: one plan or a search, as text, and as a JSON file where one is asked for."""
+"""The command `plan`: one plan or a search, as text, and as a JSON file on request."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from alibi_jax.errors import require
 from alibi_jax.plan.plan import plan
 from alibi_jax.plan.report import json_text, search_text, text
 from alibi_jax.plan.search import search
-from alibi_jax.plan.topology import topology
+from alibi_jax.plan.topology import find_topology
 from alibi_jax.run.invocation import recorded_command
 from alibi_jax.storage import write_atomically
 
@@ -28,26 +28,25 @@ def plan_run(
     tries: int = 8,
     json: Path | None = None,
 ) -> tuple[str, bool]:
-    """(the report, whether it fits) of a recipe on the topology `name`; of a search, whether anything fits.
+    """Returns (the report, whether it fits) of a recipe on the topology `name`; of a search, whether anything fits.
 
-    Its config's mesh is that of the plan; a search tries all, and then shows the best plan whole. ConfigError as `topology`,
-    `plan` and `search` raise it.
+    The plan's mesh is the config's; a search tries all meshes, and adds the whole report of the best plan. json: the file in
+    which the plans are kept, too. ConfigError as `find_topology`, `plan` and `search` raise it.
     """
     require(
         json is None or (json.parent.is_dir() and not json.is_dir()),
         "json",
         repr(str(json)),
-        "the name of a file in a folder that is there",
+        "the name of a file in an existing folder",
         "Make the folder, or name another file.",
     )
-    found = topology(name, slices)
+    topology = find_topology(name, slices)
     if searches:
-        plans = search(config, found, batches, tries, lengths, full, log.info)
-        best = f"\n\n{text(plans[0])}" if plans[0].fits else ""
-        said = search_text(plans) + best
+        plans = search(config, topology, batches, tries, lengths, full, log.info)
+        report = "\n\n".join([search_text(plans), *(text(best) for best in plans[:1] if best.fits)])
     else:
-        plans = [plan(config, found, lengths, full)]
-        said = text(plans[0])
+        plans = [plan(config, topology, lengths, full)]
+        report = text(plans[0])
     if json is not None:
         write_atomically(json, json_text(plans, config, recorded_command()))
-    return said, plans[0].fits
+    return report, plans[0].fits

@@ -1,20 +1,20 @@
 """Bytes a compiled program moves between a chip and its memory: an estimate from its text, not a measurement.
 
 Every instruction that runs by itself reads its operands and writes its results once, times the passes of the loops around it.
-What a slice does not touch is not counted, nor arrays in other memories. A fusion or a kernel that reads a block twice is
-counted once: of this compiled program it is the least, though another program for the same model may move less.
+Of a sliced array only the slice is counted, and arrays in other memories are not. A fusion or a kernel that reads a block twice
+is counted once: this program moves no less, though another program for the same model may.
 """
 
 from collections.abc import Iterator, Mapping
 
 from alibi_jax.plan.hlo import Instruction, Program, Shape, Visit
 
-FREE = {  # move nothing: names, numbers, control, and ends of what has been counted at its start
+FREE = {  # move nothing: names, numbers, control flow, and ends of what is counted at its start
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("while", "call", "conditional", "opt-barrier", "async-start", "async-update", "async-done", "domain"),
 }
 SLICES = ("dynamic-slice", "slice", "gather")  # read as much as they write
-RENAMES = ("bitcast", "convert", "copy", "reshape", "transpose")  # within a fusion: pass on what they are given
+RENAMES = ("bitcast", "convert", "copy", "reshape", "transpose")  # within a fusion: their operand under another name
 
 
 def _hbm(arrays: tuple[Shape, ...]) -> int:
@@ -22,7 +22,7 @@ def _hbm(arrays: tuple[Shape, ...]) -> int:
 
 
 def _users(scope: Mapping[str, Instruction], name: str) -> Iterator[tuple[Instruction, int]]:
-    """(instruction, place among its operands) of what uses a value, through what only renames it."""
+    """Yields (instruction, index among its operands) of each use of a value, through those that only rename it."""
     for instruction in scope.values():
         for at, operand in enumerate(instruction.operands):
             if operand == name and instruction.opcode in RENAMES and not instruction.is_root:
@@ -32,14 +32,15 @@ def _users(scope: Mapping[str, Instruction], name: str) -> Iterator[tuple[Instru
 
 
 def _updates(instruction: Instruction, scope: Mapping[str, Instruction]) -> int:
-    """Bytes of what is put into an array: operand 1 of a dynamic-update-slice, the last of a scatter."""
+    """Returns the bytes written into an array: operand 1 of a dynamic-update-slice, the last of a scatter."""
     at = 1 if instruction.opcode == "dynamic-update-slice" else -1
     return sum(array.bytes for array in scope[instruction.operands[at]].arrays)
 
 
 def _read_by(program: Program, computation: str, index: int, whole: int) -> int:
-    """Bytes of its operand `index` (`whole`) that a fusion reads: the slices, where it only takes slices of it."""
-    scope, total = program.computations[computation], 0
+    """Returns the bytes that a fusion reads of its operand `index` (of `whole` bytes): the slices, where it only slices it."""
+    scope = program.computations[computation]
+    total = 0
     name = next(i.name for i in scope.values() if i.opcode == "parameter" and i.literal == str(index))
     for user, at in _users(scope, name):
         if user.opcode in SLICES and at == 0:
@@ -52,7 +53,7 @@ def _read_by(program: Program, computation: str, index: int, whole: int) -> int:
 
 
 def _written_by(scope: Mapping[str, Instruction], root: Instruction) -> list[int | None]:
-    """Of each of a fusion's results, the bytes written where that is less than all of it (updated in place), or None."""
+    """Returns for each of a fusion's results the bytes written where it is updated in place, or None: all of it."""
     if root.opcode == "tuple":
         return [_written_by(scope, scope[name])[0] for name in root.operands]
     while root.opcode in RENAMES and root.operands:
@@ -67,15 +68,15 @@ def _fusion(program: Program, instruction: Instruction, scope: Mapping[str, Inst
         whole = _hbm(scope[name].arrays)
         read += _read_by(program, computation, index, whole) if whole else 0
     inside = program.computations[computation]
-    parts = _written_by(inside, program.root(computation))
-    if len(parts) != len(instruction.arrays):
+    updates = _written_by(inside, program.root(computation))
+    if len(updates) != len(instruction.arrays):
         return read + _hbm(instruction.arrays)
-    pairs = zip(parts, instruction.arrays, strict=True)
-    return read + sum(array.bytes if part is None else part for part, array in pairs if array.in_hbm)
+    pairs = zip(updates, instruction.arrays, strict=True)
+    return read + sum(array.bytes if update is None else update for update, array in pairs if array.in_hbm)
 
 
 def _moved(program: Program, visit: Visit) -> int:
-    """Bytes one run of an instruction moves to and from HBM."""
+    """Returns the bytes that one run of an instruction moves to and from HBM."""
     instruction, scope = visit.instruction, program.computations[visit.computation]
     opcode, arrays = instruction.opcode, instruction.arrays
     if opcode in FREE or opcode.endswith("-done") or '"AllocateBuffer"' in instruction.attributes:
@@ -94,7 +95,7 @@ def _moved(program: Program, visit: Visit) -> int:
 
 
 def hbm_bytes(program: Program) -> tuple[int, int]:
-    """(bytes one call moves, bytes more for one pass of every loop whose number of passes depends on the data)."""
+    """Returns (bytes one call moves, bytes more for one pass of each loop whose number of passes depends on the data)."""
     known = unknown = 0
     for visit in program.visits:
         if visit.times is None:
