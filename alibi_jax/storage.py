@@ -80,10 +80,6 @@ def save_array(path: Location, array: np.ndarray) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_array(path: Location) -> np.ndarray:
-    return np.load(io.BytesIO(path.read_bytes()))
-
-
 class _Appended:
     """On a disk: every write is there at once, or raises."""
 

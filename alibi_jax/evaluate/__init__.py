@@ -1,1 +1,1 @@
-"""How far a model reads: nats of every token, statistics, sweeps, reports."""
+"""How far a model reads: nats of every token, records, statistics, sweeps, reports."""

@@ -16,7 +16,7 @@ VERSION_1 = (("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inacti
 
 
 def free_memory() -> int:
-    """Bytes a device has left; where the device is the processor, its fraction of what this process has left."""
+    """Returns the bytes that a device has left; on a CPU, its fraction of what this process has left."""
     facts = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in facts:
         return facts["bytes_limit"] - facts["bytes_in_use"]
@@ -26,17 +26,17 @@ def free_memory() -> int:
 class Limits(NamedTuple):
     """Bytes that scoring may take."""
 
-    device: float  # of one
+    device: float  # on each device
     host: float
 
 
 def memory_limits(gib: float) -> Limits:
-    """A device may take so many GiB, or what is free where they are 0; the host no more than is free there."""
+    """Returns the limits: `gib` GiB on a device, or what is free there if 0; on the host what is free there."""
     return Limits(gib * 2**30 or float(free_memory()), float(host_memory()))
 
 
 def host_memory(current: Path = CURRENT, mount: Path = MOUNT) -> int:
-    """Bytes this process can still take: the least that the machine, its control groups and its address space have left.
+    """Returns the bytes this process can still take: the least of what its machine, control groups and address space have left.
 
     current: the file that names the process's control groups. mount: the folder they are mounted in.
     """
@@ -86,7 +86,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str | None:
-    """What is in a file; None where it is not there, or not to be read: then it says nothing of a limit."""
+    """The text of a file; None where it is missing or cannot be read: then it sets no limit."""
     try:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:

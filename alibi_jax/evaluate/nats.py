@@ -1,9 +1,9 @@
 """Nats of every token of a stream, scored in windows of a given length and stride (Press et al. 2022, appendix B).
 
-The stream is n targets; the input before target t is target t - 1, and before the first a token given (end-of-line). Window
-w scores targets [w S, (w+1) S) and sees the inputs of [max(0, (w+1) S - L), (w+1) S): stride S = length L is the
-non-overlapping protocol, S < L the sliding window. Windows are computed from scratch: a cache would let deeper layers see
-further back than L.
+The stream is n targets; the input before target t is target t - 1, and before the first a token that the caller names
+(end-of-line). Window w scores targets [w S, (w+1) S) and sees the inputs of [max(0, (w+1) S - L), (w+1) S): stride S = length
+L is the non-overlapping protocol, S < L the sliding window. Windows are computed from scratch: a cache would let deeper
+layers see further back than L.
 """
 
 import functools
@@ -28,7 +28,7 @@ HOST_BYTES = (
 def window_nats(
     model: nn.Module, params: Any, inputs: Int[Array, "B L"], targets: Int[Array, "B L"]
 ) -> Float32[Array, "B L"]:
-    """-log p of each target given the inputs up to it. Compiled once for each (B, L)."""
+    """Returns -log p of each target, given the inputs up to it. Compiled once for each (B, L)."""
     scores = model.apply({"params": params}, inputs, targets, method="nats")
     return shard(scores, "replicated", "replicated")
 
@@ -41,7 +41,7 @@ def windows_per_batch(batch_tokens: int, length: int) -> int:
 
 
 def memory_needed(model: nn.Module, params: Any, batch_size: int, length: int) -> int:
-    """Bytes a device takes to score one batch of windows beside the parameters, as the compiler counts them."""
+    """Returns the bytes a device needs to score one batch of windows beside the parameters, as the compiler counts them."""
     mesh = jax.sharding.get_mesh()
     placed = None if mesh.empty else batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((batch_size, length), np.int32, sharding=placed)
@@ -50,9 +50,9 @@ def memory_needed(model: nn.Module, params: Any, batch_size: int, length: int) -
 
 
 def least_memory(config: ModelConfig, batch_size: int, length: int) -> int:
-    """Bytes a device takes at least: one layer's input, and the scores where all are held at once.
+    """Returns the bytes a device needs at least: one layer's input, and the scores where all are held at once.
 
-    Sizes that no memory holds are not given to the compiler, which counts in 64 bits and ends the process.
+    Sizes past any memory are refused by this count: the compiler counts in 64 bits and would end the process.
     """
     tokens = batch_size * length
     inputs = tokens * config.width * np.dtype(config.compute_dtype).itemsize
@@ -112,9 +112,9 @@ def token_nats(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> Float32[np.ndarray, " n"]:
-    """-log p, in nats, of every token of `stream`, each scored once with up to `length` inputs.
+    """Returns -log p, in nats, of every token of `stream`, each scored once with up to `length` inputs.
 
-    model: any Linen module with a method nats(tokens, targets) -> float32 [B, L], as TransformerLM has. Of one that says its
+    model: any Linen module with a method nats(tokens, targets) -> float32 [B, L], as TransformerLM has. Where it has a
     vocab_size, as TransformerLM does, all ids are checked first.
     stride: tokens scored by each window; None, or `length`, is the non-overlapping protocol, 1 the paper's analysis.
     first_input: the token that stands before the first target. batch_size: windows computed at once (a multiple of the

@@ -45,7 +45,7 @@ def _useful(records: Sequence[Record]) -> str:
 
 
 def perplexity_html(records: Sequence[Record]) -> str:
-    """Runs by lengths: perplexity ± its standard error, the best of each column bold, and the longest useful length."""
+    """Returns runs by lengths: perplexity ± its standard error, the best of each column bold, and the longest useful length."""
     grid = Grid(records)
     rows = []
     for run in grid.runs:
@@ -61,7 +61,7 @@ def _verdict(far_context: float, error: float) -> str:
 
 
 def gain_html(records: Sequence[Record]) -> str:
-    """The gain over the training length, split in two, nats per token; a sentence where it was not measured."""
+    """Returns the gain over the training length, split in two, nats per token; a sentence where it was not measured."""
     rows = []
     for record in sorted(non_overlapping(records), key=lambda record: record.length):
         gain = record.statistics.get("gain")
@@ -71,23 +71,23 @@ def gain_html(records: Sequence[Record]) -> str:
             numbers = [total, far, early, _verdict(gain["far_context"], gain["far_context_error"])]
             rows.append([html_text(record.run), f"{record.length:,}", *numbers])
     if not rows:
-        return "<p>Not measured: it needs the training length and a longer one, both non-overlapping.</p>"
+        return "<p>Not measured: it needs the training length, also sliding, and a longer one, non-overlapping.</p>"
     runs = list(dict.fromkeys(html_text(record.run) for record in records))
     rows.sort(key=lambda row: runs.index(row[0]))
     return _rows(rows, ["run", "length", "total gain", "far context", "early tokens", "reading further"])
 
 
 def _warning(records: Sequence[Record]) -> str:
-    """What makes numbers misleading: different text, many unknown words; the page says so first."""
+    """What makes numbers misleading, different text or many unknown words, to stand first on the page."""
     texts = {(record.corpus_fingerprint, record.num_tokens) for record in records}
     warnings = []
     if len(texts) > 1:
         warnings.append("<b>These runs were not scored on the same tokens:</b> do not compare their numbers.")
     unknown = {record.run: unknown_rate(record) for record in records if unknown_rate(record) > MANY_UNKNOWN}
     if unknown:
-        shares = ", ".join(f"{html_text(run)} {share:.1%}" for run, share in unknown.items())
+        rates = ", ".join(f"{html_text(run)} {rate:.1%}" for run, rate in unknown.items())
         warnings.append(
-            f"<b>Many words scored are outside the vocabulary</b> ({shares}): of these it is only predicted that they are, "
+            f"<b>Many words scored are outside the vocabulary</b> ({rates}): the model only has to predict that they are, "
             "which makes every number look better."
         )
     return "".join(f'<p class="warning">{warning}</p>' for warning in warnings)
@@ -104,7 +104,7 @@ def _provenance(records: Sequence[Record]) -> str:
         "parameters",
         "date",
     )
-    parts = []
+    details = []
     for run in dict.fromkeys(record.run for record in records):
         own = [record for record in records if record.run == run]
         first = own[0]
@@ -115,8 +115,8 @@ def _provenance(records: Sequence[Record]) -> str:
         text = html_text(json.dumps(facts, indent=2, ensure_ascii=False), keep="\n")
         position = html_text(NAMES.get(first.position, first.position))
         summary = f"{html_text(run)} <small>{position}, trained at {first.train_length:,} tokens</small>"
-        parts.append(f"<details><summary>{summary}</summary><pre>{text}</pre></details>")
-    return "".join(parts)
+        details.append(f"<details><summary>{summary}</summary><pre>{text}</pre></details>")
+    return "".join(details)
 
 
 def _image(png: bytes, description: str) -> str:
@@ -203,6 +203,7 @@ def _perplexity_section(name: str, records: Sequence[Record]) -> str:
 
 
 def page(records: Sequence[Record], title: str, command: str, picture: bytes) -> str:
+    """Returns the page as HTML. picture: of `extrapolation_figure`, a PNG."""
     whole, (stride, slid) = non_overlapping(records), sliding(records)
     tokens = ", ".join(f"{count:,}" for count in sorted({record.num_tokens for record in records}))
     lengths = ", ".join(f"{length:,}" for length in sorted({record.train_length for record in records}))

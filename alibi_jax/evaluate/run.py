@@ -34,7 +34,7 @@ logger = logging.getLogger("alibi_jax")
 
 
 def load_params(workdir: Location, config: Config, which: str, fingerprint: str | None = None) -> tuple[int, Any]:
-    """(step, parameters) of the best or last checkpoint of a run, placed on the mesh of `jax.set_mesh`.
+    """Returns (step, parameters) of the best or last checkpoint of a run, placed on the mesh of `jax.set_mesh`.
 
     ConfigError where it is of another config or, unless None, another text than the one of `fingerprint`. A run at work
     removes old checkpoints: one that goes while it is read is replaced by what is then the best or the last.
@@ -76,7 +76,7 @@ def _load_params(workdir: Location, config: Config, which: str, fingerprint: str
 
 
 def run_label(workdir: Location, label: str | None) -> str:
-    """What a run is called: its label, or the name of its folder; ConfigError for a label that shows nothing."""
+    """Returns what a run is called: its label, or the name of its folder; ConfigError for a label that shows nothing."""
     if label is None:
         return decoded(workdir.name if in_bucket(workdir) else os.path.basename(os.path.abspath(workdir))) or "run"
     if not label.strip():
@@ -84,12 +84,12 @@ def run_label(workdir: Location, label: str | None) -> str:
     return decoded(label)
 
 
-def _warn_of_unknown_words(share: float) -> None:
-    if share > MANY_UNKNOWN:
+def _warn_of_unknown_words(rate: float) -> None:
+    if rate > MANY_UNKNOWN:
         logger.warning(
-            "evaluate: %.1f%% of the words are outside the vocabulary: of these it is only predicted that they are, which "
+            "evaluate: %.1f%% of the words are outside the vocabulary: the model only has to predict that they are, which "
             "makes every number look better. Train on text with these words, or with --data.tokenizer bpe.",
-            100 * share,
+            100 * rate,
         )
 
 
@@ -109,7 +109,7 @@ def _config_of_run(workdir: Location, evaluate: EvaluateConfig | None, mesh: Mes
 
 
 def _corpus_of_run(workdir: Location, data: DataConfig) -> Corpus:
-    """The corpus that the run was trained on; its text is compared before a checkpoint, which would say it in other words."""
+    """The corpus that the run was trained on, compared before a checkpoint is read, whose error would be less clear."""
     with first_host_first():
         trained = trained_on(workdir)
         corpus = open_corpus(data, trained)
@@ -119,7 +119,7 @@ def _corpus_of_run(workdir: Location, data: DataConfig) -> Corpus:
 
 
 def _facts(config: Config, corpus: Corpus, num_tokens: int, params: Any) -> dict[str, Any]:
-    """What every record of an evaluation also says of the run and its text."""
+    """What every record of an evaluation holds of the run and its text."""
     return {
         "position": config.model.position,
         "train_length": config.train.train_length,
@@ -138,7 +138,7 @@ def evaluate_run(
     label: str | None = None,
     mesh: MeshConfig | None = None,
 ) -> Location:
-    """Sweeps the run in `workdir` and returns the folder of results, workdir/evaluation/<split> unless `out` is given.
+    """Sweeps the run in `workdir` and returns the folder of results: `out`, or workdir/evaluation/<split>.
 
     evaluate: what to sweep; None: as the run's config says. label: what the run is called in tables; None: the name of its
     folder. mesh: None: all devices along the batch, whatever the run was trained on. Errors: ConfigError, CheckpointError

@@ -1,4 +1,4 @@
-"""A sweep over lengths and strides: one compilation a shape, every result kept, what is done never done again."""
+"""A sweep over lengths and strides: one compilation for each shape, every result kept, nothing scored twice."""
 
 import contextlib
 import datetime
@@ -33,7 +33,7 @@ logger = logging.getLogger("alibi_jax")
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine and date, for results that are kept."""
+    """Returns versions, machine and date, for results that are kept."""
     packages = ("jax", "flax", "optax", "numpy")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     device = jax.devices()[0]
@@ -45,7 +45,7 @@ def provenance() -> dict[str, Any]:
 
 
 def plan(config: EvaluateConfig, train_length: int) -> list[tuple[int, int]]:
-    """(length, stride) pairs in the order they are run: the training length and its fine stride first, as gains need them."""
+    """Returns the (length, stride) pairs in the order they are scored: the training length's first, for gains need them."""
     lengths = config.lengths or tuple(train_length * times for times in (1, 2, 4, 8, 16))
     pairs = [(length, parse_stride(stride, length)) for length in lengths for stride in config.strides]
     if train_length in lengths and any(
@@ -56,7 +56,7 @@ def plan(config: EvaluateConfig, train_length: int) -> list[tuple[int, int]]:
 
 
 def batch_rows(batch_tokens: int, length: int, stride: int, num_tokens: int) -> int:
-    """Windows of one batch, a multiple of the devices they are split over: of `batch_tokens` tokens, at least one window.
+    """Returns the windows of one batch of `batch_tokens` tokens: one or more, a multiple of the devices they are split over.
 
     Only batches past ORDINARY_TOKENS are cut, to the windows there are: other shapes may round sums differently.
     """
@@ -65,18 +65,18 @@ def batch_rows(batch_tokens: int, length: int, stride: int, num_tokens: int) -> 
 
 
 def _memory(model: nn.Module, params: Any, batch_size: int, length: int, limits: Limits) -> tuple[int, str]:
-    """(bytes a device needs, why that is more than there is or ""), counted before anything is allocated."""
+    """(bytes a device needs, why that is too much or ""), counted before anything is allocated."""
     size = f"for {batch_size} x {length} tokens"
     host = HOST_BYTES * batch_size * length
     if host > limits.host:
-        return host, f"{host / GIB:.2f} GiB needed on the host {size}, {limits.host / GIB:.2f} GiB to be had"
+        return host, f"{host / GIB:.2f} GiB needed on the host {size}, {limits.host / GIB:.2f} GiB available"
     least = least_memory(model.config, batch_size, length)
     if least > limits.device:
-        return least, f"{least / GIB:.2f} GiB needed at least {size}, {limits.device / GIB:.2f} GiB to be had"
+        return least, f"{least / GIB:.2f} GiB needed at least {size}, {limits.device / GIB:.2f} GiB available"
     needed = memory_needed(model, params, batch_size, length)
     if jax.default_backend() == "cpu":  # where the device's memory is the host's
         needed += host // jax.local_device_count()
-    short = f"{needed / GIB:.2f} GiB needed {size}, {limits.device / GIB:.2f} GiB to be had"
+    short = f"{needed / GIB:.2f} GiB needed {size}, {limits.device / GIB:.2f} GiB available"
     return needed, short if needed > limits.device else ""
 
 
@@ -88,7 +88,7 @@ class _Scored(NamedTuple):
 
 
 def _score(model: nn.Module, params: Any, stream: np.ndarray, limits: Limits, **options: Any) -> _Scored:
-    """Lengths that cannot be had, or at which a loss is no number, are results, not ends."""
+    """A length that cannot be scored, or at which a loss is not finite, is a result and no error."""
     length, batch_size = options["length"], options["batch_size"]
     reason = too_short(length, options["stride"], len(stream))
     if reason:
@@ -127,7 +127,7 @@ def sweep(
 ) -> list[Record]:
     """Scores `stream` [n] at every (length, stride) of `config` and writes folder/sweep.jsonl and folder/nats/.
 
-    num_bytes: UTF-8 bytes of the text scored. facts: what every record also says; needs run, position, train_length, split,
+    num_bytes: UTF-8 bytes of the text scored. facts: what every record holds besides; needs run, position, train_length, split,
     checkpoint_step, corpus_fingerprint. Pairs already in sweep.jsonl with their arrays are not run again; what cannot be
     read there is. A length that needs more memory than config.memory_limit_gib (0: than is free) is recorded as "out of
     memory" and tried again next time; one that the method refuses, or of which the text has no full window, as "refused";
