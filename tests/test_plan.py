@@ -30,6 +30,7 @@ from alibi_jax.plan.plan import plan, with_vocabulary
 from alibi_jax.plan.report import json_text, record, search_text, text
 from alibi_jax.plan.search import candidates, factorisations, search
 from alibi_jax.plan.topology import find_topology, mesh_on
+from alibi_jax.run import commands
 from alibi_jax.run.parse import main
 from alibi_jax.sharding import check_mesh, make_mesh
 from alibi_jax.train import programs
@@ -262,6 +263,14 @@ def test_the_command(tmp_path, capsys):
     assert "It fits" in capsys.readouterr().out
     assert json.loads(out.read_text())["plans"][0]["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1}
     assert main(["plan", str(recipe), "--topology", "v5z:2x2"]) == 2
+
+
+def test_a_plan_that_does_not_fit_ends_with_status_1(tmp_path, capsys, monkeypatch):
+    (tmp_path / "recipe.json").write_text(to_json(small(MeshConfig())))
+    monkeypatch.setattr(commands, "plan_run", lambda *_, **__: ("It does not fit", False))
+    with pytest.raises(SystemExit, match="^1$"):
+        main(["plan", str(tmp_path / "recipe.json"), "--topology", "cpu:8"])
+    assert "It does not fit" in capsys.readouterr().out
 
 
 def test_every_row_of_the_pods_experiment_divides():

@@ -9,7 +9,7 @@ import tyro
 from alibi_jax.config import Config, EvaluateConfig, MeshConfig
 from alibi_jax.config.checks import check_values
 from alibi_jax.data.corpus import prepare, summary, verify
-from alibi_jax.errors import ConfigError, require
+from alibi_jax.errors import ConfigError, Failed, require
 from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.run import evaluate_run
@@ -119,7 +119,7 @@ class Plan:
         )
         if not fits:
             print(text)
-            raise SystemExit(FAILED)
+            raise SystemExit(Failed.status)
         return text
 
 
