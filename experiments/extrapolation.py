@@ -14,6 +14,7 @@ finished parts are not repeated.
 import dataclasses
 import itertools
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,8 +80,18 @@ class Extrapolation:
 
     def __call__(self) -> str:
         start, configs = time.monotonic(), self.configs()
-        records = read_records(train_and_evaluate(configs, self.out, self.jobs))
-        page = write_report(records, self.out, "Train short, test long", recorded_command())
+
+        def report(folders: Sequence[Path]) -> tuple[list[Record], str]:
+            records = read_records(folders)
+            page = write_report(records, self.out, "Train short, test long", recorded_command())
+            return records, f"{page} ({(time.monotonic() - start) / 60:.1f} minutes)"
+
+        def report_so_far(folders: Sequence[Path]) -> None:
+            records, page = report(folders)
+            runs = ", ".join(dict.fromkeys(record.run for record in records))
+            print(f"report of {runs}: {page}", file=sys.stderr, flush=True)
+
+        records, page = report(train_and_evaluate(configs, self.out, self.jobs, report_so_far))
         minutes = (time.monotonic() - start) / 60
         sections = {
             "Perplexity, non-overlapping": markdown_table(records),
@@ -93,7 +104,7 @@ class Extrapolation:
         }
         write_results(self.out, "Train short, test long", sections, configs, minutes)
         said = f"\nPerplexity by input length, non-overlapping\n{summary_table(records)}"
-        return f"{said}\n\n{page} ({minutes:.1f} minutes)"
+        return f"{said}\n\n{page}"
 
 
 def paper_table() -> str:

@@ -3,33 +3,25 @@
 A run that is finished is not repeated, one that was stopped goes on, so every script can be killed and run again.
 """
 
-import contextlib
 import json
-import multiprocessing
 import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from alibi_jax.config import Config, EvaluateConfig, load_config, replace, to_json
-from alibi_jax.errors import Interrupted, ResultsError, require
+from alibi_jax.errors import ResultsError, require
 from alibi_jax.evaluate.reader import explained
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import DASH, markdown
-from alibi_jax.run.command import run_command
 from alibi_jax.run.display import markdown_code, markdown_text, number
 from alibi_jax.run.invocation import recorded_command
 from alibi_jax.sharding import batch_ways, check_mesh, make_mesh
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import train
+from experiments.processes import Call, spread
 
 REMOVE = "Remove the file to measure again."
 
@@ -80,67 +72,30 @@ def _train_and_evaluate(folder: Path, config: Config, label: str) -> None:
     evaluate_run(folder, config.evaluate, label=label)
 
 
-def _alone(core: int, function: Callable[..., None], call: tuple) -> None:
-    """A process of its own on one core: errors are said and become its exit status, as on the command line."""
-    os.sched_setaffinity(0, {core})  # before JAX asks how many there are
-    sys.exit(run_command(lambda: lambda: function(*call) or f"done: {call[-1]}"))
+def train_and_evaluate(
+    configs: Mapping[str, Config], out: Path, jobs: int, report: Callable[[list[Path]], object] | None = None
+) -> list[Path]:
+    """Trains and evaluates every config in a folder of `out` named by its label; returns the folders of results.
 
-
-@contextlib.contextmanager
-def _processes() -> Iterator[dict[BaseProcess, int]]:
-    """Running processes and their cores; whatever ends this block asks those still running to save and stop, and waits."""
-    running: dict[BaseProcess, int] = {}
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(Interrupted.status))
-    try:
-        yield running
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.join()
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _spread(function: Callable[..., None], calls: Sequence[tuple[Any, ...]], jobs: int) -> None:
-    """function(*call) of every call, one after the other, or in `jobs` processes of one core each.
-
-    The first that fails stops all others, which save first, and ends the program with its exit status.
+    report: called with the folders that are there so far, whenever two or more are and others are still to come.
     """
-    require(jobs >= 1, "jobs", jobs, "1 or more", "Raise it.")
-    if jobs == 1:
-        for call in calls:
-            function(*call)
-        return
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    where = f"{jobs} on {jax.default_backend()} with {len(cores)} cores to choose"
-    expected = "1 with an accelerator or without Linux, else at most as many as there are cores"
-    require(jax.default_backend() == "cpu" and jobs <= len(cores), "jobs", where, expected, "Lower --jobs.")
-    waiting, spawn = list(calls), multiprocessing.get_context("spawn")
-    with _processes() as running:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                core = next(core for core in cores if core not in running.values())
-                process = spawn.Process(target=_alone, args=(core, function, waiting.pop(0)))
-                process.start()
-                running[process] = core
-            wait([process.sentinel for process in running])
-            for process in [process for process in running if not process.is_alive()]:
-                del running[process]
-                if process.exitcode != 0:
-                    sys.exit(process.exitcode)
-
-
-def train_and_evaluate(configs: Mapping[str, Config], out: Path, jobs: int) -> list[Path]:
-    """Trains and evaluates every config in a folder of `out` named by its label; returns the folders of results."""
     for config in configs.values():
         check_mesh(config, make_mesh(config.mesh))  # of all, before days are spent on the first
-    _spread(_train_and_evaluate, [(out / label, config, label) for label, config in configs.items()], jobs)
-    return [out / label / "evaluation" / config.evaluate.split for label, config in configs.items()]
+    folders = {label: out / label / "evaluation" / config.evaluate.split for label, config in configs.items()}
+    done: set[str] = set()
+
+    def finished(call: Call) -> None:
+        done.add(call[-1])
+        if report and 1 < len(done) < len(folders):
+            report([folder for label, folder in folders.items() if label in done])
+
+    spread(_train_and_evaluate, [(out / label, config, label) for label, config in configs.items()], jobs, finished)
+    return list(folders.values())
 
 
 def evaluate_all(runs: Sequence[Path], evaluate: EvaluateConfig, out: Path, jobs: int) -> list[Path]:
     """Evaluates trained runs into folders of `out` named like theirs; returns those."""
-    _spread(_evaluate, [(run, evaluate, out / run.name, run.name) for run in runs], jobs)
+    spread(_evaluate, [(run, evaluate, out / run.name, run.name) for run in runs], jobs)
     return [out / run.name for run in runs]
 
 

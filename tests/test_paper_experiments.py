@@ -14,7 +14,7 @@ from alibi_jax.config import load_config, replace, to_json
 from alibi_jax.errors import ConfigError, Interrupted, Refused, ResultsError
 from alibi_jax.evaluate.records import record_of
 from alibi_jax.run.signals import stop_requested
-from experiments import cost, domains, early_tokens, extrapolation, grid, paper, slopes
+from experiments import cost, domains, early_tokens, extrapolation, grid, paper, processes, slopes
 from runs import tiny_config
 
 
@@ -121,11 +121,23 @@ def failing(seconds, folder, label):
 def test_a_failing_run_lets_those_beside_it_save_and_starts_no_other(tmp_path):
     calls = [(1, tmp_path, "waits"), (0, tmp_path, "fails"), (0, tmp_path / "never", "is not begun")]
     with pytest.raises(SystemExit) as stopped:
-        grid._spread(failing, calls, jobs=2)
+        processes.spread(failing, calls, jobs=2)
     assert stopped.value.code == Refused.status
     assert (tmp_path / "saved").exists() or not (tmp_path / "ready").exists()
     with pytest.raises(ConfigError, match=r"jobs: got \d+ on cpu with \d+ cores to choose, expected"):
-        grid._spread(failing, calls, jobs=10_000)
+        processes.spread(failing, calls, jobs=10_000)
+
+
+def test_what_is_finished_is_reported_from_the_second_run_on_in_the_order_of_the_runs(tiny_data, tmp_path, monkeypatch):
+    def ends_in_another_order(_, calls, jobs, finished):
+        for call in (calls[2], calls[0], calls[1]):
+            finished(call)
+
+    monkeypatch.setattr(grid, "spread", ends_in_another_order)
+    configs, reports = dict.fromkeys("abc", tiny_config(tiny_data)), []
+    folders = grid.train_and_evaluate(configs, tmp_path, 1, reports.append)
+    assert folders == [tmp_path / name / "evaluation" / "valid" for name in "abc"]
+    assert reports == [[folders[0], folders[2]]]
 
 
 def test_domains_share_every_number_but_the_text():
