@@ -6,7 +6,7 @@
 One model for every method, the same weights' shapes, tokens and optimizer; the methods take turns in one run, and a time is the
 median of the turns. A training step is forward, loss, backward, clip and update; evaluation is one batch of windows. Memory is
 what the compiler counts for the step, parameters and moments included. Lengths already measured with the same options are not
-measured again. Tokens are drawn by Zipf's law, so that adaptive clusters see about their share of words.
+measured again. Tokens are drawn by Zipf's law, so that the clusters of an adaptive softmax see about their usual fractions.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from experiments.grid import read_kept, write_results
 PAUSE = 0.1  # seconds between turns, so that the threads of the one before are asleep
 BASELINE = "sinusoidal"
 COMPARABLE = (
-    "Comparable with the paper: each method over sinusoidal at the same length. Not comparable: words a second and gigabytes "
+    "Comparable with the paper: each method over sinusoidal at the same length. Not comparable: tokens a second and gigabytes "
     "(one V100 in fp16 against this machine; memory by the compiler's count against an allocator's). The paper's attention is "
     "dense for every method; here ALiBi may skip keys that its decay makes needless (exact to rounding), which no other method "
     "can, and no method ever holds all scores at once."
@@ -51,7 +51,7 @@ COMPARABLE = (
 class Cost:
     """Speed and memory of a training step and of an evaluation, method by method."""
 
-    config: Path = Path("configs/books_small.py")  # a recipe; its model is given the sizes below
+    config: Path = Path("configs/books_small.py")  # a recipe; its model takes the sizes below
     out: Path = Path("runs/cost")  # folder of the results
     positions: tuple[PositionName, ...] = ("sinusoidal", "rotary", "t5", "alibi", "none")  # methods compared
     lengths: tuple[int, ...] = (512, 1024, 3072)  # input lengths, tokens
@@ -63,16 +63,19 @@ class Cost:
     paper: bool = False  # in place of --config and the sizes: configs/wikitext103.py, 9,216 tokens a step
 
     def base(self) -> Config:
+        """Returns the config that all methods are measured with."""
         if self.paper:
             return load_config("configs/wikitext103.py")
         model = {"width": self.width, "num_layers": self.num_layers, "num_heads": self.num_heads}
         config = load_config(self.config)
-        words = max((256, *(4 * cutoff for cutoff in config.model.adaptive_cutoffs)))  # no text says how many
-        return replace(config, "model", vocab_size=config.model.vocab_size or words, mlp_width=4 * self.width, **model)
+        vocab_size = max((256, *(4 * cutoff for cutoff in config.model.adaptive_cutoffs)))  # no text decides it
+        vocab_size = config.model.vocab_size or vocab_size
+        return replace(config, "model", vocab_size=vocab_size, mlp_width=4 * self.width, **model)
 
     def __call__(self) -> str:
         require(BASELINE in self.positions, "positions", self.positions, f"{BASELINE} among them", "Add it.")
-        start, configs = time.monotonic(), {}
+        start = time.monotonic()
+        configs = {}
         results = self.measured()
         for length in self.lengths:
             batch = max(1, (9216 if self.paper else self.tokens) // length)
@@ -89,7 +92,7 @@ class Cost:
         }
         sections = {f"{title} (over sinusoidal)": ours(results, field, self.lengths) for title, field in titles.items()}
         sections |= {
-            "In the paper: training, thousand words a second (over sinusoidal)": beside(paper.SPEED),
+            "In the paper: training, thousand tokens a second (over sinusoidal)": beside(paper.SPEED),
             "In the paper: memory, GB (over sinusoidal)": beside(paper.MEMORY),
             "What can be compared": COMPARABLE,
         }
@@ -98,14 +101,14 @@ class Cost:
         return write_results(self.out, "What each position method costs", sections, configs, minutes, text)
 
     def options(self) -> dict[str, Any]:
-        """What decides a length's result."""
+        """Returns what decides the result of a length."""
         fields = {
             name: getattr(self, name) for name in ("tokens", "width", "num_layers", "num_heads", "repeats", "paper")
         }
         return fields | {"config": str(self.config), "positions": list(self.positions)}
 
     def measured(self) -> list[dict[str, Any]]:
-        """The results that an earlier invocation with these options has kept."""
+        """Returns the results that an earlier invocation with these options has kept."""
         path = self.out / "cost.json"
         record = read_kept(path, {"options": self.options(), "results": []})
         require(
@@ -118,6 +121,7 @@ class Cost:
         return record["results"]
 
     def keep(self, results: list[dict[str, Any]]) -> None:
+        """Writes the results so far to cost.json."""
         self.out.mkdir(parents=True, exist_ok=True)
         record = {"command": recorded_command(), "options": self.options(), **provenance(), "results": results}
         write_atomically(self.out / "cost.json", json.dumps(record, indent=1) + "\n")
@@ -134,12 +138,13 @@ class Contender:
 
 
 def make_contender(config: Config) -> Contender:
-    """Compiles both programs of a config; `train` and `evaluate` run one turn and wait for it."""
-    model, optimizer = TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
+    """Returns the compiled programs of a config; `train` and `evaluate` run one turn and wait for it."""
+    model = TransformerLM(config.model)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
     chances = 1 / np.arange(1, config.model.vocab_size + 1)
     shape = config.train.batch_size, config.train.train_length + 1
     rows = np.random.default_rng(0).choice(config.model.vocab_size, p=chances / chances.sum(), size=shape)
-    inputs, targets = (jax.device_put(part.astype(np.int32)) for part in (rows[:, :-1], rows[:, 1:]))
+    inputs, targets = (jax.device_put(tokens.astype(np.int32)) for tokens in (rows[:, :-1], rows[:, 1:]))
     state = jax.jit(functools.partial(init_state, config, model, optimizer))()
     step = functools.partial(train_step, config, model, optimizer)
     stepping = jax.jit(step, donate_argnums=0).lower(state, inputs, targets).compile()
@@ -159,13 +164,13 @@ def make_contender(config: Config) -> Contender:
 
 
 def mebibytes(counted: Any) -> float:
-    """Inputs, outputs that do not take an input's place, and what is held in between."""
+    """Returns the MiB of inputs, of outputs that do not take an input's place, and of what is held in between."""
     outputs = counted.output_size_in_bytes - counted.alias_size_in_bytes
     return (counted.argument_size_in_bytes + outputs + counted.temp_size_in_bytes) / 2**20
 
 
 def measure(base: Config, length: int, positions: tuple[str, ...], repeats: int) -> list[dict[str, Any]]:
-    """All methods at one length, in turns."""
+    """Returns the results of all methods at one length, which take turns."""
     contenders = {position: make_contender(replace(base, "model", position=position)) for position in positions}
     for turn in range(repeats + 1):
         for contender in contenders.values():
@@ -186,6 +191,7 @@ def measure(base: Config, length: int, positions: tuple[str, ...], repeats: int)
 
 
 def rows_of(results: list[dict[str, Any]], length: int) -> str:
+    """Returns the results of one length as lines for the terminal."""
     return "\n".join(
         f"{r['length']:>6} {r['position']:<11}{r['train_tokens_per_second']:>9,.0f} tokens/s{r['train_mib']:>9,.0f} MiB"
         for r in results
@@ -194,6 +200,7 @@ def rows_of(results: list[dict[str, Any]], length: int) -> str:
 
 
 def ours(results: list[dict[str, Any]], field: str, lengths: tuple[int, ...]) -> str:
+    """Returns the table of one measured field."""
     thousand = 1000 if field.endswith("second") else 1
     table: dict[str, dict[int, float]] = {}
     for result in (result for result in results if result["length"] in lengths):
@@ -202,7 +209,7 @@ def ours(results: list[dict[str, Any]], field: str, lengths: tuple[int, ...]) ->
 
 
 def beside(table: dict[str, dict[int, float]]) -> str:
-    """Method by length, each figure with its ratio to sinusoidal at the same length."""
+    """Returns method by length in Markdown, each figure with its ratio to sinusoidal at the same length."""
     lengths = sorted(table[BASELINE])
 
     def cell(row: dict[int, float], at: int) -> str:

@@ -1,4 +1,4 @@
-"""Does what was found on one text hold on another, with nothing tuned in between?
+"""Do the results on one text hold on another, with nothing tuned in between?
 
   python -m experiments.domains --text FOLDER --out runs/domains --jobs 2           # WikiText-2 and books, both as bytes
   python -m experiments.domains --paper --text FOLDER --out runs/domains_paper   # configs/wikitext103.py and configs/books.py
@@ -43,7 +43,7 @@ class Domains:
     paper: bool = False  # configs/wikitext103.py and configs/books.py: only tokens and softmax differ between the two
 
     def bases(self) -> dict[str, Config]:
-        """text -> config."""
+        """Returns text -> config."""
         if self.paper:
             names = {"wikitext": "wikitext103", "books": "books"}
             return {name: recipe(Path(f"configs/{file}.py"), self.text) for name, file in names.items()}
@@ -53,7 +53,8 @@ class Domains:
         return {"wikitext": dataclasses.replace(books, data=data), "books": books}
 
     def __call__(self) -> str:
-        start, configs = time.monotonic(), {}
+        start = time.monotonic()
+        configs = {}
         for name, base in self.bases().items():
             configs |= {f"{name}-{position}": replace(base, "model", position=position) for position in self.positions}
         records = read_records(train_and_evaluate(configs, self.out, self.jobs))

@@ -35,14 +35,14 @@ READ = (
     "near the start of a window (the early-token curse), from which sliding windows of stride 1 do not suffer at all."
 )
 COMPARABLE = (
-    "Comparable with the paper: whether sliding perplexity rises or falls with the length, and which part of the gain is "
-    "which. Perplexities compare only where model, text and vocabulary are the paper's."
+    "Comparable with the paper: whether sliding perplexity rises or falls with the length, and how the gain splits in "
+    "two. Perplexities compare only where model, text and vocabulary are the paper's."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class EarlyTokens:
-    """Both protocols on the same tokens of trained runs, and the gain told apart."""
+    """Both protocols on the same tokens of trained runs, and the gain split in two."""
 
     runs: tuple[Path, ...]  # folders of trained runs
     out: Path = Path("runs/early_tokens")  # folder of the results, one folder a run inside
@@ -52,12 +52,14 @@ class EarlyTokens:
     paper: bool = False  # the paper's lengths, 512 to 3,072 tokens, on the whole validation split
 
     def __call__(self) -> str:
-        start, configs = time.monotonic(), {run.name: load_config(run) for run in self.runs}
+        start = time.monotonic()
+        configs = {run.name: load_config(run) for run in self.runs}
         trained = sorted({config.train.train_length for config in configs.values()})
         require(
             len(trained) == 1, "runs", f"runs trained at {trained}", "one training length", "Take each length apart."
         )
-        config, length = configs[self.runs[0].name], trained[0]
+        config = configs[self.runs[0].name]
+        length = trained[0]
         lengths = (512, 1024, 1536, 2048, 3072) if self.paper else tuple(length * times for times in self.times)
         evaluate = dataclasses.replace(
             config.evaluate,
@@ -71,7 +73,7 @@ class EarlyTokens:
         sections = {
             "Perplexity, sliding window of stride 1": protocol_table(records, sliding=True),
             "Perplexity, non-overlapping windows": protocol_table(records, sliding=False),
-            "The gain over the training length, told apart": f"{gain_table(records)}\n\n{READ}",
+            "The gain over the training length, split in two": f"{gain_table(records)}\n\n{READ}",
             "In the paper: WikiText-103, stride 1 beside non-overlapping": paper_table(),
             "What can be compared": COMPARABLE,
         }

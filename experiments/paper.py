@@ -40,7 +40,7 @@ PROTOCOLS = {
     "sinusoidal 512, sliding": {512: 18.35},
 }
 
-# training, thousand words a second, and memory, GB, on one V100 (table 1)
+# training, thousand tokens a second, and memory, GB, on one V100 (table 1)
 SPEED = {
     "sinusoidal": {512: 28.5, 1024: 26.0, 3072: 15.3},
     "rotary": {512: 20.0, 1024: 17.7, 3072: 11.5},

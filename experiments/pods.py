@@ -42,6 +42,7 @@ class Row:
     slices: int = 1
 
     def config(self, recipe: Config) -> Config:
+        """Returns the recipe's config with this row's length, batch and mesh."""
         axes = [field.name for field in dataclasses.fields(recipe.mesh)]
         config = replace(recipe, "train", train_length=self.length, batch_size=self.batch)
         return replace(config, "mesh", **dict(zip(axes, self.mesh, strict=True)))
@@ -61,7 +62,7 @@ LARGEST_SPLIT = 64  # devices parameters are split over in weak scaling; beyond,
 
 
 def weak_scaling() -> dict[str, Row]:
-    """The batch in proportion to the chips: what a chip does stays, what it sends may grow."""
+    """Returns plans with the batch in proportion to the chips: what a chip does stays, what it sends may grow."""
     rows = {}
     for shape in SHAPES:
         chips = find_topology(f"v5p:{shape}").chips
@@ -70,13 +71,21 @@ def weak_scaling() -> dict[str, Row]:
     return rows
 
 
-def cells(name: str, made: dict) -> list[str]:
-    """A row of the table, from a plan's record."""
-    memory, cost = made["memory"], made["cost"]
-    tokens = f"{made['batch_size']:,} x {made['train_length']:,}"
-    said = [name, made["topology"], f"{made['chips']:,}", mesh_text(made["mesh"]), tokens, gib(memory["peak"])]
+def cells(name: str, planned: dict) -> list[str]:
+    """Returns a row of the table, from a plan's record."""
+    memory = planned["memory"]
+    cost = planned["cost"]
+    tokens = f"{planned['batch_size']:,} x {planned['train_length']:,}"
+    facts = [
+        name,
+        planned["topology"],
+        f"{planned['chips']:,}",
+        mesh_text(planned["mesh"]),
+        tokens,
+        gib(memory["peak"]),
+    ]
     if cost is None:
-        return [*said, *["-"] * 4, f"does not fit: {gib(made['excess'])} GiB too much", "-", "-"]
+        return [*facts, *["-"] * 4, f"does not fit: {gib(planned['excess'])} GiB too much", "-", "-"]
     bounds = cost["bounds"]
     times = {
         kind: bounds[kind] for kind in ("compute", "memory", "interconnect", "network") if bounds[kind] is not None
@@ -84,8 +93,8 @@ def cells(name: str, made: dict) -> list[str]:
     columns = [
         milliseconds(times[kind]) if kind in times else "-" for kind in ("compute", "memory", "interconnect", "network")
     ]
-    effort = "full" if made["full_effort"] else "quick"
-    return [*said, *columns, max(times, key=times.get), f"{100 * bounds['best_utilisation']:.0f}", effort]
+    effort = "full" if planned["full_effort"] else "quick"
+    return [*facts, *columns, max(times, key=times.get), f"{100 * bounds['best_utilisation']:.0f}", effort]
 
 
 HEADING = [
@@ -94,19 +103,19 @@ HEADING = [
 ]
 
 
-def shortened(made: dict) -> dict:
-    """A plan's record with its large collectives alone."""
-    if made["cost"] is None:
-        return made
-    large = [each for each in made["cost"]["collectives"] if each["bytes"] >= LISTED]
-    return made | {"cost": made["cost"] | {"collectives": large}}
+def shortened(planned: dict) -> dict:
+    """Returns a plan's record with its large collectives alone."""
+    if planned["cost"] is None:
+        return planned
+    large = [each for each in planned["cost"]["collectives"] if each["bytes"] >= LISTED]
+    return planned | {"cost": planned["cost"] | {"collectives": large}}
 
 
-def large_collectives(made: dict) -> str:
-    """Collectives over 16 MiB of one plan, with what they are."""
+def large_collectives(planned: dict) -> str:
+    """Returns the table of a plan's collectives over 16 MiB."""
     rows = [
         [each["purpose"], each["kind"], each["arrays"], mib(each["bytes"]), each["place"], ", ".join(each["axes"])]
-        for each in sorted(made["cost"]["collectives"], key=lambda each: -each["bytes"] * (each["times"] or 1))
+        for each in sorted(planned["cost"]["collectives"], key=lambda each: -each["bytes"] * (each["times"] or 1))
     ]
     return markdown(["what it is", "kind", "array", "MiB", "how often", "over"], rows) if rows else "None."
 
@@ -121,6 +130,7 @@ class Pods:
     quick: bool = False  # XLA's first level of optimization: peaks are nearly right, what is moved to memory is not
 
     def missing(self, rows: dict[str, Row], kept: dict) -> Iterator[tuple[str, Row]]:
+        """Yields the rows that are asked for and not in the results yet."""
         for name, row in rows.items():
             wanted = not self.only or name in self.only
             is_kept = name in kept and kept[name]["row"] == json.loads(json.dumps(dataclasses.asdict(row)))
@@ -130,14 +140,16 @@ class Pods:
 
     def __call__(self) -> str:
         self.out.mkdir(parents=True, exist_ok=True)
-        file, recipe, rows = self.out / "plans.json", load_config(RECIPE), PODS | weak_scaling()
+        file = self.out / "plans.json"
+        recipe = load_config(RECIPE)
+        rows = PODS | weak_scaling()
         kept = read_kept(file, {})
         for name, row in self.missing(rows, kept):
-            made = plan(row.config(recipe), find_topology(row.topology, row.slices), full=not self.quick)
+            planned = plan(row.config(recipe), find_topology(row.topology, row.slices), full=not self.quick)
             command = recorded_command()
             kept[name] = {
                 "row": dataclasses.asdict(row),
-                "plan": shortened(record(made)),
+                "plan": shortened(record(planned)),
                 "command": command,
                 **provenance(),
             }
@@ -149,7 +161,7 @@ class Pods:
 
 
 def results(names: Sequence[str], kept: dict) -> str:
-    """results.md: the tables, and where they come from."""
+    """Returns the text of results.md: the tables, and where they come from."""
     table = {name: cells(name, kept[name]["plan"]) for name in names}
     weak = [name for name in names if name.startswith("weak")]
     sections = {
@@ -167,10 +179,10 @@ def results(names: Sequence[str], kept: dict) -> str:
             f"`{last['command']}`; configs/cc100_1b3.py at the lengths and batches shown; {versions}; {last['date'][:10]}; "
             f"{compiled / 60:.0f} minutes of compiling on CPU cores.",
             "Peak memory is what the TPU's compiler says of a device. Compute counts the model's operations and what is "
-            "computed twice (remat, logits in parts) over the published bfloat16 peak; memory the bytes the compiled program "
+            "computed twice (remat, logits in chunks) over the published bfloat16 peak; memory the bytes the compiled program "
             "moves, estimated from its text; interconnect and network the bytes a chip sends over all its links one way, and "
-            "over its share of the data-centre network. They are lower bounds: nothing was run. At 65,536 tokens 71 % of the "
-            "model's operations are attention to all keys, most of which ALiBi's heads skip: there compute is no lower bound.",
+            "over its fraction of the data-centre network. They are lower bounds: nothing was run. At 65,536 tokens 71 % of "
+            "the operations are attention to all keys, most of which ALiBi's heads skip: there compute is no lower bound.",
             "8 and 32 chips are bound by memory because there the compiler passes weights from chip to chip while it "
             "multiplies and writes a product's output anew with each: 4 or 16 times. v5p-128 has 64 chips, v5p-4096 2,048: "
             "v5p is named by its cores.",

@@ -1,9 +1,9 @@
-"""How far does a head see, and how much of that can be proved? The share of blocks visited, bound by bound, beside an oracle.
+"""How far does a head see, and how much of that can be proved? Blocks visited, bound by bound, beside an oracle.
 
   python -m experiments.reach --runs runs/quickstart/alibi runs/books --lengths 1024 4096 --out runs/reach
 
 Takes queries and keys of every layer of trained ALiBi models on their own test text (and normal random ones), and counts, for
-each head, which share of the causal blocks each bound of the skipped softmax mass would have visited, all at the same
+each head, which fraction of the causal blocks each bound of the skipped softmax mass would have visited, all at the same
 tolerance. The oracle knows every score. Everything is computed in float64. `--save` also keeps one layer's inputs for
 benchmarks/attention.py.
 """
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Float, Float64
 
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE, NEAREST
 from alibi_jax.config import MeshConfig, load_config
@@ -33,31 +34,34 @@ from alibi_jax.sharding import make_mesh
 from alibi_jax.storage import write_atomically
 
 BLOCK = 128  # queries and keys of a block
+PerBlock = Float64[np.ndarray, "L N"]  # for each query and block of keys
+PerQuery = Float64[np.ndarray, " L"]
+Layer = dict[str, Float[np.ndarray, "1 L H D"]]  # queries, keys, values
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
     """One head of one layer over a text: q (scaled by 1/sqrt(D)) and k [L, D] float64, and its slope."""
 
-    q: np.ndarray
-    k: np.ndarray
+    q: Float64[np.ndarray, "L D"]
+    k: Float64[np.ndarray, "L D"]
     slope: float
 
-    def scores(self) -> np.ndarray:
-        """With the bias, -inf after the query, [L, L]."""
+    def scores(self) -> Float64[np.ndarray, "L L"]:
+        """Returns the scores with their bias, -inf after the query, [L, L]."""
         distances = np.arange(len(self.q))[:, None] - np.arange(len(self.q))[None, :]
         return np.where(distances >= 0, self.q @ self.k.T - self.slope * distances, -np.inf)
 
 
-def log_sum(x: np.ndarray) -> np.ndarray:
-    """log of the sum of exp over the last axis."""
+def log_sum(x: Float64[np.ndarray, "*rows n"]) -> Float64[np.ndarray, "*rows"]:
+    """Returns the log of the sum of exp over the last axis."""
     largest = np.maximum(x.max(-1, keepdims=True), -1e300)
     with np.errstate(divide="ignore"):
         return np.squeeze(largest, -1) + np.log(np.exp(x - largest).sum(-1))
 
 
-def block_masses(head: Head, bounds: np.ndarray) -> np.ndarray:
-    """Upper bound of the log mass of every block of keys [L, N], from a bound of its unbiased scores for each query [L, N]."""
+def block_masses(head: Head, bounds: PerBlock) -> PerBlock:
+    """Returns an upper bound of the log mass of every block of keys [L, N], from one of its unbiased scores for each query."""
     length, blocks = bounds.shape
     nearest = np.maximum(np.arange(length)[:, None] - (np.arange(blocks) * BLOCK + BLOCK - 1)[None, :], 0)
     geometric = np.log(-np.expm1(-head.slope * BLOCK)) - np.log(-np.expm1(-head.slope))
@@ -65,28 +69,29 @@ def block_masses(head: Head, bounds: np.ndarray) -> np.ndarray:
     return np.where(seen, bounds - head.slope * nearest + geometric, -np.inf)
 
 
-def _shares(log_masses: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Largest share of a query's mass in a block of queries, for every block of keys, [N, N]."""
-    shares = np.exp(np.minimum(log_masses - low[:, None], 50.0))
-    return shares.reshape(-1, BLOCK, shares.shape[1]).max(1)
+def _fractions(log_masses: PerBlock, low: PerQuery) -> Float64[np.ndarray, "N N"]:
+    """Largest fraction of a query's mass in a block of queries, for every block of keys, [N, N]."""
+    fractions = np.exp(np.minimum(log_masses - low[:, None], 50.0))
+    return fractions.reshape(-1, BLOCK, fractions.shape[1]).max(1)
 
 
-def visited_in_a_range(log_masses: np.ndarray, low: np.ndarray, tolerance: float) -> float:
-    """Share of causal blocks visited if every block of queries skips as many of the farthest blocks as it may."""
-    skipped = (np.cumsum(_shares(log_masses, low), 1) <= tolerance).sum(1)
+def visited_in_a_range(log_masses: PerBlock, low: PerQuery, tolerance: float) -> float:
+    """Returns the fraction of causal blocks visited if every block of queries skips the farthest blocks that it may."""
+    skipped = (np.cumsum(_fractions(log_masses, low), 1) <= tolerance).sum(1)
     index = np.arange(len(skipped))
     return float((index - np.minimum(skipped, index) + 1).sum() / (index + 1).sum())
 
 
-def visited_in_a_list(log_masses: np.ndarray, low: np.ndarray, tolerance: float) -> float:
-    """The same if it may skip any blocks, the lightest first."""
-    shares = _shares(log_masses, low)
-    kept = [i + 1 - (np.cumsum(np.sort(row[:i])) <= tolerance).sum() for i, row in enumerate(shares)]
+def visited_in_a_list(log_masses: PerBlock, low: PerQuery, tolerance: float) -> float:
+    """Returns the same if it may skip any blocks, the lightest first."""
+    fractions = _fractions(log_masses, low)
+    kept = [i + 1 - (np.cumsum(np.sort(row[:i])) <= tolerance).sum() for i, row in enumerate(fractions)]
     return float(sum(kept) / sum(range(1, len(kept) + 1)))
 
 
 def theorem(head: Head, tolerance: float) -> float:
-    """W = (|q| K - own score + log(L / tolerance)) / m for each query, as first stated; its own score is all that is known."""
+    """Returns the fraction visited by W = (|q| K - own score + log(L / tolerance)) / m for each query, as first stated: its
+    own score is all that is known."""
     length = len(head.q)
     largest = np.maximum.accumulate(np.linalg.norm(head.k, axis=-1))
     own = (head.q * head.k).sum(-1)
@@ -96,13 +101,15 @@ def theorem(head: Head, tolerance: float) -> float:
     return float((index - first + 1).sum() / (index + 1).sum())
 
 
-def shares_visited(head: Head, tolerance: float) -> dict[str, float]:
-    """Bound -> share of causal blocks visited; each sharper than the one before, or the same bound by another name."""
-    scores, length = head.scores(), len(head.q)
+def fractions_visited(head: Head, tolerance: float) -> dict[str, float]:
+    """Returns bound -> fraction of causal blocks visited; each is sharper than the one before, or the same by another name."""
+    scores = head.scores()
+    length = len(head.q)
     blocks = length // BLOCK
     exact = log_sum(scores.reshape(length, blocks, BLOCK))
     distances = np.arange(length)[:, None] - np.arange(length)[None, :]
-    own, total = head.q * head.k, log_sum(exact)
+    own = head.q * head.k
+    total = log_sum(exact)
     nearest = log_sum(np.where(distances < NEAREST, scores, -np.inf))
     near_block = log_sum(np.where(distances < BLOCK, scores, -np.inf))
     q_norms, k_norms = (np.linalg.norm(x, axis=-1) for x in (head.q, head.k))
@@ -128,8 +135,8 @@ def shares_visited(head: Head, tolerance: float) -> dict[str, float]:
     }
 
 
-def trained_inputs(workdir: Path, length: int) -> list[dict[str, np.ndarray]]:
-    """queries, keys, values [1, L, H, D] of every layer over the first `length` tokens of the run's test text."""
+def trained_inputs(workdir: Path, length: int) -> list[Layer]:
+    """Returns queries, keys, values [1, L, H, D] of every layer over the first `length` tokens of the run's test text."""
     config = load_config(workdir)
     if config.model.position != "alibi":
         raise ConfigError(f"{workdir}: got a model with {config.model.position}, expected alibi. Name an ALiBi run.")
@@ -150,12 +157,14 @@ def trained_inputs(workdir: Path, length: int) -> list[dict[str, np.ndarray]]:
     return [{name: np.asarray(layer[name][0]) for name in layer} for layer in layers]
 
 
-def random_inputs(length: int, heads: int = 8, width: int = 64) -> list[dict[str, np.ndarray]]:
+def random_inputs(length: int, heads: int = 8, width: int = 64) -> list[Layer]:
+    """Returns normal random queries, keys, values [1, L, H, D] of one layer."""
     arrays = np.random.default_rng(0).normal(size=(3, 1, length, heads, width))
     return [dict(zip(("queries", "keys", "values"), arrays, strict=True))]
 
 
-def heads_of(layer: dict[str, np.ndarray]) -> list[Head]:
+def heads_of(layer: Layer) -> list[Head]:
+    """Returns the heads of one layer, with the paper's slopes."""
     q, k = (layer[name][0].astype(np.float64).transpose(1, 0, 2) for name in ("queries", "keys"))
     return [Head(q[h] / np.sqrt(q.shape[2]), k[h], float(m)) for h, m in enumerate(alibi_slopes(len(q)))]
 
@@ -165,14 +174,14 @@ class Reach:
     """Count the blocks each bound visits, on trained models and random inputs."""
 
     runs: tuple[Path, ...] = ()  # folders of trained ALiBi runs
-    lengths: tuple[int, ...] = (1024, 4096)  # tokens looked at; multiples of 128
-    tolerance: float = DEFAULT_TOLERANCE["float32"]  # largest share of a row's softmax mass that may be skipped
+    lengths: tuple[int, ...] = (1024, 4096)  # tokens of the inputs; multiples of 128
+    tolerance: float = DEFAULT_TOLERANCE["float32"]  # largest fraction of a row's softmax mass that may be skipped
     out: Path = Path("runs/reach")  # folder of reach.csv and table.md
     save: Path | None = None  # also write q, k, v of the last run's last layer here, as .npz
     save_length: int = 16384  # tokens of those
 
-    def inputs(self) -> Iterator[tuple[str, int, int, dict[str, np.ndarray]]]:
-        """(model, length, layer, arrays)."""
+    def inputs(self) -> Iterator[tuple[str, int, int, Layer]]:
+        """Yields (model, length, layer, arrays)."""
         for length in self.lengths:
             if length % BLOCK:
                 raise ConfigError(f"lengths: got {length}, expected a multiple of {BLOCK}. Round it.")
@@ -186,8 +195,8 @@ class Reach:
         rows = []
         for model, length, number, layer in self.inputs():
             for h, head in enumerate(heads_of(layer)):
-                for bound, share in shares_visited(head, self.tolerance).items():
-                    rows.append((model, length, number, h, head.slope, bound, share))
+                for bound, fraction in fractions_visited(head, self.tolerance).items():
+                    rows.append((model, length, number, h, head.slope, bound, fraction))
             print(f"{model}, {length} tokens, layer {number}", file=sys.stderr)
         text = io.StringIO()
         csv.writer(text).writerows([("model", "length", "layer", "head", "slope", "bound", "share_visited"), *rows])
@@ -204,7 +213,7 @@ class Reach:
 
 
 def table(rows: list[tuple]) -> str:
-    """Mean share over layers and heads: a line for each bound, a column for each model and length."""
+    """Returns the mean fraction over layers and heads: a line for each bound, a column for each model and length."""
     columns = list(dict.fromkeys((row[0], row[1]) for row in rows))
     lines = ["| bound | " + " | ".join(f"{model}, {length:,}" for model, length in columns) + " |"]
     lines.append("|---|" + "---:|" * len(columns))

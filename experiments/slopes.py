@@ -55,6 +55,7 @@ class Slopes:
     paper: bool = False  # in place of --config: configs/wikitext103.py, trained at 512
 
     def configs(self) -> dict[str, Config]:
+        """Returns label -> config, one for each kind of slopes."""
         base = recipe(Path("configs/wikitext103.py") if self.paper else self.config, self.text)
         require(
             base.model.position == "alibi",
@@ -68,7 +69,8 @@ class Slopes:
         return {name.replace(" ", "_"): replace(base, "model", **change) for name, change in changes.items()}
 
     def __call__(self) -> str:
-        start, configs = time.monotonic(), self.configs()
+        start = time.monotonic()
+        configs = self.configs()
         folders = train_and_evaluate(configs, self.out, self.jobs)
         records = read_records(folders)
         write_report(records, self.out, "ALiBi with other slopes", recorded_command())
@@ -85,9 +87,10 @@ class Slopes:
 
 
 def divided_table(run: Path, records: list[Record]) -> str:
-    """Perplexity at each length with the slopes as trained, and divided by length / training length."""
+    """Returns the perplexity at each length with the slopes as trained, and divided by length / training length."""
     config = load_config(run)
-    trained, corpus = config.train.train_length, open_corpus(config.data, trained_on(run))
+    trained = config.train.train_length
+    corpus = open_corpus(config.data, trained_on(run))
     stream = np.asarray(corpus.tokens(config.evaluate.split)[: config.evaluate.max_tokens or None])
     plain = {
         record.length: record.statistics["perplexity"]
@@ -109,7 +112,7 @@ def divided_table(run: Path, records: list[Record]) -> str:
 
 
 def learned_table(run: Path) -> str:
-    """The slopes training ended with, beside those it began with."""
+    """Returns the slopes that training ended with, beside those it began with."""
     config = load_config(run)
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         _, params = load_params(run, config, config.evaluate.checkpoint)

@@ -21,7 +21,7 @@ from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.parse import main
 from alibi_jax.sharding import make_mesh
 from alibi_jax.train import train
-from experiments.reach import Head, Reach, shares_visited, trained_inputs
+from experiments.reach import Head, Reach, fractions_visited, trained_inputs
 from runs import tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -156,12 +156,13 @@ def test_a_corpus_that_is_not_the_one_trained_on_is_refused(trained, tmp_path):
 
 def test_reach_counts_what_each_bound_visits_and_none_beats_the_oracle(tmp_path):
     q, k, _ = np.random.default_rng(0).normal(size=(3, 1024, 16))
-    shares = shares_visited(Head(q / 4, k, 2.0**-4), 2.0**-25)
-    steps = list(shares.values())
+    fractions = fractions_visited(Head(q / 4, k, 2.0**-4), 2.0**-25)
+    steps = list(fractions.values())
     assert all(sharper <= blunter + 1e-12 for blunter, sharper in itertools.pairwise(steps[:2]))
-    assert all(shares["oracle, range"] <= share for share in steps[:-1])
-    assert shares["oracle, list"] <= min(steps)
-    assert 2 / 9 <= shares["oracle, list"] < shares["norms, own score (the theorem)"] < 1  # own and nearest block, of 8
+    assert all(fractions["oracle, range"] <= fraction for fraction in steps[:-1])
+    assert fractions["oracle, list"] <= min(steps)
+    own_and_nearest = 2 / 9  # blocks, of 8
+    assert own_and_nearest <= fractions["oracle, list"] < fractions["norms, own score (the theorem)"] < 1
     assert "| random, 256 |" in Reach(lengths=(256,), out=tmp_path)()
     assert (tmp_path / "reach.csv").read_text().startswith("model,length,layer,head,slope,bound,share_visited")
 
