@@ -1,4 +1,4 @@
-"""Where files are kept: a folder, or a bucket of Google Cloud Storage. A file is whole or absent in both."""
+"""Files in a folder or in a bucket of Google Cloud Storage. A file is whole or absent in both."""
 
 import errno
 import importlib.util
@@ -15,14 +15,14 @@ from etils import epath
 from alibi_jax.errors import require, shown
 
 Location = Path | epath.Path  # of a file or a folder; an epath.Path is in a bucket
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what a file system without locks answers
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # the errors of a file system without locks
 REWRITE_EVERY = 60.0  # seconds between two writes of a growing object; Cloud Storage takes one a second at most
 
 
 def locate(path: str | os.PathLike) -> Location:
-    """The file or folder a path names: a pathlib.Path, or an epath.Path for gs://BUCKET/... (package gcsfs, extra "gcs").
+    """Returns the file or folder of a path: a pathlib.Path, or an epath.Path for gs://BUCKET/... (package gcsfs, extra "gcs").
 
-    ConfigError for other stores: Orbax writes arrays in files and in Cloud Storage alone.
+    ConfigError for other stores: Orbax writes arrays to files and to Cloud Storage only.
     """
     text = os.fspath(path)
     require(text.strip() != "" and "\0" not in text, "path", repr(text), "the name of a file or folder", "Name one.")
@@ -44,13 +44,15 @@ def locate(path: str | os.PathLike) -> Location:
 
 
 def in_bucket(path: Location) -> bool:
-    """Whether a file there can neither grow nor be renamed nor locked."""
+    """Returns whether a location is in a bucket, where a file can neither grow nor be renamed nor locked."""
     return "://" in os.fspath(path)
 
 
 def write_atomically(path: Location, content: str | bytes) -> None:
-    """Written aside, flushed to the disk, renamed; text as UTF-8. A write that fails leaves nothing behind. In a bucket
-    an object appears once it is whole, without any of this."""
+    """Writes a file aside, flushes it to the disk and renames it; text as UTF-8. A write that fails leaves nothing behind.
+
+    In a bucket an object appears once it is whole, without any of this.
+    """
     data = content.encode() if isinstance(content, str) else content
     if in_bucket(path):
         path.write_bytes(data)
@@ -67,40 +69,42 @@ def write_atomically(path: Location, content: str | bytes) -> None:
 
 
 def remove_partial(folder: Location) -> None:
-    """Removes what writes that were killed left in a folder; for the process that alone writes there."""
+    """Removes what killed writes left in a folder; for the only process that writes there."""
     if not in_bucket(folder):
         for aside in folder.glob(".*.partial"):
             aside.unlink(missing_ok=True)
 
 
 def save_array(path: Location, array: np.ndarray) -> None:
-    """A .npy file."""
+    """Writes an array as a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_atomically(path, buffer.getvalue())
 
 
 class _Appended:
-    """On a disk: every write is there at once, or raises."""
+    """A growing file on a disk: every write is there at once, or raises."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("ab", buffering=0)
         self.close = self.file.close
 
     def write(self, data: bytes) -> None:
-        if self.file.write(data) < len(data):  # a disk that fills takes a part
+        if self.file.write(data) < len(data):  # a full disk takes only the beginning
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Does nothing: no data waits."""
 
 
 class _Rewritten:
-    """In a bucket: kept in memory and written whole, once a minute and by `flush`."""
+    """A growing object in a bucket: in memory, and written whole once a minute and by `flush`."""
 
     def __init__(self, path: epath.Path, content: bytes) -> None:
-        self.path, self.content = path, bytearray(content)
-        self.written, self.since = len(content), time.monotonic()
+        self.path = path
+        self.content = bytearray(content)
+        self.written = len(content)
+        self.since = time.monotonic()
 
     def write(self, data: bytes) -> None:
         self.content += data
@@ -110,13 +114,14 @@ class _Rewritten:
     def flush(self) -> None:
         if len(self.content) > self.written:
             self.path.write_bytes(bytes(self.content))
-            self.written, self.since = len(self.content), time.monotonic()
+            self.written = len(self.content)
+            self.since = time.monotonic()
 
     def close(self) -> None:
         self.flush()
 
 
 def growing_file(path: Location, content: bytes) -> _Appended | _Rewritten:
-    """A file that holds `content`, and to which more is added: write(data), flush(), close()."""
+    """Returns a file that begins with `content` and takes more: write(data), flush(), close()."""
     write_atomically(path, content)
     return _Rewritten(path, content) if in_bucket(path) else _Appended(path)

@@ -77,7 +77,7 @@ def test_what_belongs_to_another_user_stops_nobody(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(Path, "rename", refused)
     with preparing(tmp_path):
         assert len(entries(tmp_path)) == 2
-    assert caplog.text.count("cannot be put right: Permission denied") == 2
+    assert caplog.text.count("cannot be repaired: Permission denied") == 2
 
 
 @pytest.mark.parametrize("text_is_there", [True, False])
@@ -141,7 +141,7 @@ FULL = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO]
 
 @pytest.mark.parametrize("error", FULL, ids=[errno.errorcode[error] for error in FULL])
 @pytest.mark.parametrize("at", ["write.keep_text", "facts.write_atomically", "aside._sync", "write.file_checksums"])
-def test_every_error_of_the_disk_is_told_alike(data, monkeypatch, error, at):
+def test_every_error_of_the_disk_is_reported_alike(data, monkeypatch, error, at):
     def fail(*_, **__):
         raise OSError(error, os.strerror(error))
 

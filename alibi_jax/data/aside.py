@@ -1,4 +1,4 @@
-"""Folders that appear whole: written aside, synced, renamed; what killed processes left is put right by the next one."""
+"""Folders that appear whole: written aside, synced, renamed. The next process repairs what a killed one left behind."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ logger = logging.getLogger("alibi_jax")
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """DataError with the folder and the way on where it cannot be written: a full disk, permissions, a failing device."""
+    """Turns errors of writing (a full disk, permissions, a failing device) into a DataError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -39,10 +39,10 @@ def writing(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def preparing(directory: Path) -> Iterator[None]:
-    """Makes `directory` and marks it as one in which this process prepares; first puts right what killed ones left.
+    """Makes `directory` and marks it as one in which this process prepares; first repairs what killed processes left.
 
-    All who prepare share a lock on directory/.lock (flock, which ends with its process), so whoever gets it alone knows
-    that no folder there is being written. On a file system without locks nothing is ever removed.
+    All processes that prepare hold a shared lock on directory/.lock (flock, which ends with its process), so one that gets it
+    exclusively knows that no folder there is being written. On a file system without locks nothing is ever removed.
     """
     with contextlib.ExitStack() as held:
         with writing(directory):
@@ -50,13 +50,13 @@ def preparing(directory: Path) -> Iterator[None]:
             lock = _open_lock(directory / LOCK)
             held.callback(os.close, lock)
             if _take(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                _put_right(directory)
+                _repair(directory)
             _take(lock, fcntl.LOCK_SH)
         yield
 
 
 def _open_lock(path: Path) -> int:
-    """A descriptor of the lock's file; one for reading where the file is another user's, whose folder this is, too."""
+    """Returns a descriptor of the lock's file; one for reading where the file belongs to another user of this folder."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:
@@ -69,14 +69,14 @@ def _take(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind)
     except OSError as error:
-        # EBADF: over NFS a lock for one alone needs a file that can be written
+        # EBADF: over NFS an exclusive lock needs a file that can be written
         if isinstance(error, BlockingIOError) or error.errno in (*NO_LOCKS, errno.EBADF):
             return False
         raise
     return True
 
 
-def _put_right(directory: Path) -> None:
+def _repair(directory: Path) -> None:
     """Restores corpora whose replacement was killed half-way, and removes half-written ones."""
     for path in sorted(directory.iterdir()):
         left = LEFT.fullmatch(path.name)
@@ -91,12 +91,12 @@ def _put_right(directory: Path) -> None:
                 shutil.rmtree(path)
                 logger.info("corpus: removed %s, which a killed preparation left", path)
         except OSError as error:  # another user's: this preparation does not need it
-            logger.warning("corpus: %s, which a killed preparation left, cannot be put right: %s", path, error.strerror)
+            logger.warning("corpus: %s, which a killed preparation left, cannot be repaired: %s", path, error.strerror)
 
 
 @contextlib.contextmanager
 def written_aside(directory: Path, name: str) -> Iterator[Path]:
-    """A new hidden folder in `directory`, removed at the end unless `move` has renamed it."""
+    """Yields a new hidden folder in `directory`, removed at the end unless `move` has renamed it."""
     aside = directory / f".{name}-{secrets.token_hex(4)}"
     try:
         aside.mkdir()
@@ -106,7 +106,7 @@ def written_aside(directory: Path, name: str) -> Iterator[Path]:
 
 
 def move(aside: Path, folder: Path, replace: bool) -> None:
-    """Syncs `aside` and renames it to `folder`. A `folder` that is there stays, unless `replace`; it is never lost."""
+    """Syncs `aside` and renames it to `folder`. A `folder` that is there stays, unless `replace`; a failure loses neither."""
     for path in (*aside.iterdir(), aside):
         _sync(path)
     old = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}-old")

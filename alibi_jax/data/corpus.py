@@ -100,7 +100,7 @@ def prepare(data: DataConfig, *, force: bool = False, quiet: bool = False) -> Co
     folder = None if force else find_corpus(data)
     if not folder:
         with preparing(directory):
-            folder = None if force else find_corpus(data)  # put right, or of a process that was first
+            folder = None if force else find_corpus(data)  # repaired, or of a process that was first
             folder = folder or _prepare(data, directory, force, quiet)
     keep_times(data, folder)
     return _open(folder)

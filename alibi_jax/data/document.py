@@ -1,4 +1,4 @@
-"""One document of text, read in pieces, so that no file and no line is ever held whole."""
+"""One document of text, read in pieces, so that no file and no line is ever in memory as a whole."""
 
 import codecs
 import functools
@@ -14,9 +14,9 @@ from alibi_jax.errors import DataError
 
 PIECE_CHARACTERS = 65_536  # of a piece; BPE's tokens depend on it: no token reaches from one piece into the next
 CHUNK_BYTES = 65_536  # read from a file at once
-UTF16_NULS = 0.25, 0.9  # share of NUL characters in ASCII text that was saved as UTF-16 (a half) or UTF-32 (3 quarters)
-MANY_NULS = 0.01  # share of NUL characters that is worth a warning
-OTHER_KINDS = (  # where a file says that it is no UTF-8 text: offset, bytes, what it is, what to do
+UTF16_NULS = 0.25, 0.9  # fraction of NUL characters: a half of ASCII text saved as UTF-16, three quarters of UTF-32
+MANY_NULS = 0.01  # fraction of NUL characters that is worth a warning
+OTHER_KINDS = (  # the marks of files that are not UTF-8 text: offset, bytes, kind, what to do
     (0, b"\x1f\x8b", "gzip data", "Decompress it; the name of a file that is compressed once may end in .gz"),
     (0, b"PK\x03\x04", "a zip archive", "Unpack it"),
     (0, b"\x28\xb5\x2f\xfd", "zstd data", "Decompress it, or compress it with gzip"),
@@ -35,9 +35,9 @@ logger = logging.getLogger("alibi_jax")
 
 @dataclass(frozen=True)
 class Document:
-    """A text that can be read again and again: iterating reads it anew, in pieces of PIECE_CHARACTERS characters.
+    """A text that can be read again and again: each iteration reads it anew, in pieces of PIECE_CHARACTERS characters.
 
-    The last piece is shorter. `texts` yields the same text cut anywhere; `name` is what errors call it.
+    The last piece may be shorter. `texts` yields the same text cut anywhere; errors call it `name`.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Document:
             yield rest
 
     def num_bytes(self) -> int:
-        """UTF-8 bytes of the text, counted by reading it."""
+        """Returns the number of UTF-8 bytes of the text, counted by reading it."""
         return sum(len(piece) if piece.isascii() else len(piece.encode("utf-8")) for piece in self)
 
     def between(self, start: int, stop: int) -> "Document":
-        """The characters from `start` to `stop`."""
+        """Returns the document of the characters from `start` to `stop`, without `stop`."""
         return Document(self.name, lambda: _between(self, start, stop))
 
 
@@ -72,12 +72,12 @@ def _between(pieces: Iterable[str], start: int, stop: int) -> Iterator[str]:
 
 
 def text_document(name: str, text: str) -> Document:
-    """A document of a text that is in memory."""
+    """Returns the document of a text that is in memory."""
     return Document(name, lambda: [text])
 
 
 def file_document(path: Path) -> Document:
-    """A document of one UTF-8 file, decompressed when its name ends in .gz, without its byte-order mark.
+    """Returns the document of one UTF-8 file, decompressed when its name ends in .gz, without its byte-order mark.
 
     DataError, when it is read, for a file that is empty, not UTF-8, damaged, or cannot be read.
     """
@@ -89,7 +89,8 @@ def _open(path: Path) -> BufferedIOBase:
 
 
 def _decoded(path: Path) -> Iterator[str]:
-    decoder, offset = codecs.getincrementaldecoder("utf-8-sig")(), 0
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    offset = 0
     empty = True
     try:
         with _open(path) as file:
@@ -120,21 +121,21 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def _check_head(path: Path, head: bytes) -> None:
-    """DataError for the first bytes of an archive or of another encoding; many NUL characters are warned of, once."""
+    """Raises DataError for the first bytes of an archive or of another encoding; warns, once, of many NUL characters."""
     for offset, magic, kind, do in OTHER_KINDS:
         if head.startswith(magic, offset):
             raise DataError(f"{path}: got {kind}, expected UTF-8 text. {do}.")
-    share = head.count(0) / len(head)
-    if UTF16_NULS[0] <= share <= UTF16_NULS[1]:
+    nuls = head.count(0) / len(head)
+    if UTF16_NULS[0] <= nuls <= UTF16_NULS[1]:
         raise DataError(
-            f"{path}: got {share:.0%} NUL characters, as UTF-16, UTF-32 and binary files have, expected UTF-8 text. "
+            f"{path}: got {nuls:.0%} NUL characters, as UTF-16, UTF-32 and binary files have, expected UTF-8 text. "
             "Convert the file (iconv -f UTF-16LE -t UTF-8) or leave it out."
         )
-    if share >= MANY_NULS:
-        warn_once(f"{path}: {share:.0%} of its first {len(head):,} characters are NUL. Is it text?")
+    if nuls >= MANY_NULS:
+        warn_once(f"{path}: {nuls:.0%} of its first {len(head):,} characters are NUL. Is it text?")
 
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Logs a warning the first time it is given in a process."""
+    """Logs a warning, once in a process however often it is called with the same message."""
     logger.warning(message)

@@ -1,4 +1,4 @@
-"""JSON files that hold their own checksum, and checksums of large files, block by block."""
+"""JSON files that contain their own checksum, and checksums of large files, block by block."""
 
 import hashlib
 import json
@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 from alibi_jax.errors import DataError
 from alibi_jax.storage import write_atomically
 
-BLOCK = 4 * 2**20  # bytes to a checksum: CRC-32, by 2 or 3 times the fastest of the standard library's
-OPENED_BLOCKS = 256  # of a file that are read when it is opened, evenly spaced: 1 GiB, about a second
+BLOCK = 4 * 2**20  # bytes of a checksum: CRC-32, which is 2 to 3 times as fast as any other in the standard library
+OPENED_BLOCKS = 256  # most blocks of a file that are read when it is opened, evenly spaced: 1 GiB, about a second
 
 
 def broken(path: Path, got: str, expected: str) -> DataError:
-    """The error for a file of a corpus that is not as it was written."""
+    """Returns the error for a file of a corpus that is not as it was written."""
     return DataError(
         f"{path}: got {got}, expected {expected}. Prepare the corpus again with --force, or remove {path.parent}."
     )
@@ -30,7 +30,7 @@ def write_facts(path: Path, facts: dict[str, Any]) -> None:
 
 
 def read_facts(path: Path, version: int) -> dict[str, Any]:
-    """The facts of a file that `write_facts` wrote in this format; DataError where they were changed since."""
+    """Returns the facts of a file that `write_facts` wrote in this format; DataError where they were changed since."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         written = facts.pop("sha256", None) if isinstance(facts, dict) else None
@@ -45,19 +45,19 @@ def read_facts(path: Path, version: int) -> dict[str, Any]:
 
 
 def has_kinds(facts: Any, kinds: dict[str, type]) -> bool:
-    """Whether these are facts with just these names and kinds of values."""
+    """Returns whether these are facts with exactly these names and types of values."""
     if not isinstance(facts, dict) or facts.keys() != kinds.keys():
         return False
     return all(type(facts[name]) is kind for name, kind in kinds.items())
 
 
 def num_blocks(size: int) -> int:
-    """Checksums that a file of so many bytes has."""
+    """Returns the number of checksums of a file of `size` bytes."""
     return -(-size // BLOCK)
 
 
 def file_checksums(path: Path) -> dict[str, Any]:
-    """{"bytes": its size, "crc32": [of every block]} of a file."""
+    """Returns {"bytes": its size, "crc32": [of every block]} of a file."""
     sums = []
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
@@ -66,7 +66,7 @@ def file_checksums(path: Path) -> dict[str, Any]:
 
 
 def check_file(path: Path, expected: dict[str, Any], *, full: bool) -> None:
-    """DataError unless a file has the size and the checksums it was written with: of all blocks, or of OPENED_BLOCKS."""
+    """Raises DataError unless a file has its size and its checksums, those of OPENED_BLOCKS blocks or with `full` of all."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)

@@ -1,4 +1,4 @@
-"""What the folder of a corpus holds: the names of its files, and corpus.json with its kinds and ranges."""
+"""The contents of the folder of a corpus: the names of its files, and corpus.json with its kinds and ranges."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Which files of text a path stands for: one rule for a file, a folder and a glob."""
+"""The files of text that a path stands for: one rule for a file, a folder and a glob."""
 
 import glob
 import os
@@ -18,11 +18,11 @@ Pattern = tuple[str, ...]  # one a folder level; "**" stands for any number of l
 EVERYTHING = frozenset({("**",)})
 SOURCES, TOKENIZERS = "|".join(get_args(SourceName)), "|".join(get_args(TokenizerName))
 CORPUS = rf"(?:{SOURCES})-(?:{TOKENIZERS})-[0-9a-f]{{12}}(?:-[0-9a-f]{{12}})?"  # how a prepared one's folder is named
-NO_TEXT = re.compile(rf"\..*|{CORPUS}", re.DOTALL)  # names that are passed over
+NO_TEXT = re.compile(rf"\..*|{CORPUS}", re.DOTALL)  # names that are left out
 
 
 class _Entry(NamedTuple):
-    """Something below the root, with what is left of the patterns for what is below it."""
+    """A file or folder below the root, with what is left of the patterns for what is below it."""
 
     name: str  # posix, relative to the root
     path: Path
@@ -32,16 +32,16 @@ class _Entry(NamedTuple):
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:
-    """The same for every name of one file or folder: links of either kind, relative and absolute paths."""
+    """Returns (device, inode), the same for every name of one file or folder: links of both kinds, relative, absolute."""
     return status.st_dev, status.st_ino
 
 
 def text_files(path: str) -> list[tuple[str, Path]]:
-    """(posix name below the folder, path) of every file that `path` (a file, folder or glob) stands for, by name.
+    """Returns (posix name below the folder, path) of every file that `path` (a file, folder or glob) stands for, by name.
 
-    Symbolic links are followed. What is reached by several names is taken once, by a name without a link where it has
-    one. Names that begin with a dot and prepared corpora are passed over; so are FIFOs, sockets and devices, with a warning.
-    DataError names a folder that cannot be read and a link that leads nowhere. Empty where nothing matches.
+    Symbolic links are followed. A file of several names is listed once, by a name without a link where it has one. Names that
+    begin with a dot and prepared corpora are left out; so are FIFOs, sockets and devices, with a warning. DataError for a
+    folder that cannot be read and a link that leads nowhere. Empty where nothing matches.
     """
     root, pattern = _split_pattern(path)
     status = _status(root)
@@ -59,7 +59,7 @@ def text_files(path: str) -> list[tuple[str, Path]]:
 
 
 def _split_pattern(path: str) -> tuple[Path, Pattern]:
-    """The folder that a glob begins in, and the rest; brackets and the like in the name of what exists are no pattern."""
+    """Returns the folder in which a glob begins, and the rest; brackets in the name of a file that exists are no pattern."""
     root = Path(path) if os.path.lexists(path) else Path(os.path.expanduser(path))
     parts, plain = root.parts, 0
     while plain < len(parts) and (not glob.has_magic(parts[plain]) or os.path.lexists(Path(*parts[: plain + 1]))):
@@ -80,12 +80,12 @@ def _is_file(path: Path, status: os.stat_result) -> bool:
     if stat.S_ISREG(status.st_mode):
         return True
     if not stat.S_ISDIR(status.st_mode):
-        warn_once(f"{path}: a FIFO, socket or device, which is passed over: text is read several times, from files")
+        warn_once(f"{path}: a FIFO, socket or device, which is left out: text is read several times, from files")
     return False
 
 
 def _walk(root: _Entry) -> Iterator[_Entry]:
-    """Everything below a folder, what is reached without a link first, and a folder once for the same patterns."""
+    """Yields everything below a folder, what is reached without a link first, and a folder once for the same patterns."""
     folders, links, seen = [root], deque(), set()
     while folders or links:
         folder = folders.pop() if folders else links.popleft()
@@ -98,7 +98,7 @@ def _walk(root: _Entry) -> Iterator[_Entry]:
 
 
 def _entries(folder: _Entry) -> list[tuple[_Entry, bool]]:
-    """What a folder holds and the patterns ask for, and whether each is a symbolic link; without what is no text."""
+    """Returns the entries of a folder that match and may be text, and whether each is a symbolic link."""
     try:
         with os.scandir(folder.path) as entries:
             names = [(entry.name, entry.is_symlink()) for entry in entries if not NO_TEXT.fullmatch(entry.name)]
@@ -120,7 +120,7 @@ def _entries(folder: _Entry) -> list[tuple[_Entry, bool]]:
 
 
 def _below(patterns: frozenset[Pattern], name: str) -> frozenset[Pattern]:
-    """What is left of the patterns for what lies below an entry of this name; () where one ends with it."""
+    """Returns what is left of the patterns below an entry of this name; () where a pattern ends with it."""
     left = set()
     for pattern in patterns:
         if pattern[0] == "**":

@@ -21,7 +21,7 @@ logger = logging.getLogger("alibi_jax")
 def split_names(names: Sequence[str]) -> dict[str, Split]:
     """Returns each document's split, by the sha256 of its name: the lowest twentieth is test, the next valid, the rest train.
 
-    With 20 names or more no split is empty; the same names give the same splits on every machine.
+    With 20 names or more no split is empty. The same names have the same splits on every machine.
     """
     ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
     held_out = len(ranked) // HELD_OUT_EVERY

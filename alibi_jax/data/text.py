@@ -1,7 +1,7 @@
-"""Which files a text is made of, and whether they are still what they were when it was prepared.
+"""The files of a text, and whether they are still what they were when a corpus was prepared from it.
 
-A file is taken as unchanged where its path, size and times are the same. Where only its path or times differ its sha256
-decides, so a copied, moved or touched file is the same text, and an edited one never is.
+A file counts as unchanged where its path, size and times are the same. Where only its path or times differ, its sha256
+decides, so that a copied, moved or touched file is the same text, and an edited one never is.
 """
 
 import dataclasses

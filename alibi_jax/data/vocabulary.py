@@ -1,4 +1,4 @@
-"""Whether the ids of a token stream are those of a vocabulary, read in pieces: a stream may be a map of a large file."""
+"""The check that the ids of a token stream are in the vocabulary, in pieces: a stream may be a map of a large file."""
 
 import logging
 
@@ -13,10 +13,10 @@ PIECES = 64  # of a stream that is only sampled: 2^28 tokens, about a second
 
 
 def check_ids(name: str, stream: np.ndarray, vocab_size: int | None, *, sampled: bool = False) -> None:
-    """DataError where `stream`, called `name` in the message, is no row of integers, or one is outside 0 ... vocab_size - 1.
+    """Raises DataError where `stream` (`name` in the message) is no row of integers, or one is outside 0 ... vocab_size - 1.
 
-    vocab_size None: only negative ids are refused. sampled: of a stream of more than PIECES pieces, so many evenly spread ones
-    are read, the first and the last among them, and it is logged how much that is.
+    vocab_size None: only negative ids are refused. sampled: of a stream of more than PIECES pieces only that many are read,
+    evenly spread, the first and the last among them; the log says how much that is.
     """
     if stream.ndim != 1 or not np.issubdtype(stream.dtype, np.integer):
         raise DataError(
@@ -33,7 +33,8 @@ def check_ids(name: str, stream: np.ndarray, vocab_size: int | None, *, sampled:
 
 
 def _check_piece(name: str, ids: np.ndarray, first: int, vocab_size: int | None) -> None:
-    low, high = int(ids.min()), int(ids.max())
+    low = int(ids.min())
+    high = int(ids.max())
     if low >= 0 and (vocab_size is None or high < vocab_size):
         return
     wrong = low if low < 0 else high

@@ -1,9 +1,9 @@
-"""Writing a corpus: the tokenizer is learned, each split is read and written as tokens, and all of it is counted.
+"""Writing a corpus: a tokenizer is learned, and each split is read, counted and written as tokens.
 
-Preparing holds at most PREPARING_MIB, however long a file, a line or what a gzip file decompresses to. To that come what
-grows with the text's variety, not its length: the different words of the training text while `words` or `bpe` is learned
-(some 200 bytes each; BPE's library holds letters that no space or punctuation parts, up to 65,536 of them, as one word of
-some 40 bytes a letter); and one example of a tfds data set.
+This takes at most PREPARING_MIB of memory, however long a file, a line or a decompressed gzip file is. Two things come on top.
+One is the different words of the training text while `words` or `bpe` is learned, about 200 bytes each: they grow with the
+variety of the text, not with its length. (For BPE's library up to 65,536 letters without space or punctuation between them are
+one word, of about 40 bytes a letter.) The other is one example of a tfds data set.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ from alibi_jax.data.text import Text, copies, keep_text, read_text, same_entries
 from alibi_jax.data.tokenizer import Tokenizer, make_tokenizer
 from alibi_jax.errors import DataError
 
-PREPARING_MIB = 384  # beyond the program itself; seen were 30 for bytes, 70 for words, 130 to 300 for BPE
-CHUNK = 2**20  # tokens that are held at once
+PREPARING_MIB = 384  # on top of the program itself; measured: 30 for bytes, 70 for words, 130 to 300 for BPE
+CHUNK = 2**20  # tokens that are in memory at once
 
 logger = logging.getLogger("alibi_jax")
 

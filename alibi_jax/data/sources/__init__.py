@@ -14,7 +14,7 @@ SOURCES: dict[str, Source] = {"stdlib": STDLIB, "files": FILES, "tfds": TFDS}
 
 
 def documents(data: DataConfig, split: Split) -> Iterator[Document]:
-    """Yields the documents of one split of the configured source, always in the same order; none is held whole in memory.
+    """Yields the documents of one split of the configured source, always in the same order; none is whole in memory.
 
     Only an example of a tfds data set and a file of the standard library are read at once. Raises DataError for a source that
     is not there, and while a document is read for one that is empty, not UTF-8 or otherwise unreadable.
@@ -23,7 +23,7 @@ def documents(data: DataConfig, split: Split) -> Iterator[Document]:
 
 
 def splits_cut_from_training(data: DataConfig) -> list[Split]:
-    """Returns the held-out splits that could have a path of their own and have none: the training text gives them up."""
+    """Returns the held-out splits that could have a path of their own and have none: they are cut from the training text."""
     paths: dict[Split, str] = {"valid": data.valid_path, "test": data.test_path}
     known = SOURCES[data.source].paths
     return [split for split, path in paths.items() if f"{split}_path" in known and not path]

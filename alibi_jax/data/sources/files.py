@@ -12,7 +12,7 @@ from alibi_jax.errors import DataError
 
 
 def files_of_splits(data: DataConfig) -> dict[Split, list[tuple[str, Path]]]:
-    """Returns (name, path) of the files of each split that has a path of its own; the training text has none that are held out.
+    """Returns (name, path) of the files of each split that has a path of its own; held-out files are no training text.
 
     DataError where a path matches nothing, or nothing is left to train on.
     """
@@ -54,7 +54,7 @@ def _files(data: DataConfig) -> list[tuple[str, Path]]:
 
 
 def _documents(data: DataConfig, split: Split) -> Iterator[Document]:
-    """Yields one document a file; hidden files and folders are passed over.
+    """Yields one document a file; hidden files and folders are left out.
 
     A held-out split without a path of its own is taken from the training text: a twentieth of the documents
     (`split_names`), or of every document's lines where there are fewer than 20. One with a path takes nothing from it.

@@ -49,7 +49,7 @@ def _files(data: DataConfig) -> list[tuple[str, Path]]:
 
 
 def _documents(data: DataConfig, split: Split) -> Iterator[Document]:
-    """Yields one document a file, which is read whole; files that are no text by their own coding line are passed over."""
+    """Yields one document a file, which is read whole; files that are no text by their own coding line are left out."""
     root = _root()
     names = _names(root)
     if len(names) < HELD_OUT_EVERY:
