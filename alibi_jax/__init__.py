@@ -1,7 +1,7 @@
 """alibi_jax: train short, test long. Position methods, attention and an extrapolation evaluation in JAX and Flax.
 
-A public name is imported when it is first used: `from alibi_jax import attend` loads attention alone, and a command handles
-Ctrl-C before JAX is loaded.
+A public name is imported when it is first used (PEP 562): `from alibi_jax import attend` loads attention alone, and not what
+trains, stores and evaluates (Flax, Orbax, Grain, TensorStore); and a command handles Ctrl-C before JAX is loaded.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from alibi_jax.attention import attend
     from alibi_jax.config import Config, load_config
     from alibi_jax.evaluate.nats import token_nats
@@ -34,7 +34,7 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {
+_MODULES = {  # public name -> its module; `train` is below
     "BucketBias": "alibi_jax.positions",
     "Config": "alibi_jax.config",
     "LinearBias": "alibi_jax.positions",

@@ -24,7 +24,7 @@ from alibi_jax.run.metrics import MetricsLog, Speed
 from alibi_jax.run.profile import Trace
 from alibi_jax.run.progress import Bar, loss_text
 from alibi_jax.run.supervise import tell_supervisor
-from alibi_jax.sharding import Share, put_batch
+from alibi_jax.sharding import HostShard, put_batch
 from alibi_jax.storage import Location
 
 VALIDATION_TOKENS = 8192  # of one batch of validation windows: it needs no more memory than a training step
@@ -56,7 +56,7 @@ def open_outputs(
 
 
 def placed_batches(
-    batches: Batches, shard: Share, first: int, last: int
+    batches: Batches, shard: HostShard, first: int, last: int
 ) -> Iterator[tuple[int, Int[Array, "B L"], Int[Array, "B L"]]]:
     """Yields (step, inputs, targets) of the steps first + 1 ... last, placed on the mesh; this host reads its shard of each."""
     with contextlib.closing(batches.read_ahead(first)) as ahead:

@@ -1,7 +1,7 @@
 """Logical dimension -> mesh axis: the only file that knows a mesh axis by name.
 
 Two tables. DIMENSIONS names the dimensions of every parameter by the end of its path; an optimizer moment's path ends in
-its parameter's, so the same rows place both. RULES says over which mesh axes a dimension is split. Activations and
+its parameter's, so the same rows place both. RULES says over which mesh axes a dimension is sharded. Activations and
 batches are placed by `shard(x, "batch", "length", ...)` with the same RULES.
 """
 
@@ -10,18 +10,19 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from alibi_jax.config import Config, MeshConfig
 from alibi_jax.errors import ConfigError, require
 
-AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
+if TYPE_CHECKING:  # names for type checkers alone: attention imports this file, and the config is more than it needs
+    import alibi_jax.config
+
+AXES = ("data", "fsdp", "tensor", "sequence")  # the fields of MeshConfig
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
@@ -36,7 +37,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "rows": None,  # of small tables
     "cluster_width": None,  # of a projection of the adaptive input and softmax
-    "words": None,  # of a seed
+    "seed": None,  # of a head's dropout mask
     "replicated": None,  # on every device, whatever else changes here
 }
 
@@ -66,21 +67,21 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """A mesh of `data` x `fsdp` x `tensor` x `sequence` devices; a size of -1 takes the rest. ConfigError if they do not
-    multiply out.
+def make_mesh(config: "alibi_jax.config.MeshConfig", devices: list | None = None) -> Mesh:
+    """Returns a mesh of `data` x `fsdp` x `tensor` x `sequence` devices; a size of -1 takes the rest. ConfigError if they do
+    not multiply to the number of devices.
 
     Its axes are Auto (the compiler propagates shardings), which Linen needs; jax.make_mesh's own default is Explicit.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = list(dataclasses.astuple(config))
-    said = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    text = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     named = math.prod(size for size in sizes if size != -1)
     sizes = [len(devices) // named if size == -1 else size for size in sizes]
     require(
         math.prod(sizes) == len(devices),
         "mesh",
-        f"{said} on {len(devices)} devices",
+        f"{text} on {len(devices)} devices",
         "sizes that multiply to the number of devices (-1: the rest)",
         "Change the sizes of the mesh.",
     )
@@ -88,8 +89,8 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
 
 
 def _arranged(sizes: Sequence[int], devices: list) -> np.ndarray:
-    """Neighbours in an axis near each other; several slices of TPUs split the first axes that they divide, so that most of what
-    is sent stays within a slice. jax.make_mesh refuses some of these meshes."""
+    """Returns the devices with neighbours in an axis near each other. Several slices of TPUs split the first axes that they
+    divide, so that most communication stays within a slice. jax.make_mesh refuses some of these meshes."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
@@ -98,16 +99,16 @@ def _arranged(sizes: Sequence[int], devices: list) -> np.ndarray:
         across.append(math.gcd(size, left))
         left //= across[-1]
     require(left == 1, "mesh", f"{list(sizes)} over {slices} slices", "axes that the slices divide", "Change the mesh.")
-    inside = [size // ways for size, ways in zip(sizes, across, strict=True)]
+    inside = [size // count for size, count in zip(sizes, across, strict=True)]
     return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 
 
-def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
-    """ConfigError, with the numbers, where a dimension of the run does not divide over its mesh axes."""
+def check_mesh(config: "alibi_jax.config.Config", mesh: Mesh | AbstractMesh) -> None:
+    """Raises ConfigError, with the numbers, where a dimension of the run does not divide over its mesh axes."""
     train, model = config.train, config.model
-    part = train.batch_size // train.gradient_accumulation
+    microbatch = train.batch_size // train.gradient_accumulation
     sizes = [
-        ("train.batch_size / train.gradient_accumulation", part, "batch"),
+        ("train.batch_size / train.gradient_accumulation", microbatch, "batch"),
         ("model.num_heads", model.num_heads, "heads"),
         ("model.mlp_width", model.mlp_width, "mlp"),
         ("model.width", model.width, "width"),
@@ -122,41 +123,36 @@ def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
 
 
 def check_divides(lengths: Sequence[int], mesh: Mesh | AbstractMesh) -> None:
-    """ConfigError where an input's length in tokens does not divide over the mesh."""
+    """Raises ConfigError where an input's length in tokens does not divide over the mesh."""
     for length in lengths:
         _check_size("length", length, "length", mesh)
 
 
 def _check_size(field: str, size: int, dimension: str, mesh: Mesh | AbstractMesh) -> None:
-    ways = _ways(mesh, dimension)
-    expected = f"a multiple of {ways}, the devices along {RULES[dimension]}"
-    require(size % ways == 0, field, size, expected, f"Use {-(-size // ways) * ways}, or change the mesh.")
+    shards = num_shards(mesh, dimension)
+    expected = f"a multiple of {shards}, the devices along {RULES[dimension]}"
+    require(size % shards == 0, field, size, expected, f"Use {-(-size // shards) * shards}, or change the mesh.")
 
 
-def _ways(mesh: Mesh | AbstractMesh, dimension: str) -> int:
+def _axes(dimension: str) -> tuple[str, ...]:
     axes = RULES[dimension] or ()
-    return math.prod(mesh.shape.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes))
+    return (axes,) if isinstance(axes, str) else axes
+
+
+def num_shards(mesh: Mesh | AbstractMesh, *dimensions: str) -> int:
+    """Returns into how many shards a mesh splits an array of these dimensions; 1 without a mesh."""
+    return math.prod(mesh.shape.get(axis, 1) for dimension in dimensions for axis in _axes(dimension))
 
 
 def local_size(size: int, dimension: str) -> int:
-    """A device's share of a dimension under the mesh of `jax.set_mesh`, rounded up; all of it without a mesh."""
-    return -(-size // _ways(jax.sharding.get_abstract_mesh(), dimension))
+    """Returns a device's shard of a dimension under the mesh of `jax.set_mesh`, rounded up; all of it without a mesh."""
+    return -(-size // num_shards(jax.sharding.get_abstract_mesh(), dimension))
 
 
-def ways(mesh: Mesh | AbstractMesh, *dimensions: str) -> int:
-    """Into how many parts an array of these dimensions is split."""
-    return math.prod(_ways(mesh, dimension) for dimension in dimensions)
-
-
-def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts a batch is split; 1 without a mesh."""
-    return _ways(mesh, "batch")
-
-
-def token_ways() -> tuple[int, int]:
-    """Into how many parts the batch and the length are split under the mesh of `jax.set_mesh`: the smallest [B, L] it takes."""
+def token_shards() -> tuple[int, int]:
+    """Returns the shards of batch and length under the mesh of `jax.set_mesh`: the shape of the smallest [B, L] it takes."""
     mesh = jax.sharding.get_abstract_mesh()
-    return _ways(mesh, "batch"), _ways(mesh, "length")
+    return num_shards(mesh, "batch"), num_shards(mesh, "length")
 
 
 def _spec(dimensions: tuple[str, ...]) -> PartitionSpec:
@@ -170,28 +166,37 @@ def shard(x: jax.Array, *dimensions: str) -> jax.Array:
 
 
 def device() -> tuple[str, str]:
-    """(platform: "cpu", "gpu" or "tpu"; kind) of what is traced: the mesh of `jax.set_mesh`, or else the default device."""
-    found = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
-    if found is None or isinstance(found, str):
-        found = jax.devices(found)[0]
-    return found.platform, found.device_kind
+    """Returns (platform: "cpu", "gpu" or "tpu"; kind) of the devices that are traced for: those of the mesh of `jax.set_mesh`,
+    else the default device."""
+    default = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+    if default is None or isinstance(default, str):
+        default = jax.devices(default)[0]
+    return default.platform, default.device_kind
 
 
 def _local_spec(dimensions: tuple[str, ...], mesh: AbstractMesh) -> PartitionSpec:
-    """Like `_spec`, with only those axes the mesh has."""
-    parts = [(axes,) if isinstance(axes := RULES[dimension] or (), str) else axes for dimension in dimensions]
-    return PartitionSpec(*(tuple(axis for axis in axes if axis in mesh.shape) or None for axes in parts))
+    """Returns `_spec` with only those axes the mesh has."""
+    return PartitionSpec(*(tuple(axis for axis in _axes(name) if axis in mesh.shape) or None for name in dimensions))
+
+
+def _check_divides(size: int, dimension: str, mesh: Mesh | AbstractMesh) -> None:
+    shards = num_shards(mesh, dimension)
+    if size % shards:
+        raise ValueError(
+            f"{dimension}: got {size}, expected a multiple of {shards}, the devices along {RULES[dimension]}. Change the size "
+            "or the mesh."
+        )
 
 
 def on_each_device(function: Callable, inputs: tuple, dimensions: tuple, output: tuple[str, ...]) -> jax.Array:
-    """function(*inputs) of the mesh of `jax.set_mesh`, each device working alone on its part of every input (shard_map).
+    """Returns function(*inputs), each device of the mesh of `jax.set_mesh` computing its own shard alone (shard_map).
 
     dimensions: for each array of the inputs, in the order of the pytree's leaves, the names of its dimensions, as in RULES.
     Without a mesh, or one whose axes split nothing here, a plain call. ValueError where a dimension does not divide over its
     axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes or all(_ways(mesh, name) == 1 for names in dimensions for name in names):
+    if mesh.empty or mesh.manual_axes or all(num_shards(mesh, *names) == 1 for names in dimensions):
         return function(*inputs)
     if AxisType.Explicit in mesh.axis_types:
         raise ValueError(
@@ -201,42 +206,10 @@ def on_each_device(function: Callable, inputs: tuple, dimensions: tuple, output:
     arrays, tree = jax.tree.flatten(inputs)
     for array, names in zip(arrays, dimensions, strict=True):
         for size, name in zip(array.shape, names, strict=True):
-            if size % _ways(mesh, name):
-                raise ValueError(
-                    f"{name}: got {size}, expected a multiple of {_ways(mesh, name)}, the devices along {RULES[name]}. "
-                    "Change the size or the mesh."
-                )
+            _check_divides(size, name, mesh)
     specs = tree.unflatten([_local_spec(names, mesh) for names in dimensions])
     mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=_local_spec(output, mesh), check_vma=False)
     return mapped(*inputs)
-
-
-def ring_size() -> int:
-    """Into how many parts a sequence is split under the mesh of `jax.set_mesh`; 1 inside a shard_map, where it is whole."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.manual_axes else _ways(mesh, "length")
-
-
-def ring_index() -> jax.Array:
-    """Which part of the sequence this device holds, inside `on_each_device`."""
-    return jax.lax.axis_index(RULES["length"])
-
-
-def from_earlier(tree: Any, steps: int) -> Any:
-    """What the device `steps` parts earlier in the sequence holds (later, where negative), the last before the first."""
-    size = jax.lax.axis_size(RULES["length"])
-    pairs = [(source, (source + steps) % size) for source in range(size)]
-    return jax.tree.map(lambda x: jax.lax.ppermute(x, RULES["length"], pairs), tree)
-
-
-def largest_in_sequence(x: jax.Array) -> jax.Array:
-    """The maximum over the devices that hold parts of the same sequence; of NaN infinity."""
-    return jax.lax.pmax(jnp.where(jnp.isnan(x), jnp.inf, x), RULES["length"])  # pmax itself would drop NaN
-
-
-def largest_of_all(x: jax.Array) -> jax.Array:
-    """The maximum over all devices: what they have to agree on before a collective that not every step needs."""
-    return jax.lax.pmax(x, jax.sharding.get_abstract_mesh().axis_names)
 
 
 def _leaf_spec(path: tuple, leaf: Any) -> PartitionSpec:
@@ -244,31 +217,35 @@ def _leaf_spec(path: tuple, leaf: Any) -> PartitionSpec:
         return PartitionSpec()
     name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path[-2:])
     name = re.sub(r"_\d+$", "", name)  # of a cluster
-    known = [row for row in DIMENSIONS if name == row or name.endswith("_" + row)]
-    if not known:
+    rows = [row for row in DIMENSIONS if name == row or name.endswith("_" + row)]
+    if not rows:
         raise ConfigError(f"sharding: got a parameter {name!r}, expected a row for it in DIMENSIONS. Add one.")
-    dimensions = DIMENSIONS[known[0]]
+    dimensions = DIMENSIONS[rows[0]]
     stacked = np.ndim(leaf) - len(dimensions)  # one more in front when layers are scanned
     return _spec(("layers",) * stacked + dimensions)
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """NamedSharding of every parameter, moment or count in a tree of arrays or shapes, after DIMENSIONS and RULES."""
+    """Returns the NamedSharding of every parameter, moment or count in a tree of arrays or shapes, by DIMENSIONS and RULES."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf)), tree)
 
 
 def placed_shapes(shapes: Any, shardings: Any) -> Any:
-    """A tree of shapes and types with where each array is to lie: what a checkpoint is restored into, or compiled for."""
-    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings)
+    """Returns a tree of shapes, types and shardings: what a checkpoint is restored into, or a step compiled for."""
+
+    def placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, shapes, shardings)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of a batch [B, L] of tokens."""
+    """Returns the sharding of a batch [B, L] of tokens."""
     return NamedSharding(mesh, _spec(("batch", "length")))
 
 
-class Share(NamedTuple):
-    """What one host's devices hold of every batch [B, L], and so all that it reads."""
+class HostShard(NamedTuple):
+    """The shard of every batch [B, L] that one host's devices hold, and so all of it that the host reads."""
 
     shape: tuple[int, int]  # of the whole batch
     sharding: NamedSharding
@@ -276,28 +253,29 @@ class Share(NamedTuple):
     columns: slice
 
 
-def host_share(shape: tuple[int, int], mesh: Mesh) -> Share:
-    """This host's share of batches of `shape` on a mesh; several hosts may hold the same rows."""
+def host_shard(shape: tuple[int, int], mesh: Mesh) -> HostShard:
+    """Returns this host's shard of batches of `shape` on a mesh; several hosts may hold the same rows."""
     sharding = batch_sharding(mesh)
     held = sharding.addressable_devices_indices_map(shape).values()
     rows = np.unique(np.concatenate([np.arange(shape[0])[index[0]] for index in held]))
     bounds = [index[1].indices(shape[1]) for index in held]
-    return Share(shape, sharding, rows, slice(min(start for start, *_ in bounds), max(stop for _, stop, _ in bounds)))
+    columns = slice(min(start for start, *_ in bounds), max(stop for _, stop, _ in bounds))
+    return HostShard(shape, sharding, rows, columns)
 
 
-def put_batch(part: np.ndarray, share: Share) -> jax.Array:
-    """This host's share of a batch as one global array, split over the mesh."""
+def put_batch(tokens: np.ndarray, local: HostShard) -> jax.Array:
+    """Returns the global batch, placed over the mesh, from the tokens of this host's shard."""
 
     def of_device(index: tuple[slice, slice]) -> np.ndarray:
-        rows = np.searchsorted(share.rows, np.arange(share.shape[0])[index[0]])
-        start, stop, _ = index[1].indices(share.shape[1])
-        return part[rows, start - share.columns.start : stop - share.columns.start]
+        rows = np.searchsorted(local.rows, np.arange(local.shape[0])[index[0]])
+        start, stop, _ = index[1].indices(local.shape[1])
+        return tokens[rows, start - local.columns.start : stop - local.columns.start]
 
-    return jax.make_array_from_callback(share.shape, share.sharding, of_device)
+    return jax.make_array_from_callback(local.shape, local.sharding, of_device)
 
 
 def of_any_host(flag: bool, mesh: Mesh) -> jax.Array:
-    """Whether `flag` is true on any host; every host calls it as often. Reading the answer waits for all of them."""
+    """Returns whether `flag` is true on any host; all hosts must call it equally often. Reading the answer waits for them."""
     everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     flags = jax.make_array_from_callback((mesh.size,), everywhere, lambda _: np.array([flag]))
     return _any(flags, NamedSharding(mesh, PartitionSpec()))
@@ -309,13 +287,13 @@ def _any(flags: jax.Array, replicated: NamedSharding) -> jax.Array:
 
 
 def place_rows(rows: np.ndarray) -> jax.Array:
-    """A batch [B, L] every host holds whole, split over the batch axes of `jax.set_mesh`; one device without a mesh."""
+    """Returns a batch [B, L] that every host holds whole, sharded over the mesh of `jax.set_mesh`; one device without a mesh.
+
+    ValueError where it does not divide over the mesh.
+    """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.device_put(rows)
     for size, name in zip(rows.shape, ("batch", "length"), strict=True):
-        if size % _ways(mesh, name):
-            raise ValueError(
-                f"{name}: got {size}, expected a multiple of {_ways(mesh, name)} devices. Change it or the mesh."
-            )
+        _check_divides(size, name, mesh)
     return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda index: rows[index])

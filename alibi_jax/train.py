@@ -34,7 +34,15 @@ from alibi_jax.run.profile import parse_steps, watched
 from alibi_jax.run.signals import stop_requested
 from alibi_jax.run.supervise import is_supervised
 from alibi_jax.run.workdir import trained_on
-from alibi_jax.sharding import check_mesh, host_share, make_mesh, placed_shapes, token_ways, tree_shardings, ways
+from alibi_jax.sharding import (
+    check_mesh,
+    host_shard,
+    make_mesh,
+    num_shards,
+    placed_shapes,
+    token_shards,
+    tree_shardings,
+)
 from alibi_jax.storage import locate
 
 logger = logging.getLogger("alibi_jax")
@@ -50,7 +58,7 @@ class State(NamedTuple):
 
 def init_state(config: Config, model: nn.Module, optimizer: optax.GradientTransformation) -> State:
     """Returns the state before the first step: parameters from the seed, moments at zero."""
-    tokens = jnp.zeros(token_ways(), jnp.int32)  # what divides over the mesh; no parameter depends on length
+    tokens = jnp.zeros(token_shards(), jnp.int32)  # what divides over the mesh; no parameter depends on length
     params = model.init(jax.random.key(config.train.seed), tokens)["params"]
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
@@ -135,7 +143,7 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
     config = resolve(config, corpus)
     recipe = config.train
     tokens = corpus.tokens("train")
-    shard = host_share((recipe.batch_size, recipe.train_length), mesh)
+    shard = host_shard((recipe.batch_size, recipe.train_length), mesh)
     # DataError for a text that is too short
     batches = Batches(tokens, recipe.train_length, recipe.batch_size, recipe.seed, shard.rows, shard.columns)
     check_run(config, corpus, mesh)
@@ -184,8 +192,8 @@ def check_memory(config: Config, mesh: Mesh) -> None:
     """Raises ConfigError where a device has too little memory for parameters, gradients, moments and layer inputs alone."""
     model, train = config.model, config.train
     floats = 4 if config.optimizer.name == "adamw" else 3  # of each parameter: itself, its gradient, one moment or two
-    state = 4 * floats * parameter_count(model) // ways(mesh, "width", "mlp")  # at least: some are split less
-    tokens = train.batch_size * train.train_length // (train.gradient_accumulation * ways(mesh, "tokens"))
+    state = 4 * floats * parameter_count(model) // num_shards(mesh, "width", "mlp")  # at least: some are split less
+    tokens = train.batch_size * train.train_length // (train.gradient_accumulation * num_shards(mesh, "tokens"))
     needed = state + model.num_layers * model.width * jnp.dtype(model.compute_dtype).itemsize * tokens
     free = free_memory()
     require(

@@ -18,7 +18,7 @@ from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import DASH, markdown
 from alibi_jax.run.display import markdown_code, markdown_text, number
 from alibi_jax.run.invocation import recorded_command
-from alibi_jax.sharding import batch_ways, check_mesh, make_mesh
+from alibi_jax.sharding import check_mesh, make_mesh, num_shards
 from alibi_jax.storage import write_atomically
 from alibi_jax.train import train
 from experiments.processes import Call, spread
@@ -48,7 +48,7 @@ def at_length(config: Config, length: int) -> Config:
     """The same run trained at another length: as many tokens an update, but for whole sequences on every device, evaluated at
     that length and every longer one of the config's."""
     tokens = config.train.train_length * config.train.batch_size
-    ways = batch_ways(make_mesh(config.mesh))
+    ways = num_shards(make_mesh(config.mesh), "batch")
     batch = tokens // length // ways * ways
     require(
         batch > 0,

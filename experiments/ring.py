@@ -18,7 +18,8 @@ import numpy as np
 import tyro
 
 from alibi_jax.attention import attend, blockwise, ring
-from alibi_jax.attention.options import Options, Part
+from alibi_jax.attention.collectives import ring_size
+from alibi_jax.attention.implementation import Inputs, Options
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE
 from alibi_jax.config import MeshConfig
 from alibi_jax.errors import ConfigError
@@ -28,7 +29,7 @@ from alibi_jax.plan.hlo import Program
 from alibi_jax.positions import LinearBias, alibi_slopes
 from alibi_jax.run.command import exit_with
 from alibi_jax.run.invocation import recorded_command
-from alibi_jax.sharding import make_mesh, on_each_device, ring_size, shard
+from alibi_jax.sharding import make_mesh, on_each_device, shard
 from alibi_jax.storage import write_atomically
 from experiments.reach import random_inputs, trained_inputs
 
@@ -37,12 +38,12 @@ MIB = 2**20
 
 
 def steps_of(q: jax.Array, k: jax.Array, slopes: jax.Array) -> list[int]:
-    """How many of the 8 parts before its own each head looks back."""
+    """Returns how many of the 8 shards before its own each head looks back."""
     options, size = Options(True, 0.0, DEFAULT_TOLERANCE[q.dtype.name]), ring_size()
 
     def measure(q: jax.Array, k: jax.Array, slopes: jax.Array) -> jax.Array:
-        part = Part(q, k, k, LinearBias(slopes), jnp.int32(0), jnp.zeros((1, q.shape[2], 2), jnp.uint32))
-        return ring.steps_taken(blockwise.RULES, size, options, part)
+        inputs = Inputs(q, k, k, LinearBias(slopes), jnp.int32(0), jnp.zeros((1, q.shape[2], 2), jnp.uint32))
+        return ring.steps_taken(blockwise.IMPLEMENTATION, size, options, inputs)
 
     run = functools.partial(on_each_device, measure, dimensions=(HEADS, HEADS, ("heads",)), output=("heads",))
     return np.asarray(jax.jit(lambda *inputs: run(inputs))(q, k, slopes)).tolist()

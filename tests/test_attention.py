@@ -299,7 +299,7 @@ def test_auto_is_dense_for_one_block_and_takes_blocks_beyond(caplog, monkeypatch
         attention.log, "propagate", True
     )  # a command run in this process before would have kept it to itself
     monkeypatch.setattr(attention.log.parent, "propagate", True)
-    attention._say_once.cache_clear()  # and another test may have had it said
+    attention._log_once.cache_clear()  # another test may have logged it
     for length in (64, 1024):
         jax.eval_shape(attend, *(jax.ShapeDtypeStruct((1, length, 2, 4), jnp.float32),) * 3)
     assert "reference for 64 queries" in caplog.text

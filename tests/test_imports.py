@@ -1,13 +1,17 @@
 """Imports run one way, and nothing heavy is imported by importing the library."""
 
 import ast
+import dataclasses
 import graphlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+
+import alibi_jax
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +22,7 @@ ALLOWED = {
     "config": {"errors", "storage"},
     "positions.bias": set(),
     "positions": {"errors", "positions.bias"},
-    "sharding": {"config", "errors"},
+    "sharding": {"errors"},
     "attention": {"errors", "positions.bias", "sharding"},
     "plan.chips": set(),
     "model": {"attention", "config", "errors", "plan.chips", "positions", "positions.bias", "sharding"},
@@ -35,16 +39,37 @@ ALLOWED = {
 }
 
 
+# what `from alibi_jax import attend` loads of the library beside attention, and may load of other packages
+ATTEND_MODULES = {f"alibi_jax{name}" for name in ("", ".errors", ".positions", ".positions.bias", ".sharding")}
+ATTEND_PACKAGES = {"absl", "jax", "jaxlib", "jaxtyping", "numpy", "typing_extensions", "wadler_lindig"}
+
+
+def for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(node: ast.AST, stop: type | tuple = ()) -> list[ast.Import | ast.ImportFrom]:
+    """The imports within a node that run, without those inside nodes of the types `stop`."""
+    found = []
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            found.append(child)
+        elif not isinstance(child, stop) and not for_type_checkers(child):
+            found += imports(child, stop)
+    return found
+
+
+def module_names(node: ast.Import | ast.ImportFrom) -> list[str]:
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+
+
 def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        if names == ["alibi_jax"] and [alias.name for alias in node.names] == ["__version__"]:
-            continue
-        assert "alibi_jax" not in names, f"{path} imports from the package as a whole"
-        rooms |= {room_of(name) for name in names if name.startswith("alibi_jax.")}
-    return rooms
+    names = []
+    for node in imports(ast.parse(path.read_text())):
+        version_alone = [alias.name for alias in node.names] == ["__version__"]
+        names += [] if version_alone else module_names(node)
+    assert "alibi_jax" not in names, f"{path} imports from the package as a whole"
+    return {room_of(name) for name in names if name.startswith("alibi_jax.")}
 
 
 def room_of(module: str) -> str:
@@ -56,9 +81,41 @@ def room_of(module: str) -> str:
 @pytest.mark.parametrize("path", sorted((ROOT / "alibi_jax").rglob("*.py")), ids=lambda path: path.stem)
 def test_rooms_import_one_way(path):
     room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    if room == "__init__":
-        return  # the public names come from every room
-    assert imported_rooms(path) <= ALLOWED[room] | {room}
+    allowed = set() if room == "__init__" else ALLOWED[room] | {room}  # public names are imported when they are used
+    assert imported_rooms(path) <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "alibi_jax").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_private_name_of_jax_is_needed_to_import_the_library(path):
+    """A private name may go with any release: only the function that needs it may import it."""
+    functions = ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda
+    for node in imports(ast.parse(path.read_text()), stop=functions):
+        names = [f"{name}.{alias.name}" for name in module_names(node) for alias in node.names]
+        assert not [name for name in names if name.startswith("jax") and "._" in name]
+
+
+def test_public_names_are_one_list():
+    """What the package loads, what it lists, and what editors see."""
+    tree = ast.parse((ROOT / "alibi_jax" / "__init__.py").read_text())
+    seen = {
+        alias.name: node.module
+        for block in tree.body
+        if for_type_checkers(block)
+        for node in block.body
+        for alias in node.names
+    }
+    assert seen == alibi_jax._MODULES | {"train": "alibi_jax.train"}
+    assert sorted(seen) == alibi_jax.__all__
+    assert set(seen) <= set(dir(alibi_jax))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        alibi_jax.trian  # noqa: B018
+
+
+def test_mesh_axes_are_the_fields_of_the_mesh_config():
+    from alibi_jax.config import MeshConfig
+    from alibi_jax.sharding import AXES
+
+    assert tuple(field.name for field in dataclasses.fields(MeshConfig)) == AXES
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
@@ -70,12 +127,29 @@ def test_configs_import_the_config_alone_and_make_one(path):
     assert isinstance(load_config(path), Config)
 
 
+LOADING = """
+import json, sys
+import jax, jax.numpy
+before = set(sys.modules)
+from alibi_jax import attend
+attend_alone = sorted(set(sys.modules) - before)
+import alibi_jax.train
+from alibi_jax import *
+print(json.dumps([attend_alone, sorted(sys.modules), callable(train)]))
+"""
+
+
 @pytest.mark.versions
-def test_importing_the_library_brings_no_tensorflow_torch_or_data_sets():
-    code = "import sys, alibi_jax; print([name for name in sys.argv[1:] if name in sys.modules])"
-    heavy = ["tensorflow", "torch", "transformers", "tensorflow_datasets"]
-    done = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_attend_loads_attention_alone_and_the_library_no_other_framework():
+    """In one process: `from alibi_jax import attend`, then all public names, of which `train` is also a module's."""
+    done = subprocess.run([sys.executable, "-c", LOADING], cwd=ROOT, capture_output=True, text=True, check=True)
+    attend_alone, everything, train_is_the_function = json.loads(done.stdout)
+    own = {name for name in attend_alone if name.startswith("alibi_jax")}
+    assert {name for name in own if not name.startswith("alibi_jax.attention")} == ATTEND_MODULES
+    packages = {name.partition(".")[0] for name in set(attend_alone) - own}
+    assert packages - sys.stdlib_module_names <= ATTEND_PACKAGES
+    assert not {"tensorflow", "torch", "transformers", "tensorflow_datasets"} & set(everything)
+    assert train_is_the_function
 
 
 def test_no_mesh_axis_is_named_outside_sharding():

@@ -98,8 +98,7 @@ def test_skipped_mass_is_below_the_tolerance(make, seed, size, heads, group, q_o
 @pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
 def test_a_coarse_tolerance_moves_the_output_no_more_than_it_allows(make, implementation, monkeypatch):
     """Leaving out a share e of a row's mass moves its mean of the values by at most 2 e max |v|."""
-    monkeypatch.setattr("alibi_jax.attention.blockwise.BLOCK", 64)  # several blocks in a short sequence
-    monkeypatch.setattr("alibi_jax.attention.pallas_tpu.BLOCK", 128)
+    monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)  # several blocks in a short sequence
     q, k, v = make(1, 3, 2.0)
     slopes = alibi_slopes(3)
     exact = np.einsum("hts,shd->thd", masses(q, k, slopes), np.asarray(v[0], np.float64))
@@ -112,8 +111,7 @@ def test_a_coarse_tolerance_moves_the_output_no_more_than_it_allows(make, implem
 @pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
 def test_skipped_blocks_are_not_read_forward_or_backward(implementation, monkeypatch):
     """NaN in values far before a query, or in gradients of outputs far after a key, is not seen; without skipping it is."""
-    monkeypatch.setattr("alibi_jax.attention.blockwise.BLOCK", 64)
-    monkeypatch.setattr("alibi_jax.attention.pallas_tpu.BLOCK", 128)
+    monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)
     q, k, v = (jnp.tile(x, (1, 2, 1, 1)) for x in normal(0, 2))
     slopes, ones = jnp.array([0.5, 0.25]), jnp.ones_like(q)
 
@@ -133,8 +131,7 @@ def test_skipped_blocks_are_not_read_forward_or_backward(implementation, monkeyp
 
 @pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
 def test_the_default_equals_the_unskipped_to_rounding(implementation, monkeypatch):
-    monkeypatch.setattr("alibi_jax.attention.blockwise.BLOCK", 64)
-    monkeypatch.setattr("alibi_jax.attention.pallas_tpu.BLOCK", 128)
+    monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)
     q, k, v = normal(2, 3, 2.0)
     bias = LinearBias(alibi_slopes(3))
     run = functools.partial(attend, q, k, v, bias=bias, implementation=implementation, interpret=True)

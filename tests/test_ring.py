@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alibi_jax.attention import attend, blockwise, pallas_gpu, pallas_tpu, ring
-from alibi_jax.attention.options import Given, Known, Options, Part
+from alibi_jax.attention import attend, blocks, blockwise, pallas_gpu, pallas_tpu, ring
+from alibi_jax.attention.implementation import Inputs, Options, Residuals, RowBounds
 from alibi_jax.attention.reach import bounds_from, norms
 from alibi_jax.config import MeshConfig
 from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
@@ -95,26 +95,28 @@ def test_kernel_serves_the_ring():
 
 
 @pytest.mark.parametrize("known_mass", [0.0, 200.0])
-@pytest.mark.parametrize("kernel", [pallas_tpu.RULES, pallas_gpu.RULES], ids=lambda rules: rules.name)
+@pytest.mark.parametrize(
+    "kernel", [pallas_tpu.IMPLEMENTATION, pallas_gpu.IMPLEMENTATION], ids=lambda kernel: kernel.name
+)
 def test_kernels_know_what_was_seen_elsewhere(kernel, known_mass):
-    """Keys one part back, beside a row's mass known from its own part: of great mass they are passed over, and weigh nothing.
+    """Keys one shard back, beside a row's mass known from its own shard: where it is great they are skipped, and weigh nothing.
 
     The TPU's interpreter makes all devices wait for one another, and so cannot run a ring, whose first device never looks back.
     """
     q, k, v, d_out = arrays(batch=1)
     bounds = bounds_from(q, norms(k).max(1, keepdims=True))
-    known = Known(bounds, jnp.full_like(bounds, known_mass))
+    row_bounds = RowBounds(bounds, jnp.full_like(bounds, known_mass))
     seeds = jnp.zeros((1, HEADS, 2), jnp.uint32)
-    part = Part(q, k, v, biases("steep"), jnp.int32(LENGTH), seeds, known)
-    given = Given(d_out, jnp.full_like(bounds, known_mass), jnp.zeros_like(bounds))
+    inputs = Inputs(q, k, v, biases("steep"), jnp.int32(LENGTH), seeds, row_bounds)
+    residuals = Residuals(d_out, jnp.full_like(bounds, known_mass), jnp.zeros_like(bounds))
 
-    def both(rules, options):
-        out, logsumexp = rules.forward(options, part)
-        share = jnp.exp(logsumexp - known_mass).swapaxes(1, 2)[..., None]
-        return out * share, *rules.backward(options, part, given, False)[:3]
+    def both(implementation, options):
+        out, logsumexp = implementation.forward(options, inputs)
+        fraction = jnp.exp(logsumexp - known_mass).swapaxes(1, 2)[..., None]
+        return out * fraction, *implementation.backward(options, inputs, residuals, False)[:3]
 
     found = jax.jit(functools.partial(both, kernel, Options(True, 0.0, 2.0**-25, True)))()
-    expected = jax.jit(functools.partial(both, blockwise.RULES, Options(True, 0.0, None)))()
+    expected = jax.jit(functools.partial(both, blockwise.IMPLEMENTATION, Options(True, 0.0, None)))()
     for x, y in zip(found, expected, strict=True):
         assert_close(x, y, "attention")
     assert all(bool(jnp.any(x)) == (known_mass == 0.0) for x in found)
@@ -130,13 +132,13 @@ def test_large_scores_and_a_far_key_that_outweighs_the_near():
 
 
 def test_heads_look_back_no_farther_than_their_reach():
-    """Four parts of 32 tokens: steep heads need their neighbour alone, a slope of 1e-3 all three."""
+    """Four shards of 32 tokens: steep heads need their neighbour alone, a slope of 1e-3 all three."""
     k = jax.random.normal(jax.random.key(3), (1, LENGTH, HEADS, WIDTH))
     slopes = jnp.array([16.0, 4.0, 0.5, 1e-3])
 
     def measure(k, slopes):
-        part = Part(k, k, k, LinearBias(slopes), jnp.int32(0), jnp.zeros((1, HEADS, 2), jnp.uint32))
-        return ring.steps_taken(blockwise.RULES, 4, Options(True, 0.0, 2.0**-25), part)
+        inputs = Inputs(k, k, k, LinearBias(slopes), jnp.int32(0), jnp.zeros((1, HEADS, 2), jnp.uint32))
+        return ring.steps_taken(blockwise.IMPLEMENTATION, 4, Options(True, 0.0, 2.0**-25), inputs)
 
     with jax.set_mesh(mesh_of(MESHES["four"])):
         placed = "batch", "length", "heads", "head_width"
@@ -155,8 +157,8 @@ def test_a_key_that_is_not_a_number_is_seen_by_all_that_see_it():
     np.testing.assert_array_equal(np.isnan(found), np.isnan(whole))
 
 
-def test_blocks_within_a_part_are_passed_over_too(monkeypatch):
-    monkeypatch.setattr(blockwise, "BLOCK", 16)
+def test_blocks_within_a_shard_are_skipped_too(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 16)
     q, k, v, d_out = arrays()
     inputs = q, k, v, LinearBias(jnp.array([2.0, 1.0, 0.5, 0.25])), d_out
     whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)

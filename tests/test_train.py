@@ -27,7 +27,7 @@ from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.metrics import MetricsLog
 from alibi_jax.run.signals import stop_requested
-from alibi_jax.sharding import check_mesh, host_share, make_mesh, place_rows, put_batch, shard, tree_shardings
+from alibi_jax.sharding import check_mesh, host_shard, make_mesh, place_rows, put_batch, shard, tree_shardings
 from alibi_jax.train import programs, restore_or, train
 from conftest import TOLERANCE, assert_close
 from runs import DROPOUT, saved_state, tiny_config
@@ -136,10 +136,10 @@ def test_every_position_method_has_the_same_loss_and_gradients_on_every_mesh(pos
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 2, 2), (1, 8, 1, 1), (1, 1, 1, 8), (1, 1, 4, 2)])
-def test_a_share_is_placed_where_the_mesh_wants_it(sizes):
+def test_a_shard_is_placed_where_the_mesh_wants_it(sizes):
     mesh, whole = mesh_of(sizes), rows(5)
-    share = host_share(whole.shape, mesh)
-    placed = put_batch(whole[share.rows, share.columns], share)
+    local = host_shard(whole.shape, mesh)
+    placed = put_batch(whole[local.rows, local.columns], local)
     with jax.set_mesh(mesh):
         assert placed.sharding == place_rows(whole).sharding
     np.testing.assert_array_equal(placed, whole)

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from alibi_jax.attention.reach import DEFAULT_TOLERANCE
+from alibi_jax.attention.reach import DEFAULT_TOLERANCE, POSITIONS
 from alibi_jax.positions.bias import Bias, concrete
-
-POSITIONS = 2**30  # int32 holds them, and what is added for whole blocks
 
 
 def check_arrays(q: Any, k: Any, v: Any) -> None:
+    """Raises ValueError where q, k and v are not arrays of shapes and one type that fit."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, jax.Array | np.ndarray):
             raise ValueError(f"attend: got {name} of type {type(x).__name__}, expected an array. Convert it.")
@@ -31,7 +30,7 @@ def check_arrays(q: Any, k: Any, v: Any) -> None:
 
 
 def checked_offset(q_offset: Any, queries: int) -> Array:
-    """q_offset as an int32 scalar. Where it is traced its value cannot be checked."""
+    """Returns q_offset as an int32 scalar; ValueError for any other value. The value of a traced one cannot be checked."""
     value = q_offset if isinstance(q_offset, jax.Array) else np.asarray(q_offset)
     if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
         raise ValueError(
@@ -47,7 +46,7 @@ def checked_offset(q_offset: Any, queries: int) -> Array:
 
 
 def checked_bias(bias: Any, heads: int) -> Bias | None:
-    """Returns the bias with its arrays in float32."""
+    """Returns the bias with its arrays in float32; ValueError where it is no bias, or not one of these heads."""
     if bias is None:
         return None
     if not isinstance(bias, Bias):
@@ -74,7 +73,7 @@ def checked_bias(bias: Any, heads: int) -> Bias | None:
 
 
 def _check_numbers(name: str, array: Any, may_hide: bool) -> None:
-    """ValueError where numbers are known and not finite: a slope of infinity would make NaN of distance 0. -inf is
+    """Raises ValueError where numbers are known and not finite: a slope of infinity would make NaN of distance 0. -inf is
     allowed where it hides keys."""
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise ValueError(f"attend: got a {name} of {array.dtype}, expected real numbers. Cast its array to float32.")
@@ -85,11 +84,12 @@ def _check_numbers(name: str, array: Any, may_hide: bool) -> None:
     bad = np.isnan(values) | np.isposinf(values) if may_hide else ~np.isfinite(values)
     if bad.any():
         raise ValueError(
-            f"attend: got a {name} that holds {values[bad][0]}, expected finite numbers. Look where its array was made."
+            f"attend: got a {name} that holds {values[bad][0]}, expected finite numbers. Look at how its array is computed."
         )
 
 
 def checked_dropout(rate: Any, key: Any) -> float:
+    """Returns the rate as a float; ValueError for one outside [0, 1), and for one above 0 without a key."""
     number = _number("dropout_rate", rate, "a rate in [0, 1)")
     if not (number >= 0 and round(number * 2**32) < 2**32):  # as dropout.py counts; NaN is refused as well
         raise ValueError(f"attend: got dropout_rate {rate}, expected a rate in [0, 1). Pass one, such as 0.1.")
@@ -109,11 +109,12 @@ def _is_key(key: Any) -> bool:
 
 
 def checked_tolerance(tolerance: Any, dtype: jnp.dtype) -> float | None:
+    """Returns the tolerance as a float, "auto" as that of the type; ValueError for one outside (0, 1)."""
     if tolerance is None:
         return None
     if isinstance(tolerance, str) and tolerance == "auto":
         return DEFAULT_TOLERANCE[dtype.name]
-    expected = "a share of the softmax mass in (0, 1), 'auto', or None to skip nothing"
+    expected = "a fraction of the softmax mass in (0, 1), 'auto', or None to skip nothing"
     number = _number("reach_tolerance", tolerance, expected)
     if not 0 < number < 1:
         raise ValueError(f"attend: got reach_tolerance {tolerance!r}, expected {expected}. Pass one of these.")
@@ -121,6 +122,7 @@ def checked_tolerance(tolerance: Any, dtype: jnp.dtype) -> float | None:
 
 
 def check_causal(causal: Any) -> None:
+    """Raises ValueError where `causal` is not True or False, as a traced value is not."""
     if not isinstance(causal, bool | np.bool_):
         raise ValueError(
             f"attend: got causal {_shown(causal)}, expected True or False, known when it is traced. Pass one of these."
@@ -128,7 +130,7 @@ def check_causal(causal: Any) -> None:
 
 
 def _number(name: str, x: Any, expected: str) -> float:
-    """A real number that is known when the function is traced, as a float."""
+    """Returns a real number as a float; ValueError where it is none, or not known when the function is traced."""
     value = concrete(x) if isinstance(x, int | float | np.number | np.ndarray | jax.Array) else None
     real = value is not None and value.ndim == 0 and value.dtype != np.bool_ and not np.iscomplexobj(value)
     if not real:
@@ -139,5 +141,5 @@ def _number(name: str, x: Any, expected: str) -> float:
 
 
 def _shown(x: Any) -> str:
-    """An array by its type and shape, anything else as it is written."""
+    """Returns the text of an argument in a message: an array's type and shape, or the repr."""
     return f"{x.dtype}{list(x.shape)}" if isinstance(x, jax.Array | np.ndarray) else repr(x)

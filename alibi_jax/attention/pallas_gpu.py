@@ -1,39 +1,38 @@
 """Attention kernels for GPUs (Pallas, Triton): linear or no bias, forward and backward, skipping beyond the reach.
 
 One program serves a block of queries of one head and loops over just the blocks of keys it needs: those the reach keeps, the
-ones that need a mask last. The bias is made inside, in float32, from integer positions and the head's slope. Exponentials
+ones that need a mask last. The bias is computed inside, in float32, from integer positions and the head's slope. Exponentials
 are powers of two, which the hardware has; the scores are scaled for it.
 
 Why Triton and not Mosaic GPU, Pallas's own future backend for Hopper: a Triton kernel is written in whole blocks, and what
 holds in interpret mode holds on the device; a Mosaic GPU one is written in barriers, asynchronous copies and warp groups,
-whose hangs and races show on the device alone, and none was at hand. FlexAttention is Triton, too. Triton is deprecated in
-Pallas from jax 0.11: when it goes, this file is what has to be written anew, and `_expect_deprecation` goes with it.
+whose hangs and races show on the device alone. FlexAttention is Triton, too. Triton is deprecated in Pallas from jax 0.11: when
+it goes, this file has to be rewritten, and `_expect_deprecation` goes with it.
 """
 
 import functools
 import logging
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32, UInt32
 
 from alibi_jax.attention.dropout import keep_scale
-from alibi_jax.attention.options import LOWEST, Given, Options, Part, Rules
+from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE, Implementation, Inputs, Options, Residuals
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
-from alibi_jax.positions.bias import Bias, LinearBias
 
 log = logging.getLogger(__name__)
 
-LOG2E = math.log2(math.e)
-DEVICE_KINDS = ("NVIDIA H100", "NVIDIA H200")  # what the tiles below are chosen for
+LOG2E = math.log2(math.e)  # exp(x) = exp2(LOG2E x), and the hardware has exp2
 
 
 class Tiles(NamedTuple):
-    """Queries and keys of a block, and how Triton runs it."""
+    """The queries and keys of a block, and how Triton runs it."""
 
     block_q: int
     block_k: int
@@ -41,11 +40,8 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-TINY = 1e-37  # a row's sum over keys it has seen is 1 or more
-
-
 class Kernel(NamedTuple):
-    """What is fixed when the kernels are traced."""
+    """The sizes that are fixed when the kernels are traced."""
 
     options: Options
     num_keys: int  # before padding
@@ -54,22 +50,24 @@ class Kernel(NamedTuple):
     backward: Tiles
 
 
-class Inputs(NamedTuple):
+class PaddedInputs(NamedTuple):
     """The arrays, padded: lengths to whole blocks, head width to a power of two."""
 
-    q: Any  # [B T H D]
-    k: Any  # [B S K D]
-    v: Any
-    slopes: Any  # float32 [H]
-    q_offset: Any  # int32 [1]
-    seeds: Any  # uint32 [B H 2]
-    first: Any  # int32 [B H N]: key block from which a block of queries visits, in the forward pass's blocks
-    first_backward: Any  # the same in the backward pass's
-    last_query: Any  # int32 [B H M]: last block of queries that visits a key block, in the backward pass's blocks
+    q: Float[Array, "B T H D"]
+    k: Float[Array, "B S K D"]
+    v: Float[Array, "B S K D"]
+    slopes: Float32[Array, " H"]
+    q_offset: Int32[Array, " 1"]
+    seeds: UInt32[Array, "B H 2"]
+    first: Int32[Array, "B H N"]  # the first key block a block of queries visits, in blocks of the forward pass
+    first_backward: Int32[Array, "B H n"]  # the same in blocks of the backward pass
+    last_query: Int32[
+        Array, "B H m"
+    ]  # the last block of queries that visits a key block, in blocks of the backward pass
 
 
-def _tiles(dtype: Any, width: int) -> tuple[Tiles, Tiles]:
-    """(forward, backward): what fits registers and shared memory of Hopper; float32 takes twice the room."""
+def _tiles(dtype: jnp.dtype, width: int) -> tuple[Tiles, Tiles]:
+    """Returns (forward, backward), which fit the registers and shared memory of Hopper; float32 takes twice the room."""
     if dtype == jnp.float32:
         return Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 2)
     return (Tiles(128, 64, 4, 3), Tiles(64, 64, 4, 2)) if width <= 64 else (Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2))
@@ -82,7 +80,8 @@ def _dot(a: Array, b: Array, transposed_a: bool = False, transposed_b: bool = Fa
 
 
 def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, start: Array, j_start: Array, masked: bool) -> tuple:
-    """(scores in powers of two [T, S], positions [T, 1], [1, S]); masked: -inf where a key is padding or after the query."""
+    """Returns (scores to the base 2 [T, S], positions [T, 1], [1, S]); masked: -inf where a key is padding or after the
+    query."""
     q_positions = start + jnp.arange(q.shape[0])[:, None]
     k_positions = j_start + jnp.arange(k.shape[0])[None, :]
     distances = q_positions - k_positions
@@ -96,7 +95,7 @@ def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, start: Array, j_st
 
 
 def _key_range(kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blocks: int) -> tuple[Array, Array]:
-    """(end of the key blocks that need no mask, end of all) for queries from `start` on."""
+    """Returns (end of the key blocks that need no mask, end of all) for queries from `start` on."""
     whole = kernel.num_keys // tiles.block_k
     if not kernel.options.causal:
         return jnp.maximum(first, whole), jnp.int32(key_blocks)
@@ -104,8 +103,10 @@ def _key_range(kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blo
     return jnp.clip(jnp.minimum((start + 1) // tiles.block_k, whole), first, end), end
 
 
-def _loop(kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blocks: int, visit: Any, carry: Any) -> Any:
-    """visit(masked, j, carry) over the key blocks of a block of queries, those that need a mask last."""
+def _loop(
+    kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blocks: int, visit: Callable, carry: Any
+) -> Any:
+    """Folds visit(masked, j, carry) over the key blocks of a block of queries, those that need a mask last."""
     unmasked_end, end = _key_range(kernel, tiles, start, first, key_blocks)
     carry = jax.lax.fori_loop(first, unmasked_end, functools.partial(visit, False), carry)
     return jax.lax.fori_loop(unmasked_end, end, functools.partial(visit, True), carry)
@@ -114,33 +115,38 @@ def _loop(kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blocks: 
 def _forward_kernel(
     kernel: Kernel, key_blocks: int, q_ref, k_ref, v_ref, slope, q_offset, seeds, first, out, logsumexp
 ):
+    """Serves one block of queries of one head."""
     tiles = kernel.forward
-    start, q, slope = q_offset[0] + pl.program_id(0) * tiles.block_q, q_ref[...], slope[0]
+    start = q_offset[0] + pl.program_id(0) * tiles.block_q
+    q, slope = q_ref[...], slope[0]
 
     def visit(masked, j, carry):
-        mixed, largest, total = carry
+        accumulator, running_max, running_sum = carry
         rows = pl.ds(j * tiles.block_k, tiles.block_k)
         scores, *positions = _scores(kernel, q, k_ref[rows, :], slope, start, j * tiles.block_k, masked)
-        new_largest = jnp.maximum(largest, scores.max(1))
-        weights, shrink = jnp.exp2(scores - new_largest[:, None]), jnp.exp2(largest - new_largest)
-        total = total * shrink + weights.sum(1)
+        new_max = jnp.maximum(running_max, scores.max(1))
+        weights = jnp.exp2(scores - new_max[:, None])
+        rescale = jnp.exp2(running_max - new_max)
+        running_sum = running_sum * rescale + weights.sum(1)
         if kernel.options.dropout_rate > 0:
             weights = weights * keep_scale((seeds[0], seeds[1]), kernel.options.dropout_rate, *positions)
-        return mixed * shrink[:, None] + _dot(weights.astype(q.dtype), v_ref[rows, :]), new_largest, total
+        accumulator = accumulator * rescale[:, None] + _dot(weights.astype(q.dtype), v_ref[rows, :])
+        return accumulator, new_max, running_sum
 
     zeros = jnp.zeros(tiles.block_q, jnp.float32)
-    carry = jnp.zeros(q.shape, jnp.float32), zeros + LOWEST, zeros
-    mixed, largest, total = _loop(kernel, tiles, start, first[0], key_blocks, visit, carry)
-    total = jnp.maximum(total, TINY)  # 0 where a row needs none of these keys
-    out[...] = (mixed / total[:, None]).astype(out.dtype)
-    logsumexp[...] = (largest + jnp.log2(total)) / LOG2E
+    carry = jnp.zeros(q.shape, jnp.float32), zeros + LOWEST_SCORE, zeros
+    accumulator, running_max, running_sum = _loop(kernel, tiles, start, first[0], key_blocks, visit, carry)
+    total = jnp.maximum(running_sum, LEAST_SUM)  # 0 where a row needs none of these keys
+    out[...] = (accumulator / total[:, None]).astype(out.dtype)
+    logsumexp[...] = (running_max + jnp.log2(total)) / LOG2E
 
 
 def _weights_and_gradients(kernel, q, k, v, d_out, logsumexp, delta, slope, seed, start, j_start, masked):
-    """(weights after dropout, gradient of the scaled scores), float32 [T, S]."""
+    """Returns (weights after dropout, gradient of the scaled scores), float32 [T, S]."""
     scores, *positions = _scores(kernel, q, k, slope, start, j_start, masked)
     weights = jnp.exp2(scores - (LOG2E * logsumexp)[:, None])
-    d_weights, dropped = _dot(d_out, v, transposed_b=True), weights
+    d_weights = _dot(d_out, v, transposed_b=True)
+    dropped = weights
     if kernel.options.dropout_rate > 0:
         keep = keep_scale(seed, kernel.options.dropout_rate, *positions)
         d_weights, dropped = d_weights * keep, weights * keep
@@ -150,6 +156,7 @@ def _weights_and_gradients(kernel, q, k, v, d_out, logsumexp, delta, slope, seed
 def _dq_kernel(
     kernel: Kernel, key_blocks: int, q, k_ref, v_ref, d_out, logsumexp, delta, slope, q_offset, seeds, first, dq
 ):
+    """Serves one block of queries of one head: the blocks of keys it visits."""
     tiles = kernel.backward
     start = q_offset[0] + pl.program_id(0) * tiles.block_q
     q, d_out, logsumexp, delta, slope = q[...], d_out[...], logsumexp[...], delta[...], slope[0]
@@ -182,9 +189,10 @@ def _dkv_kernel(
     dk,
     dv,
 ):
-    """One block of keys: the blocks of queries that visit it, of each query head that shares the key head in turn."""
+    """Serves one block of keys: the blocks of queries that visit it, of each query head that shares the key head in turn."""
     tiles = kernel.backward
-    j_start, k, v = pl.program_id(0) * tiles.block_k, k[...], v[...]
+    j_start = pl.program_id(0) * tiles.block_k
+    k, v = k[...], v[...]
     first = jnp.maximum(j_start - q_offset[0], 0) // tiles.block_q if kernel.options.causal else jnp.int32(0)
 
     def serve(g, carry):
@@ -227,8 +235,10 @@ def _expect_deprecation(interpret: bool) -> None:
         _log_deprecation()
 
 
-def _call(kernel: Kernel, tiles: Tiles, body: Any, blocks: int, grid: tuple, inputs: list, outputs: list) -> Any:
-    """pallas_call of `body`; inputs are (array, block spec), outputs (shape, dtype, block spec)."""
+def _call(
+    kernel: Kernel, tiles: Tiles, body: Callable, blocks: int, grid: tuple, inputs: list, outputs: list
+) -> Sequence[Array]:
+    """Returns the outputs of `body` on a grid; inputs are (array, block spec), outputs (shape, dtype, block spec)."""
     from jax.experimental.pallas import triton as plgpu  # here, for some day it will be gone (see above)
 
     _expect_deprecation(kernel.options.interpret)
@@ -244,8 +254,8 @@ def _call(kernel: Kernel, tiles: Tiles, body: Any, blocks: int, grid: tuple, inp
     )(*(array for array, _ in inputs))
 
 
-def _query_major(x: Inputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
-    """Block specs on the grid (block of queries, batch row, head)."""
+def _query_major(x: PaddedInputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
+    """Returns the block specs on the grid (block of queries, batch row, head)."""
     group = x.q.shape[2] // x.k.shape[2]
     return {
         "queries": pl.BlockSpec((None, tiles.block_q, None, x.q.shape[3]), lambda i, b, h: (b, i, h, 0)),
@@ -258,8 +268,8 @@ def _query_major(x: Inputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
     }
 
 
-def _key_major(x: Inputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
-    """Block specs on the grid (block of keys, batch row, key head); a program sees all query heads that share it."""
+def _key_major(x: PaddedInputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
+    """Returns the block specs on the grid (block of keys, batch row, key head); a program sees all its query heads."""
     group, length = x.q.shape[2] // x.k.shape[2], x.q.shape[1]
     return {
         "queries": pl.BlockSpec((None, length, group, x.q.shape[3]), lambda j, b, h: (b, 0, h, 0)),
@@ -272,9 +282,10 @@ def _key_major(x: Inputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
     }
 
 
-def _forward(kernel: Kernel, x: Inputs) -> Any:
-    """[output [B T H D], log-sum-exp [B H T]]."""
-    specs, grid = _query_major(x, kernel.forward), (x.q.shape[1] // kernel.forward.block_q, x.q.shape[0], x.q.shape[2])
+def _run_forward(kernel: Kernel, x: PaddedInputs) -> Sequence[Array]:
+    """Returns (output [B T H D], log-sum-exp [B H T])."""
+    specs = _query_major(x, kernel.forward)
+    grid = x.q.shape[1] // kernel.forward.block_q, x.q.shape[0], x.q.shape[2]
     arrays = [(x.q, "queries"), (x.k, "keys"), (x.v, "keys"), (x.slopes, "slopes"), (x.q_offset, "offset")]
     inputs = [(array, specs[name]) for array, name in [*arrays, (x.seeds, "seeds"), (x.first, "first")]]
     rows = x.q.shape[0], x.q.shape[2], x.q.shape[1]
@@ -282,8 +293,10 @@ def _forward(kernel: Kernel, x: Inputs) -> Any:
     return _call(kernel, kernel.forward, _forward_kernel, x.k.shape[1] // kernel.forward.block_k, grid, inputs, outputs)
 
 
-def _backward(kernel: Kernel, x: Inputs, d_out: Array, logsumexp: Array, delta: Array) -> tuple[Any, Any, Any]:
-    """(dq, dk, dv); log-sum-exp and delta [B H T]."""
+def _run_backward(
+    kernel: Kernel, x: PaddedInputs, d_out: Array, logsumexp: Array, delta: Array
+) -> tuple[Array, Array, Array]:
+    """Returns (dq, dk, dv); log-sum-exp and delta [B H T]."""
     tiles = kernel.backward
     query_blocks, key_blocks = x.q.shape[1] // tiles.block_q, x.k.shape[1] // tiles.block_k
     arrays = [(x.q, "queries"), (x.k, "keys"), (x.v, "keys"), (d_out, "queries"), (logsumexp, "numbers")]
@@ -292,79 +305,81 @@ def _backward(kernel: Kernel, x: Inputs, d_out: Array, logsumexp: Array, delta: 
     def inputs(specs: dict, last: tuple) -> list:
         return [(array, specs[name]) for array, name in [*arrays, last]]
 
-    specs, grid = _query_major(x, tiles), (query_blocks, x.q.shape[0], x.q.shape[2])
+    specs = _query_major(x, tiles)
+    grid = query_blocks, x.q.shape[0], x.q.shape[2]
     outputs = [(x.q.shape, x.q.dtype, specs["queries"])]
     dq = _call(kernel, tiles, _dq_kernel, key_blocks, grid, inputs(specs, (x.first_backward, "first")), outputs)[0]
-    specs, grid = _key_major(x, tiles), (key_blocks, x.k.shape[0], x.k.shape[2])
+    specs = _key_major(x, tiles)
+    grid = key_blocks, x.k.shape[0], x.k.shape[2]
     outputs = [(x.k.shape, x.k.dtype, specs["keys"])] * 2
     dk, dv = _call(kernel, tiles, _dkv_kernel, query_blocks, grid, inputs(specs, (x.last_query, "last_query")), outputs)
     return dq, dk, dv
 
 
-def unsupported(q: Array, k: Array, bias: Bias | None) -> str | None:
-    """What the kernels cannot serve among these inputs, in words; None where they can."""
-    if not (bias is None or isinstance(bias, LinearBias)):
-        return f"a {type(bias).__name__} (it knows LinearBias and none)"
-    if q.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        return f"{q.dtype} inputs (it knows float32, bfloat16 and float16)"
-    if q.shape[-1] > 128:
-        return f"a head width of {q.shape[-1]} (it knows up to 128)"
-    return None
+def _kernel(options: Options, inputs: Inputs) -> Kernel:
+    width = inputs.q.shape[3]
+    return Kernel(options, inputs.k.shape[1], width, *_tiles(inputs.q.dtype, width))
 
 
-def _kernel(options: Options, part: Part) -> Kernel:
-    width = part.q.shape[3]
-    return Kernel(options, part.k.shape[1], width, *_tiles(part.q.dtype, width))
-
-
-def _first(kernel: Kernel, tiles: Tiles, part: Part) -> Int32[Array, "B H N"]:
-    """The key block from which each block of queries visits, for the padded queries too."""
-    options, (batch, queries, heads, _) = kernel.options, part.q.shape
+def _first(kernel: Kernel, tiles: Tiles, inputs: Inputs) -> Int32[Array, "B H N"]:
+    """Returns the first key block each block of queries visits, for the padded queries too."""
+    options = kernel.options
+    batch, queries, heads, _ = inputs.q.shape
     blocks = -(-queries // kernel.forward.block_q) * kernel.forward.block_q // tiles.block_q
-    if part.bias is None or options.reach_tolerance is None or not options.causal:
+    if inputs.bias is None or options.reach_tolerance is None or not options.causal:
         return jnp.zeros((batch, heads, blocks), jnp.int32)
     sizes = options.reach_tolerance, tiles.block_q, tiles.block_k
-    first = first_key_blocks(part.q, part.k, part.bias.slopes, part.q_offset, *sizes, part.known)
+    first = first_key_blocks(inputs.q, inputs.k, inputs.bias.slopes, inputs.q_offset, *sizes, inputs.row_bounds)
     return jnp.pad(first, ((0, 0), (0, 0), (0, blocks - first.shape[2])), mode="edge")
 
 
 def _pad(kernel: Kernel, x: Float[Array, "B L H D"], block: int) -> Float[Array, "B l H d"]:
-    """To whole blocks; Triton's blocks are powers of two, its products at least 16 wide."""
+    """Returns `x` padded to whole blocks; Triton's blocks are powers of two, its products at least 16 wide."""
     full = max(16, 1 << (kernel.width - 1).bit_length())
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, full - kernel.width)))
 
 
-def _inputs(kernel: Kernel, part: Part) -> Inputs:
+def _padded_inputs(kernel: Kernel, inputs: Inputs) -> PaddedInputs:
     forward, backward = kernel.forward, kernel.backward
-    first_backward = _first(kernel, backward, part)
-    key_blocks = -(-part.k.shape[1] // forward.block_k) * forward.block_k // backward.block_k
-    return Inputs(
-        _pad(kernel, part.q, forward.block_q),
-        *(_pad(kernel, x, forward.block_k) for x in (part.k, part.v)),
-        jnp.zeros(part.q.shape[2], jnp.float32) if part.bias is None else part.bias.slopes,
-        part.q_offset[None],
-        part.seeds,
-        _first(kernel, forward, part),
+    first_backward = _first(kernel, backward, inputs)
+    key_blocks = -(-inputs.k.shape[1] // forward.block_k) * forward.block_k // backward.block_k
+    return PaddedInputs(
+        _pad(kernel, inputs.q, forward.block_q),
+        *(_pad(kernel, x, forward.block_k) for x in (inputs.k, inputs.v)),
+        jnp.zeros(inputs.q.shape[2], jnp.float32) if inputs.bias is None else inputs.bias.slopes,
+        inputs.q_offset[None],
+        inputs.seeds,
+        _first(kernel, forward, inputs),
         first_backward,
         last_query_blocks(first_backward, key_blocks),
     )
 
 
-def _forward_part(options: Options, part: Part) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
-    kernel, queries = _kernel(options, part), part.q.shape[1]
-    out, logsumexp = _forward(kernel, _inputs(kernel, part))
+def _forward(options: Options, inputs: Inputs) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
+    kernel = _kernel(options, inputs)
+    queries = inputs.q.shape[1]
+    out, logsumexp = _run_forward(kernel, _padded_inputs(kernel, inputs))
     return out[:, :queries, :, : kernel.width], logsumexp[:, :, :queries]
 
 
-def _backward_part(options: Options, part: Part, given: Given, learned: bool) -> tuple:
-    kernel, queries, keys = _kernel(options, part), part.q.shape[1], part.k.shape[1]
+def _backward(options: Options, inputs: Inputs, residuals: Residuals, wants_bias_gradient: bool) -> tuple:
+    kernel = _kernel(options, inputs)
+    queries, keys = inputs.q.shape[1], inputs.k.shape[1]
     block = kernel.forward.block_q
-    paddings = (given.logsumexp, jnp.inf), (given.delta, 0.0)
+    paddings = (residuals.logsumexp, jnp.inf), (residuals.delta, 0.0)
     numbers = (jnp.pad(x, ((0, 0), (0, 0), (0, -queries % block)), constant_values=value) for x, value in paddings)
-    dq, dk, dv = _backward(kernel, _inputs(kernel, part), _pad(kernel, given.d_out, block), *numbers)
+    dq, dk, dv = _run_backward(kernel, _padded_inputs(kernel, inputs), _pad(kernel, residuals.d_out, block), *numbers)
     width = slice(kernel.width)
     return dq[:, :queries, :, width], dk[:, :keys, :, width], dv[:, :keys, :, width], None
 
 
 # The same function as `reference_attention`, with gradients for q, k and v.
-RULES = Rules("pallas_gpu", _forward_part, _backward_part, learns_bias=False)
+IMPLEMENTATION = Implementation(
+    "pallas_gpu",
+    _forward,
+    _backward,
+    linear_bias_only=True,
+    largest_head_width=128,
+    platform="gpu",
+    device_kinds=("NVIDIA H100", "NVIDIA H200"),  # what the tiles are chosen for
+)

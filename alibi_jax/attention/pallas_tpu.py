@@ -1,31 +1,29 @@
 """Attention kernels for TPUs (Pallas, Mosaic): linear or no bias, forward and backward, skipping beyond the reach.
 
-Scores are held transposed, [keys, queries]: what there is one of for each query (its largest score, sum, log-sum-exp) is then
-a row along the lanes, and no step needs another layout. The bias is made inside, in float32, from integer positions and
-the head's slope. Grids run over all pairs of blocks, but the index of a skipped block is clamped to the last one visited, so
+Scores are held transposed, [keys, queries]: one number per query (running maximum, sum, log-sum-exp) is then a row along the
+lanes, and no step needs another layout. The bias is computed inside, in float32, from integer positions and the
+head's slope. Grids run over all pairs of blocks, but the index of a skipped block is clamped to the last one visited, so
 that nothing is fetched for it, and `pl.when` leaves out its arithmetic.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
+from alibi_jax.attention.blocks import block_size
 from alibi_jax.attention.dropout import keep_scale
-from alibi_jax.attention.options import LOWEST, Given, Options, Part, Rules
+from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE, Implementation, Inputs, Options, Residuals
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
-from alibi_jax.positions.bias import Bias, LinearBias
 
-BLOCK = 512  # queries and keys of a block; 1,024 fits as well, 2,048 overflows VMEM on v5e and v5p
-LANES = 128  # a block is a multiple of it
-TINY = 1e-37  # a row's sum over keys it has seen is 1 or more
+LANES = 128  # a block is a multiple of it: the width of a TPU's vector registers
 
 
 class Kernel(NamedTuple):
-    """What is fixed when the kernels are traced."""
+    """The sizes that are fixed when the kernels are traced."""
 
     options: Options
     num_keys: int  # before padding
@@ -35,24 +33,24 @@ class Kernel(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """What the kernels read from SMEM, flat (a scalar memory pads the last dimension)."""
+    """The arrays the kernels read from SMEM, flat (a scalar memory pads the last dimension)."""
 
-    first: Any  # int32 [B H Nq]: key block from which a block of queries visits
-    last_query: Any  # int32 [B H Nk]: last block of queries that visits a key block
-    q_offset: Any  # int32 [1]
-    slopes: Any  # float32 [H]
-    seeds: Any  # int32 [B H 2]
+    first: Int32[Array, " BHNq"]  # the first key block a block of queries visits
+    last_query: Int32[Array, " BHNk"]  # the last block of queries that visits a key block
+    q_offset: Int32[Array, " 1"]
+    slopes: Float32[Array, " H"]
+    seeds: Int32[Array, " BH2"]
 
 
 def _last_block(kernel: Kernel, q_offset: Array, i: Array, key_blocks: int) -> Array:
-    """Index of the last key block that queries of block i may see; negative where they stand before all keys."""
+    """Returns the last key block that queries of block i may see; negative where they stand before all keys."""
     if not kernel.options.causal:
         return jnp.int32(key_blocks - 1)
     return jnp.minimum((q_offset + (i + 1) * kernel.block_q - 1) // kernel.block_k, key_blocks - 1)
 
 
 def _first_query_block(kernel: Kernel, q_offset: Array, j: Array) -> Array:
-    """Index of the first block of queries that may see keys of block j."""
+    """Returns the first block of queries that may see keys of block j."""
     if not kernel.options.causal:
         return jnp.int32(0)
     return jnp.maximum(j * kernel.block_k - q_offset, 0) // kernel.block_q
@@ -65,14 +63,14 @@ def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Float32[Array, "rows 
 
 
 def _positions(kernel: Kernel, q_offset: Array, i: Array, j: Array) -> tuple[Array, Array]:
-    """Positions of a block's queries and keys, both [S, T]."""
+    """Returns the positions of a block's queries and keys, both [S, T]."""
     shape = kernel.block_k, kernel.block_q
     q_positions = q_offset + i * kernel.block_q + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     return q_positions, j * kernel.block_k + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
 
 
 def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, q_positions: Array, k_positions: Array) -> Array:
-    """Scaled and biased scores, float32 [S, T]; -inf where a key is padding or after the query."""
+    """Returns scaled and biased scores, float32 [S, T]; -inf where a key is padding or after the query."""
     distances = q_positions - k_positions
     biases = -slope * jnp.abs(distances).astype(jnp.float32)
     scores = _dot(k, q, (1, 1)) * q.shape[-1] ** -0.5 + biases
@@ -83,46 +81,49 @@ def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, q_positions: Array
 
 
 def _seed(scalars: Scalars, row: Array) -> tuple[Array, Array]:
-    """The two words of a (batch row, head)."""
+    """Returns the two numbers of a (batch row, head)'s seed."""
     return scalars.seeds[2 * row].astype(jnp.uint32), scalars.seeds[2 * row + 1].astype(jnp.uint32)
 
 
-def _forward_kernel(kernel: Kernel, scalars: Scalars, q, k, v, out, logsumexp, mixed, largest, total):
-    """One visit of (batch row, head, block of queries) to a block of keys; `mixed` [D, T], `largest` and `total` [1, T]."""
+def _forward_kernel(kernel: Kernel, scalars: Scalars, q, k, v, out, logsumexp, accumulator, running_max, running_sum):
+    """Serves one visit of (batch row, head, block of queries) to a block of keys; the accumulator is [D, T], a row's running
+    maximum and sum [1, T]."""
     b, h, i, n = (pl.program_id(axis) for axis in range(4))
     row = b * pl.num_programs(1) + h
     j = scalars.first[row * pl.num_programs(2) + i] + n
 
     @pl.when(n == 0)
     def _start():
-        mixed[...] = jnp.zeros_like(mixed)
-        largest[...] = jnp.full_like(largest, LOWEST)
-        total[...] = jnp.zeros_like(total)
+        accumulator[...] = jnp.zeros_like(accumulator)
+        running_max[...] = jnp.full_like(running_max, LOWEST_SCORE)
+        running_sum[...] = jnp.zeros_like(running_sum)
 
     @pl.when(j <= _last_block(kernel, scalars.q_offset[0], i, pl.num_programs(3)))
     def _visit():
         positions = _positions(kernel, scalars.q_offset[0], i, j)
         scores = _scores(kernel, q[0, 0], k[0, 0], scalars.slopes[h], *positions)
-        new_largest = jnp.maximum(largest[...], scores.max(0, keepdims=True))
-        weights, shrink = jnp.exp(scores - new_largest), jnp.exp(largest[...] - new_largest)
-        largest[...] = new_largest
-        total[...] = total[...] * shrink + weights.sum(0, keepdims=True)
+        new_max = jnp.maximum(running_max[...], scores.max(0, keepdims=True))
+        weights = jnp.exp(scores - new_max)
+        rescale = jnp.exp(running_max[...] - new_max)
+        running_max[...] = new_max
+        running_sum[...] = running_sum[...] * rescale + weights.sum(0, keepdims=True)
         if kernel.options.dropout_rate > 0:
             weights = weights * keep_scale(_seed(scalars, row), kernel.options.dropout_rate, *positions)
-        mixed[...] = mixed[...] * shrink + _dot(v[0, 0], weights.astype(v.dtype), (0, 0))
+        accumulator[...] = accumulator[...] * rescale + _dot(v[0, 0], weights.astype(v.dtype), (0, 0))
 
     @pl.when(n == pl.num_programs(3) - 1)
     def _finish():
-        seen = jnp.maximum(total[...], TINY)  # 0 where a row needs none of these keys
-        out[0, 0] = (mixed[...] / seen).T.astype(out.dtype)
-        logsumexp[0, 0] = largest[...] + jnp.log(seen)
+        total = jnp.maximum(running_sum[...], LEAST_SUM)  # 0 where a row needs none of these keys
+        out[0, 0] = (accumulator[...] / total).T.astype(out.dtype)
+        logsumexp[0, 0] = running_max[...] + jnp.log(total)
 
 
 def _weights_and_gradients(kernel, scalars, row, h, i, j, q, k, v, d_out, logsumexp, delta):
-    """(weights after dropout, gradient of the scaled scores), float32 [S, T]."""
+    """Returns (weights after dropout, gradient of the scaled scores), float32 [S, T]."""
     positions = _positions(kernel, scalars.q_offset[0], i, j)
     weights = jnp.exp(_scores(kernel, q, k, scalars.slopes[h], *positions) - logsumexp)
-    d_weights, dropped = _dot(v, d_out, (1, 1)), weights
+    d_weights = _dot(v, d_out, (1, 1))
+    dropped = weights
     if kernel.options.dropout_rate > 0:
         keep = keep_scale(_seed(scalars, row), kernel.options.dropout_rate, *positions)
         d_weights, dropped = d_weights * keep, weights * keep
@@ -130,6 +131,7 @@ def _weights_and_gradients(kernel, scalars, row, h, i, j, q, k, v, d_out, logsum
 
 
 def _dq_kernel(kernel: Kernel, scalars: Scalars, q, k, v, d_out, logsumexp, delta, dq, sum_dq):
+    """Serves one visit of a block of queries to a block of keys."""
     b, h, i, n = (pl.program_id(axis) for axis in range(4))
     row = b * pl.num_programs(1) + h
     j = scalars.first[row * pl.num_programs(2) + i] + n
@@ -150,7 +152,7 @@ def _dq_kernel(kernel: Kernel, scalars: Scalars, q, k, v, d_out, logsumexp, delt
 
 
 def _dkv_kernel(kernel: Kernel, scalars: Scalars, q, k, v, d_out, logsumexp, delta, dk, dv, sum_dk, sum_dv):
-    """One visit of a key block to a block of queries, of each query head that shares the key head in turn."""
+    """Serves one visit of a key block to a block of queries, for each query head that shares the key head in turn."""
     b, key_head, j, g, n = (pl.program_id(axis) for axis in range(5))
     h = key_head * kernel.group + g
     row = b * pl.num_programs(1) * kernel.group + h
@@ -177,8 +179,12 @@ def _dkv_kernel(kernel: Kernel, scalars: Scalars, q, k, v, d_out, logsumexp, del
         dv[0, 0] = sum_dv[...].astype(dv.dtype)
 
 
-def _call(kernel: Kernel, body: Any, grid: tuple, scalars: Scalars, inputs: list, outputs: list, scratch: list) -> Any:
-    """pallas_call of `body`; inputs are (array, block shape, index map), outputs (shape, dtype, block shape, index map)."""
+def _call(
+    kernel: Kernel, body: Callable, grid: tuple, scalars: Scalars, inputs: list, outputs: list, scratch: list
+) -> Sequence[Array]:
+    """Returns the outputs of `body` on a grid; inputs are (array, block shape, index map), outputs (shape, dtype, block shape,
+    index map)."""
+    from jax.experimental.pallas import tpu as pltpu  # here, for it takes longer to import than all of attention
 
     def run(*refs):
         body(kernel, Scalars(*refs[: len(scalars)]), *refs[len(scalars) :])
@@ -210,13 +216,13 @@ class _Blocks(NamedTuple):
     row: tuple
 
 
-def _blocks(kernel: Kernel, width: int, queries: Any, rows: Any, keys: Any) -> _Blocks:
+def _blocks(kernel: Kernel, width: int, queries: Callable, rows: Callable, keys: Callable) -> _Blocks:
     shapes = (1, 1, kernel.block_q, width), (1, 1, kernel.block_k, width), (1, 1, 1, kernel.block_q)
     return _Blocks((shapes[0], queries), (shapes[1], keys), (shapes[2], rows))
 
 
 def _query_major(kernel: Kernel, heads: int, query_blocks: int, key_blocks: int, width: int) -> _Blocks:
-    """On the grid (batch row, head, block of queries, visit)."""
+    """Returns the blocks on the grid (batch row, head, block of queries, visit)."""
 
     def queries(b, h, i, n, *scalars):
         return b, h, i, 0
@@ -234,7 +240,7 @@ def _query_major(kernel: Kernel, heads: int, query_blocks: int, key_blocks: int,
 
 
 def _key_major(kernel: Kernel, heads: int, key_blocks: int, width: int) -> _Blocks:
-    """On the grid (batch row, key head, block of keys, query head of the group, visit)."""
+    """Returns the blocks on the grid (batch row, key head, block of keys, query head of the group, visit)."""
 
     def visited(b, key_head, j, g, n, scalars):
         h = key_head * kernel.group + g
@@ -256,12 +262,12 @@ def _key_major(kernel: Kernel, heads: int, key_blocks: int, width: int) -> _Bloc
 
 
 def _sizes(kernel: Kernel, q: Array, k: Array) -> tuple[int, int, int, int]:
-    """(heads, blocks of queries, blocks of keys, head width)."""
+    """Returns (heads, blocks of queries, blocks of keys, head width)."""
     return q.shape[1], q.shape[2] // kernel.block_q, k.shape[2] // kernel.block_k, q.shape[3]
 
 
-def _forward(kernel: Kernel, q, k, v, scalars: Scalars) -> Any:
-    """(output like q, log-sum-exp [B H 1 T])."""
+def _run_forward(kernel: Kernel, q, k, v, scalars: Scalars) -> Sequence[Array]:
+    """Returns (output like q, log-sum-exp [B H 1 T])."""
     heads, query_blocks, key_blocks, width = _sizes(kernel, q, k)
     blocks = _query_major(kernel, heads, query_blocks, key_blocks, width)
     return _call(
@@ -275,8 +281,8 @@ def _forward(kernel: Kernel, q, k, v, scalars: Scalars) -> Any:
     )
 
 
-def _backward(kernel: Kernel, q, k, v, scalars: Scalars, d_out, logsumexp, delta) -> tuple[Any, Any, Any]:
-    """(dq, dk, dv); log-sum-exp and delta [B H 1 T]."""
+def _run_backward(kernel: Kernel, q, k, v, scalars: Scalars, d_out, logsumexp, delta) -> tuple[Array, Array, Array]:
+    """Returns (dq, dk, dv); log-sum-exp and delta [B H 1 T]."""
     heads, query_blocks, key_blocks, width = _sizes(kernel, q, k)
 
     def inputs(blocks: _Blocks) -> list:
@@ -294,67 +300,63 @@ def _backward(kernel: Kernel, q, k, v, scalars: Scalars, d_out, logsumexp, delta
     return dq, dk, dv
 
 
-def unsupported(q: Array, k: Array, bias: Bias | None) -> str | None:
-    """What the kernels cannot serve among these inputs, in words; None where they can."""
-    if not (bias is None or isinstance(bias, LinearBias)):
-        return f"a {type(bias).__name__} (it knows LinearBias and none)"
-    if q.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"{q.dtype} inputs (it knows float32 and bfloat16)"
-    if q.shape[-1] > 256:
-        return f"a head width of {q.shape[-1]} (it knows up to 256)"
-    return None
+def _kernel(options: Options, inputs: Inputs) -> Kernel:
+    queries, heads = inputs.q.shape[1:3]
+    keys, key_heads = inputs.k.shape[1:3]
+    return Kernel(options, keys, block_size(queries, LANES), block_size(keys, LANES), heads // key_heads)
 
 
-def _block_size(length: int) -> int:
-    """At most BLOCK, and so that as little as possible is padding."""
-    blocks = -(-length // BLOCK)
-    return -(-length // (blocks * LANES)) * LANES
-
-
-def _kernel(options: Options, part: Part) -> Kernel:
-    queries, heads, keys, key_heads = *part.q.shape[1:3], *part.k.shape[1:3]
-    return Kernel(options, keys, _block_size(queries), _block_size(keys), heads // key_heads)
-
-
-def _scalars(kernel: Kernel, part: Part) -> Scalars:
-    """The bias as slopes, and which blocks are visited."""
-    (batch, queries, heads, _), keys, options = part.q.shape, part.k.shape[1], kernel.options
-    slopes = jnp.zeros(heads, jnp.float32) if part.bias is None else part.bias.slopes
-    if part.bias is None or options.reach_tolerance is None or not options.causal:
+def _scalars(kernel: Kernel, inputs: Inputs) -> Scalars:
+    """Returns the bias as slopes, and which blocks are visited."""
+    batch, queries, heads, _ = inputs.q.shape
+    options = kernel.options
+    slopes = jnp.zeros(heads, jnp.float32) if inputs.bias is None else inputs.bias.slopes
+    if inputs.bias is None or options.reach_tolerance is None or not options.causal:
         first = jnp.zeros((batch, heads, -(-queries // kernel.block_q)), jnp.int32)
     else:
-        blocks = options.reach_tolerance, kernel.block_q, kernel.block_k
-        first = first_key_blocks(part.q, part.k, slopes, part.q_offset, *blocks, part.known)
-    last_query = last_query_blocks(first, -(-keys // kernel.block_k))
-    words = jax.lax.bitcast_convert_type(part.seeds, jnp.int32)
-    return Scalars(first.ravel(), last_query.ravel(), part.q_offset[None], slopes, words.ravel())
+        sizes = options.reach_tolerance, kernel.block_q, kernel.block_k
+        first = first_key_blocks(inputs.q, inputs.k, slopes, inputs.q_offset, *sizes, inputs.row_bounds)
+    last_query = last_query_blocks(first, -(-inputs.k.shape[1] // kernel.block_k))
+    seeds = jax.lax.bitcast_convert_type(inputs.seeds, jnp.int32)
+    return Scalars(first.ravel(), last_query.ravel(), inputs.q_offset[None], slopes, seeds.ravel())
 
 
 def _arrange(x: Float[Array, "B L H D"], block: int) -> Float[Array, "B H l D"]:
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0))).swapaxes(1, 2)
 
 
-def _arrays(kernel: Kernel, part: Part) -> tuple[Array, Array, Array]:
-    return _arrange(part.q, kernel.block_q), _arrange(part.k, kernel.block_k), _arrange(part.v, kernel.block_k)
+def _arrays(kernel: Kernel, inputs: Inputs) -> tuple[Array, Array, Array]:
+    return _arrange(inputs.q, kernel.block_q), _arrange(inputs.k, kernel.block_k), _arrange(inputs.v, kernel.block_k)
 
 
-def _forward_part(options: Options, part: Part) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
-    kernel, length = _kernel(options, part), part.q.shape[1]
-    out, logsumexp = _forward(kernel, *_arrays(kernel, part), _scalars(kernel, part))
+def _forward(options: Options, inputs: Inputs) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
+    kernel = _kernel(options, inputs)
+    length = inputs.q.shape[1]
+    out, logsumexp = _run_forward(kernel, *_arrays(kernel, inputs), _scalars(kernel, inputs))
     return out.swapaxes(1, 2)[:, :length], logsumexp[:, :, 0, :length]
 
 
-def _backward_part(options: Options, part: Part, given: Given, learned: bool) -> tuple:
-    kernel, queries, keys = _kernel(options, part), part.q.shape[1], part.k.shape[1]
+def _backward(options: Options, inputs: Inputs, residuals: Residuals, wants_bias_gradient: bool) -> tuple:
+    kernel = _kernel(options, inputs)
+    queries, keys = inputs.q.shape[1], inputs.k.shape[1]
 
     def rows(x: Float32[Array, "B H T"], padding: float) -> Float32[Array, "B H 1 t"]:
         return jnp.pad(x, ((0, 0), (0, 0), (0, -queries % kernel.block_q)), constant_values=padding)[:, :, None]
 
-    scalars, d_out = _scalars(kernel, part), _arrange(given.d_out, kernel.block_q)
-    numbers = rows(given.logsumexp, jnp.inf), rows(given.delta, 0.0)
-    dq, dk, dv = _backward(kernel, *_arrays(kernel, part), scalars, d_out, *numbers)
+    scalars = _scalars(kernel, inputs)
+    d_out = _arrange(residuals.d_out, kernel.block_q)
+    numbers = rows(residuals.logsumexp, jnp.inf), rows(residuals.delta, 0.0)
+    dq, dk, dv = _run_backward(kernel, *_arrays(kernel, inputs), scalars, d_out, *numbers)
     return dq.swapaxes(1, 2)[:, :queries], dk.swapaxes(1, 2)[:, :keys], dv.swapaxes(1, 2)[:, :keys], None
 
 
 # The same function as `reference_attention`, with gradients for q, k and v.
-RULES = Rules("pallas_tpu", _forward_part, _backward_part, learns_bias=False)
+IMPLEMENTATION = Implementation(
+    "pallas_tpu",
+    _forward,
+    _backward,
+    linear_bias_only=True,
+    dtypes=("float32", "bfloat16"),
+    largest_head_width=256,
+    platform="tpu",
+)

@@ -6,10 +6,10 @@ The keys at distance W and more therefore weigh together at most
 
     sum over d >= W of exp(|q| K / sqrt(D) - m d)  =  exp(|q| K / sqrt(D) - m W) / (1 - exp(-m)).
 
-The softmax divides by the sum over all keys. Let `low` be the logarithm of any part of that sum: the scores of some of
-the keys, of one, or all of them (the log-sum-exp). What is skipped is then at most the share `tolerance` of the row's mass if
+The softmax divides by the sum of exp(score) over all keys. Let `log_mass` be the logarithm of that sum over any of the keys:
+one, some, or all of them (the log-sum-exp). What is skipped is then at most the fraction `tolerance` of the row's mass if
 
-    W >= (|q| K / sqrt(D) - low - log(tolerance) - log(1 - exp(-m))) / m.
+    W >= (|q| K / sqrt(D) - log_mass - log(tolerance) - log(1 - exp(-m))) / m.
 
 A block of queries starting at position p_0 can skip every key at least W_t + t before its query p_0 + t for each t, that is
 every key at least max_t(W_t - t) before p_0. Nothing is assumed of the inputs: where norms are large or m <= 0, W is large or
@@ -21,23 +21,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from alibi_jax.attention.options import Known
+from alibi_jax.attention.implementation import RowBounds
 
-# Largest skipped share by input dtype: a quarter of the float32 spacing at 1; for the short types well under theirs.
+# Largest fraction skipped, by input dtype: a quarter of the float32 spacing at 1; for the short types well under theirs.
 DEFAULT_TOLERANCE = {"float32": 2.0**-25, "bfloat16": 2.0**-13, "float16": 2.0**-16}
 # The bound is computed in floating point, and so are the scores: their relative errors are below D 2^-23.
 SLACK = 1.0 + 2.0**-10
-# Keys before a query whose scores `nearest_mass` sums; 8 buy most of what 128 would (experiments/results/reach).
+# Keys up to a query whose weights `nearest_mass` sums; 8 buy most of what 128 would (experiments/results/reach).
 NEAREST = 8
+# All positions are below it: int32 holds them, their differences, and their sums with a block's length.
+POSITIONS = 2**30
+FAR = float(POSITIONS)  # tokens; a reach that leaves nothing out
 
 
 def norms(x: Float[Array, "B L H D"]) -> Float32[Array, "B L H"]:
-    """|x|, in float32."""
+    """Returns |x| of every head's vectors, in float32."""
     return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(-1))
 
 
 def bounds_from(q: Float[Array, "B T H D"], largest: Float32[Array, "B t K"]) -> Float32[Array, "B H T"]:
-    """|q| / sqrt(D) times the largest norm of the keys of each row (t = T), or of all rows alike (t = 1)."""
+    """Returns |q| / sqrt(D) times the largest norm of the keys: of each row (t = T), or of all rows (t = 1)."""
     largest = jnp.repeat(largest, q.shape[2] // largest.shape[2], axis=2)
     return (norms(q) * largest * (SLACK * q.shape[-1] ** -0.5)).swapaxes(1, 2)
 
@@ -45,11 +48,11 @@ def bounds_from(q: Float[Array, "B T H D"], largest: Float32[Array, "B t K"]) ->
 def score_bounds(
     q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], q_offset: Int[Array, ""], causal: bool
 ) -> Float32[Array, "B H T"]:
-    """|q| max|k| / sqrt(D), the maximum over the keys a query may see: no scaled score is larger, nor smaller than minus it."""
+    """Returns |q| max|k| / sqrt(D), the maximum over the keys a query may see: no scaled score is larger, nor smaller than
+    minus it."""
     k_norms = norms(k)
-    queries, keys = q.shape[1], k.shape[1]
     if causal:
-        last = jnp.minimum(q_offset + jnp.arange(queries), keys - 1)
+        last = jnp.minimum(q_offset + jnp.arange(q.shape[1]), k.shape[1] - 1)
         largest = jax.lax.cummax(k_norms, axis=1)[:, last]
     else:
         largest = k_norms.max(1, keepdims=True)
@@ -59,24 +62,25 @@ def score_bounds(
 def nearest_mass(
     q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], slopes: Float32[Array, " H"], q_offset: Int[Array, ""]
 ) -> Float32[Array, "B H T"]:
-    """log of the sum of exp(score) over the NEAREST keys up to each query: a part of what its softmax divides by."""
-    queries, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    positions = q_offset + jnp.arange(queries)
+    """Returns the log of the sum of exp(score) over the NEAREST keys up to each query: `log_mass` of the proof above."""
+    keys = k.shape[1]
+    group = q.shape[2] // k.shape[2]
+    positions = q_offset + jnp.arange(q.shape[1])
 
     def add(distance: Int32[Array, ""], total: Float32[Array, "B T H"]) -> Float32[Array, "B T H"]:
-        at = positions - distance
-        near = jnp.repeat(k[:, jnp.clip(at, 0, keys - 1)], group, axis=2)
+        index = positions - distance
+        near = jnp.repeat(k[:, jnp.clip(index, 0, keys - 1)], group, axis=2)
         scores = (q.astype(jnp.float32) * near.astype(jnp.float32)).sum(-1) * q.shape[-1] ** -0.5
-        inside = ((at >= 0) & (at < keys))[None, :, None]
+        inside = ((index >= 0) & (index < keys))[None, :, None]
         return jnp.logaddexp(total, jnp.where(inside, scores - slopes[None, None] * distance, -jnp.inf))
 
-    # a loop, because each distance makes a copy of the keys, and unrolled, compilers hold several of them at once
+    # a loop, because each distance copies the keys: of unrolled steps, compilers hold several copies at once
     total = jnp.full(q.shape[:3], -jnp.inf, jnp.float32)
     return jax.lax.fori_loop(0, min(NEAREST, keys), add, total).swapaxes(1, 2)
 
 
 def excess_within(margin: Float32[Array, "*heads T"], slopes: Float32[Array, "*heads"]) -> Float32[Array, "*heads"]:
-    """max over the queries t of a block of (margin - m t), margin = bound - low: what the block's reach is computed from."""
+    """Returns max over a block's queries t of (margin - m t), margin = bound - log_mass, from which `reach` is computed."""
     index = jax.lax.broadcasted_iota(jnp.float32, margin.shape, margin.ndim - 1)
     return (margin - slopes[..., None] * index).max(-1)
 
@@ -84,16 +88,16 @@ def excess_within(margin: Float32[Array, "*heads T"], slopes: Float32[Array, "*h
 def reach(
     excess: Float32[Array, "*heads"], slopes: Float32[Array, "*heads"], tolerance: float
 ) -> Float32[Array, "*heads"]:
-    """W of a block of queries, in tokens before its first: keys at least so far from it may be skipped."""
+    """Returns W of a block of queries, in tokens before its first: keys at least that far from it may be skipped."""
     tokens = (excess - jnp.log(tolerance) - jnp.log(-jnp.expm1(-slopes))) / slopes
-    return jnp.where((slopes > 0) & (tokens < 2.0**30), jnp.maximum(tokens, 1.0), jnp.inf)  # NaN is infinite, too
+    return jnp.where((slopes > 0) & (tokens < FAR), jnp.maximum(tokens, 1.0), jnp.inf)  # NaN is infinite, too
 
 
 def first_key_block(
     reach: Float32[Array, "*heads"], position: Int[Array, "*heads"], block_k: int
 ) -> Int32[Array, "*heads"]:
-    """First block of keys that queries from `position` on visit, given the reach of their block."""
-    tokens = jnp.where(reach < 2.0**30, jnp.ceil(reach), 2.0**30).astype(jnp.int32)
+    """Returns the first block of keys that queries from `position` on visit, given the reach of their block."""
+    tokens = jnp.where(reach < FAR, jnp.ceil(reach), FAR).astype(jnp.int32)
     return jnp.maximum(position - tokens + 1, 0) // block_k
 
 
@@ -105,15 +109,17 @@ def first_key_blocks(
     tolerance: float,
     block_q: int,
     block_k: int,
-    known: Known | None = None,
+    row_bounds: RowBounds | None = None,
 ) -> Int32[Array, "B H N"]:
-    """The first block of keys each block of queries visits in causal attention, what is skipped holding at most `tolerance`.
+    """Returns the first block of keys each block of queries visits in causal attention; the keys before it hold at most the
+    fraction `tolerance` of any row's softmax mass.
 
-    N = ceil(T / block_q). O(T + S) memory and time. What is known of each row's sum is the mass of the NEAREST keys, if
-    nothing else is. A block that needs none of these keys has a number past their last block.
+    N = ceil(T / block_q). O(T + S) memory and time. `row_bounds` None: computed, from the NEAREST keys' mass. A number past the
+    last block of keys: none is needed.
     """
-    bounds, low = known or Known(score_bounds(q, k, q_offset, True), nearest_mass(q, k, slopes, q_offset))
-    margin = bounds - low
+    if row_bounds is None:
+        row_bounds = RowBounds(score_bounds(q, k, q_offset, True), nearest_mass(q, k, slopes, q_offset))
+    margin = row_bounds.scores - row_bounds.log_mass
     margin = jnp.pad(margin, ((0, 0), (0, 0), (0, -q.shape[1] % block_q)), constant_values=-jnp.inf)
     margin = margin.reshape(*margin.shape[:2], -1, block_q)
     slopes = jnp.broadcast_to(slopes[None, :, None], margin.shape[:3])
@@ -123,8 +129,9 @@ def first_key_blocks(
 
 
 def last_query_blocks(first: Int32[Array, "B H N"], key_blocks: int) -> Int32[Array, "B H M"]:
-    """The last block of queries that visits each block of keys, -1 where none does."""
-    queries, keys = jnp.arange(first.shape[2]), jnp.arange(key_blocks)
+    """Returns the last block of queries that visits each block of keys, -1 where none does."""
+    queries = jnp.arange(first.shape[2])
+    keys = jnp.arange(key_blocks)
     return (
         jnp.where(first[:, :, None] <= keys[None, None, :, None], queries[None, None, None], -1)
         .max(-1)

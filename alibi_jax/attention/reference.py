@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
 from alibi_jax.attention.dropout import dense_keep_scale
-from alibi_jax.attention.options import Options
+from alibi_jax.attention.implementation import Options
 from alibi_jax.positions.bias import Bias
 
 
@@ -18,13 +18,14 @@ def reference_attention(
     q_offset: Int[Array, ""],
     seeds: UInt32[Array, "B H 2"],
 ) -> Float[Array, "B T H D"]:
-    """softmax(q k^T / sqrt(D) + bias) v, over keys at or before the query where causal; 0 for a query that sees no key.
+    """Returns softmax(q k^T / sqrt(D) + bias) v, over keys at or before the query if causal; 0 for a query that sees no key.
 
     O(T S) memory; skips nothing.
     """
     group = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
-    q_positions, k_positions = q_offset + jnp.arange(q.shape[1]), jnp.arange(k.shape[1])
+    q_positions = q_offset + jnp.arange(q.shape[1])
+    k_positions = jnp.arange(k.shape[1])
     scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32, precision="highest")
     scores = scores * q.shape[-1] ** -0.5
     if bias is not None:

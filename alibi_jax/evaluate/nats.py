@@ -17,7 +17,7 @@ from jaxtyping import Array, Float32, Int, Int32, Integer
 
 from alibi_jax.config import ModelConfig
 from alibi_jax.data.vocabulary import check_ids
-from alibi_jax.sharding import batch_sharding, batch_ways, place_rows, shard
+from alibi_jax.sharding import batch_sharding, num_shards, place_rows, shard
 
 HOST_BYTES = (
     48  # of one token of a batch while it is made: its place in the stream, whether it is scored, input and target
@@ -36,8 +36,8 @@ def window_nats(
 def windows_per_batch(batch_tokens: int, length: int) -> int:
     """Returns how many windows of `length` tokens a batch of about `batch_tokens` tokens holds: at least one, and a multiple
     of the devices that the mesh of `jax.set_mesh` splits a batch over."""
-    ways = batch_ways(jax.sharding.get_abstract_mesh())
-    return -(-max(1, batch_tokens // length) // ways) * ways
+    shards = num_shards(jax.sharding.get_abstract_mesh(), "batch")
+    return -(-max(1, batch_tokens // length) // shards) * shards
 
 
 def memory_needed(model: nn.Module, params: Any, batch_size: int, length: int) -> int:

@@ -24,7 +24,7 @@ from alibi_jax.run.display import decoded
 from alibi_jax.run.hosts import first_host_first, from_first_host, several
 from alibi_jax.run.origin import Origin
 from alibi_jax.run.workdir import check_corpus, saved_steps, trained_on
-from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_ways, tree_shardings
+from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_shards, tree_shardings
 from alibi_jax.storage import Location, in_bucket, locate
 
 TRIES = 5  # to read a checkpoint of a run that goes on saving
@@ -69,7 +69,7 @@ def _load_params(workdir: Location, config: Config, which: str, fingerprint: str
         raise CheckpointError(f"checkpoints: got none in {checkpoints.folder}, expected a trained run. Train it first.")
     step = int(from_first_host(str(step)))
     mesh = jax.sharding.get_mesh()
-    tokens = jnp.zeros(token_ways(), jnp.int32)
+    tokens = jnp.zeros(token_shards(), jnp.int32)
     shapes = jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
     abstract = placed_shapes(shapes, tree_shardings(shapes, mesh))
     return step, checkpoints.restore(step, params=abstract)["params"]

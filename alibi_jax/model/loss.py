@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from alibi_jax.sharding import local_size, shard, token_ways
+from alibi_jax.sharding import local_size, shard, token_shards
 
 # Tokens in a chunk of a tail cluster. Its own tokens are sorted to the front, so that small chunks skip most of the others.
 CLUSTER_TOKENS = 256
@@ -34,7 +34,7 @@ def target_nats(
     NaN for a target outside the vocabulary.
     """
     # a device's tokens become one row, so that none has to move
-    batch, length = (math.gcd(size, ways) for size, ways in zip(targets.shape, token_ways(), strict=True))
+    batch, length = (math.gcd(size, shards) for size, shards in zip(targets.shape, token_shards(), strict=True))
 
     def rows(x: Array) -> Array:
         blocks = x.reshape(batch, x.shape[0] // batch, length, -1, *x.shape[2:]).swapaxes(1, 2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from alibi_jax.config import ModelConfig
 from alibi_jax.errors import ConfigError, LengthError
 from alibi_jax.model.transformer import TransformerLM
-from alibi_jax.sharding import batch_ways
+from alibi_jax.sharding import num_shards
 
 
 def check_served(field: str, config: ModelConfig, lengths: Iterable[int], trained: bool) -> None:
@@ -27,7 +27,7 @@ def check_served(field: str, config: ModelConfig, lengths: Iterable[int], traine
         return model.apply({"params": params}, tokens, tokens, trained, rngs=rngs, method="nats").sum()
 
     for length in dict.fromkeys(lengths):
-        tokens = jax.ShapeDtypeStruct((batch_ways(jax.sharding.get_mesh()), length), jnp.int32)
+        tokens = jax.ShapeDtypeStruct((num_shards(jax.sharding.get_mesh(), "batch"), length), jnp.int32)
         try:
             params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
             jax.eval_shape(jax.grad(loss) if trained else loss, params, tokens)

@@ -14,7 +14,7 @@ from alibi_jax.config import Config
 from alibi_jax.model import TransformerLM
 from alibi_jax.plan.compile import Compiled, Overflow
 from alibi_jax.plan.topology import Topology
-from alibi_jax.sharding import RULES, batch_ways, local_size
+from alibi_jax.sharding import RULES, local_size, num_shards
 from alibi_jax.train import State, sum_nats
 
 
@@ -95,7 +95,7 @@ def advice(config: Config, mesh: Mesh) -> list[str]:
     model, train = config.model, config.train
     changes = []
     weights, tensor, length = RULES["width"], RULES["heads"], RULES["length"]
-    copies = batch_ways(mesh) // mesh.shape[weights]
+    copies = num_shards(mesh, "batch") // mesh.shape[weights]
     if copies > 1:
         changes.append(
             f"--mesh.{weights} {mesh.shape[weights] * copies} (now {mesh.shape[weights]}): parameters, moments and gradients "
@@ -108,7 +108,7 @@ def advice(config: Config, mesh: Mesh) -> list[str]:
     elif model.remat_saves != "inputs":
         changes.append(f"--model.remat-saves inputs (now {model.remat_saves}): keeps less of each layer")
     microbatches = train.gradient_accumulation
-    if train.batch_size % (2 * microbatches * batch_ways(mesh)) == 0:
+    if train.batch_size % (2 * microbatches * num_shards(mesh, "batch")) == 0:
         changes.append(
             f"--train.gradient-accumulation {2 * microbatches} (now {microbatches}): half the activations at once"
         )
