@@ -7,7 +7,7 @@ import optax
 
 from alibi_jax.config import OptimizerConfig
 
-UNDECAYED = ("bias", "scale", "position_table", "bucket_table", "log_slopes")
+UNDECAYED = ("bias", "scale")  # ends of names
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -27,8 +27,13 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decayed(params: Any) -> Any:
-    """True for the matrices weight decay acts on; False for biases, norm scales and position tables."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: not str(path[-1].key).endswith(UNDECAYED), params)
+    """Returns True for the matrices that weight decay acts on; False for biases, norm scales and all of a position method."""
+
+    def is_decayed(path: tuple, _: Any) -> bool:
+        names = [key.key for key in path]
+        return "position" not in names and not names[-1].endswith(UNDECAYED)
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -1,14 +1,12 @@
 """Logical dimension -> mesh axis: the only file that knows a mesh axis by name.
 
-Two tables. DIMENSIONS names the dimensions of every parameter by the end of its path; an optimizer moment's path ends in
-its parameter's, so the same rows place both. RULES says over which mesh axes a dimension is sharded. Activations and
-batches are placed by `shard(x, "batch", "length", ...)` with the same RULES.
+RULES says over which mesh axes a dimension is sharded. Parameters and their moments are placed by the names of their dimensions
+(model/placement.py), activations and batches by `shard(x, "batch", "length", ...)`, a bias by the names it gives itself.
 """
 
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +15,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from alibi_jax.errors import ConfigError, require
+from alibi_jax.errors import require
 
 if TYPE_CHECKING:  # names for type checkers alone: attention imports this file, and the config is more than it needs
     import alibi_jax.config
@@ -39,31 +37,6 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "cluster_width": None,  # of a projection of the adaptive input and softmax
     "seed": None,  # of a head's dropout mask
     "replicated": None,  # on every device, whatever else changes here
-}
-
-DIMENSIONS: dict[str, tuple[str, ...]] = {
-    "embedding/table": ("vocab", "width"),  # of cluster b: table_b
-    "embedding/projection": ("cluster_width", "width"),
-    "position/position_table": ("rows", "width"),
-    "position/bucket_table": ("rows", "heads"),
-    "position/log_slopes": ("heads",),
-    "attention/query": ("width", "heads", "head_width"),
-    "attention/key": ("width", "heads", "head_width"),
-    "attention/value": ("width", "heads", "head_width"),
-    "attention/out": ("heads", "head_width", "width"),
-    "attention/query_bias": ("heads", "head_width"),
-    "attention/key_bias": ("heads", "head_width"),
-    "attention/value_bias": ("heads", "head_width"),
-    "attention/out_bias": ("channels",),
-    "mlp/up": ("width", "mlp"),
-    "mlp/up_bias": ("mlp",),
-    "mlp/down": ("mlp", "width"),
-    "mlp/down_bias": ("channels",),
-    "norm/scale": ("channels",),
-    "norm/bias": ("channels",),
-    "softmax/table": ("vocab", "width"),
-    "softmax/projection": ("cluster_width", "width"),
-    "softmax/classes": ("rows", "width"),
 }
 
 
@@ -212,22 +185,9 @@ def on_each_device(function: Callable, inputs: tuple, dimensions: tuple, output:
     return mapped(*inputs)
 
 
-def _leaf_spec(path: tuple, leaf: Any) -> PartitionSpec:
-    if np.ndim(leaf) == 0:
-        return PartitionSpec()
-    name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path[-2:])
-    name = re.sub(r"_\d+$", "", name)  # of a cluster
-    rows = [row for row in DIMENSIONS if name == row or name.endswith("_" + row)]
-    if not rows:
-        raise ConfigError(f"sharding: got a parameter {name!r}, expected a row for it in DIMENSIONS. Add one.")
-    dimensions = DIMENSIONS[rows[0]]
-    stacked = np.ndim(leaf) - len(dimensions)  # one more in front when layers are scanned
-    return _spec(("layers",) * stacked + dimensions)
-
-
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Returns the NamedSharding of every parameter, moment or count in a tree of arrays or shapes, by DIMENSIONS and RULES."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _leaf_spec(path, leaf)), tree)
+def sharding_of(mesh: Mesh, dimensions: tuple[str, ...]) -> NamedSharding:
+    """Returns where an array of these dimensions lies on a mesh."""
+    return NamedSharding(mesh, _spec(dimensions))
 
 
 def placed_shapes(shapes: Any, shardings: Any) -> Any:
@@ -241,7 +201,7 @@ def placed_shapes(shapes: Any, shardings: Any) -> Any:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch [B, L] of tokens."""
-    return NamedSharding(mesh, _spec(("batch", "length")))
+    return sharding_of(mesh, ("batch", "length"))
 
 
 class HostShard(NamedTuple):

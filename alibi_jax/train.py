@@ -25,6 +25,7 @@ from alibi_jax.errors import ConfigError, require
 from alibi_jax.evaluate.memory import free_memory
 from alibi_jax.loop import open_outputs, placed_batches, run_steps, unfilled_lengths
 from alibi_jax.model import TransformerLM
+from alibi_jax.model.placement import tree_shardings
 from alibi_jax.model.served import check_served
 from alibi_jax.optimizer import learning_rate, make_optimizer
 from alibi_jax.run.agreement import check_same
@@ -41,7 +42,6 @@ from alibi_jax.sharding import (
     num_shards,
     placed_shapes,
     token_shards,
-    tree_shardings,
 )
 from alibi_jax.storage import locate
 
@@ -67,7 +67,7 @@ def sum_nats(
     model: nn.Module, params: Any, inputs: Int[Array, "B L"], targets: Int[Array, "B L"], key: Array
 ) -> Float32[Array, ""]:
     """Returns the loss of training: the sum of -log p over all targets, in nats, with dropout drawn from `key`."""
-    return model.apply({"params": params}, inputs, targets, True, rngs={"dropout": key}, method="nats").sum()
+    return model.apply({"params": params}, inputs, targets, train=True, rngs={"dropout": key}, method="nats").sum()
 
 
 def _gradients(model: nn.Module, params: Any, inputs: Array, targets: Array, key: Array, microbatches: int) -> tuple:
@@ -217,7 +217,7 @@ def programs(config: Config, mesh: Mesh) -> Programs:
     """Returns the programs of a run, jitted. Called inside `jax.set_mesh(mesh)`."""
     model, optimizer = TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
     make_state = functools.partial(init_state, config, model, optimizer)
-    shardings = tree_shardings(jax.eval_shape(make_state), mesh)
+    shardings = tree_shardings(config.model, jax.eval_shape(make_state), mesh)
     step = functools.partial(train_step, config, model, optimizer)
     return Programs(
         jax.jit(make_state, out_shardings=shardings),

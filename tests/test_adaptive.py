@@ -13,8 +13,11 @@ import paper_model
 from alibi_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, load_config
 from alibi_jax.errors import ConfigError
 from alibi_jax.model import TransformerLM
+from alibi_jax.model.placement import tree_shardings
 from alibi_jax.model.transformer import implementation
-from alibi_jax.sharding import check_mesh, make_mesh, tree_shardings
+from alibi_jax.positions import LinearBias, alibi_slopes
+from alibi_jax.positions.alibi import Alibi
+from alibi_jax.sharding import check_mesh, make_mesh
 from conftest import TOLERANCE, assert_close
 
 CUTOFFS = (30, 60)
@@ -186,7 +189,7 @@ def test_clusters_are_sharded_and_give_the_same_loss_on_a_mesh():
     expected, gradient = jax.jit(jax.value_and_grad(loss))(params)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        shardings = tree_shardings(params, mesh)
+        shardings = tree_shardings(model.config, params, mesh)
         specs = {name: shardings["embedding"][name].spec for name in ("table_1", "projection_1")}
         assert specs == {"table_1": PartitionSpec("tensor", "fsdp"), "projection_1": PartitionSpec(None, "fsdp")}
         placed = jax.device_put(params, shardings)
@@ -196,10 +199,10 @@ def test_clusters_are_sharded_and_give_the_same_loss_on_a_mesh():
 
 
 def test_learned_slopes_are_never_given_to_a_kernel_by_auto():
-    assert implementation(ModelConfig(slopes="learned")) == "blockwise"
-    named = ModelConfig(slopes="learned", attention="pallas_tpu")
-    assert implementation(named) == "pallas_tpu"  # which will say why not
-    assert implementation(ModelConfig()) == "auto"
+    bias = LinearBias(alibi_slopes(4))
+    assert implementation("auto", Alibi(4, slopes="learned"), bias) == "blockwise"
+    assert implementation("pallas_tpu", Alibi(4, slopes="learned"), bias) == "pallas_tpu"  # which will say why not
+    assert implementation("auto", Alibi(4), bias) == "auto"
 
 
 @pytest.mark.parametrize(

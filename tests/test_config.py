@@ -77,7 +77,7 @@ def test_unknown_keys_and_wrong_types_are_refused(text, message):
             lambda: Config(
                 model=ModelConfig(position="learned", learned_length=64), train=TrainConfig(train_length=128)
             ),
-            r"at most model\.learned_length, 64",
+            r"at most 64, the longest input of position 'learned'",
         ),
         (lambda: Config(optimizer=OptimizerConfig(warmup_steps=2000)), r"at most train\.steps, 1000"),
     ],

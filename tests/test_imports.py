@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "errors": set(),
     "storage": {"errors"},
-    "config": {"errors", "storage"},
     "positions.bias": set(),
     "positions": {"errors", "positions.bias"},
+    "config": {"errors", "positions", "storage"},
     "sharding": {"errors"},
     "attention": {"errors", "positions.bias", "sharding"},
     "plan.chips": set(),

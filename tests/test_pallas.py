@@ -13,8 +13,9 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, 
 from alibi_jax.attention import attend, pallas_gpu
 from alibi_jax.config import MeshConfig, ModelConfig
 from alibi_jax.model import TransformerLM
+from alibi_jax.model.placement import tree_shardings
 from alibi_jax.positions import LinearBias, alibi_slopes
-from alibi_jax.sharding import make_mesh, tree_shardings
+from alibi_jax.sharding import make_mesh
 from benchmarks.shapes import GPU_SHAPES, TPU_SHAPES, Shape
 
 TOPOLOGIES = ["v5e:2x2", "v5p:2x2x1", pytest.param("v6e:2x2", marks=pytest.mark.versions)]
@@ -101,7 +102,7 @@ def test_a_sharded_model_for_tpus_uses_the_kernel_by_itself(caplog):
     lm, key = TransformerLM(model), jax.random.key(0)
     shapes = jax.eval_shape(lm.init, key, jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
     with jax.set_mesh(mesh):
-        placed = tree_shardings(shapes, mesh)
+        placed = tree_shardings(model, shapes, mesh)
         params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
         grad = jax.jit(jax.grad(lambda params, tokens: lm.apply({"params": params}, tokens).mean()))
         text = grad.lower(params, tokens).compile().as_text()

@@ -1,74 +1,29 @@
 """Position methods against the papers' own numbers and the properties that define them."""
 
-import hypothesis
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from hypothesis import strategies as st
 
-from alibi_jax.config import ModelConfig
+from alibi_jax.config import ModelConfig, PositionName
+from alibi_jax.config.sizes import parameter_count
 from alibi_jax.errors import LengthError
+from alibi_jax.model import TransformerLM
+from alibi_jax.optimizer import decayed
 from alibi_jax.positions.alibi import Alibi
-from alibi_jax.positions.bias import BucketBias, LinearBias, alibi_slopes, bucket_edges
+from alibi_jax.positions.learned import Learned
 from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.positions.rotary import rotate_pairs
 from alibi_jax.positions.sinusoidal import sinusoids
+from alibi_jax.sharding import RULES
 from conftest import assert_close
 
 
-def test_slopes_of_8_and_16_heads_are_the_papers():
-    assert alibi_slopes(8).tolist() == [2.0**-k for k in range(1, 9)]
-    np.testing.assert_allclose(alibi_slopes(16), [2.0 ** (-k / 2) for k in range(1, 17)], rtol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("heads", "expected"),
-    [
-        (12, [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256, 0.70711, 0.35355, 0.17678, 0.08839]),
-        (6, [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]),
-        (1, [2.0**-8]),
-        (3, [0.0625, 0.00390625, 0.25]),
-    ],
-)
-def test_slopes_of_other_head_counts_keep_the_references_order(heads, expected):
-    np.testing.assert_allclose(alibi_slopes(heads), expected, rtol=1e-4)
-
-
-@hypothesis.given(st.integers(1, 200), st.floats(1, 32))
-def test_slopes_fall_by_one_ratio_within_a_power_of_two(heads, bias_max):
-    slopes = alibi_slopes(heads, bias_max).astype(np.float64)
-    power = 2 ** int(np.log2(heads))
-    assert slopes.shape == (heads,)
-    np.testing.assert_allclose(slopes[power - 1], 2.0**-bias_max, rtol=1e-5)
-    np.testing.assert_allclose(slopes[1:power] / slopes[: power - 1], 2.0 ** (-bias_max / power), rtol=1e-5)
-    assert len(np.unique(slopes)) == heads
-
-
-def test_bias_max_16_squares_the_slopes():
-    np.testing.assert_allclose(alibi_slopes(16, 16.0), alibi_slopes(16) ** 2, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("heads", "bias_max"),
-    [(0, 8.0), (-3, 8.0), (8.0, 8.0), (True, 8.0), ("8", 8.0), (8, 0.0), (8, np.nan), (8, np.inf), (8, 200.0)],
-)
-@pytest.mark.usefixtures("shapes_unchecked")
-def test_slopes_refuse_bad_input(heads, bias_max):
-    with pytest.raises(ValueError, match="got .* expected .*"):
-        alibi_slopes(heads, bias_max)
-
-
-def test_linear_bias_is_minus_slope_times_distance_at_any_position():
-    slopes = jnp.asarray(alibi_slopes(4))
-    far = 1_000_003
-    block = LinearBias(slopes).block(jnp.arange(far, far + 3), jnp.arange(far - 2, far + 3))
-    for h in range(4):
-        for t in range(3):
-            for s in range(5):
-                assert block[h, t, s] == -slopes[h] * abs(t - (s - 2))
-    assert block.dtype == jnp.float32
+def method_of(name: str):
+    return POSITIONS[name].from_config(ModelConfig(position=name, width=16, num_heads=2))
 
 
 def test_rotary_scores_depend_on_relative_position_alone():
@@ -99,46 +54,15 @@ def test_sinusoids_against_the_formula_and_unit_length_pairs():
     np.testing.assert_allclose(actual[:, :8] ** 2 + actual[:, 8:] ** 2, 1.0, atol=1e-5)
 
 
-def published_bucket(distance: int, buckets: int = 32, max_distance: int = 128) -> int:
-    """The rule of T5 for causal attention, in exact arithmetic on Python floats."""
-    exact = buckets // 2
-    if distance < exact:
-        return max(distance, 0)
-    grown = np.log(distance / exact) / np.log(max_distance / exact) * (buckets - exact)
-    return min(exact + int(grown + 1e-9), buckets - 1)
-
-
-@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (16, 64), (64, 1000), (2, 3)])
-def test_t5_buckets_follow_the_published_rule(buckets, max_distance):
-    distances = np.arange(-5, 2 * max_distance)
-    bias = BucketBias(jnp.zeros((buckets, 1)), max_distance)
-    expected = [published_bucket(int(d), buckets, max_distance) for d in distances]
-    assert bias.buckets(jnp.asarray(distances)).tolist() == expected
-
-
-def test_t5_buckets_of_the_released_models():
-    """Distances at which T5's 32 buckets (max distance 128) begin, as its public implementations give them."""
-    edges = [*range(1, 16), 16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
-    assert bucket_edges(32, 128).tolist() == edges
-
-
-def test_t5_bias_reads_the_heads_column_of_its_table():
-    table = jax.random.normal(jax.random.key(0), (32, 3))
-    block = BucketBias(table).block(jnp.arange(200, 204), jnp.arange(100, 210))
-    for h, t, s in [(0, 0, 0), (1, 3, 103), (2, 2, 50), (0, 1, 109)]:
-        distance = 200 + t - (100 + s)
-        assert block[h, t, s] == table[published_bucket(distance), h]
-
-
 def test_learned_refuses_lengths_past_its_table_naming_both():
-    method = POSITIONS["learned"](ModelConfig(position="learned", width=8, num_heads=1, learned_length=16))
+    method = Learned(max_length=16, width=8)
     variables = method.init(jax.random.key(0), jnp.zeros((1, 16, 8)), jnp.arange(16), method="embed")
     with pytest.raises(LengthError, match=r"17 tokens.*at most 16"):
         method.apply(variables, jnp.zeros((1, 17, 8)), jnp.arange(17), method="embed")
 
 
 def test_learned_refuses_positions_outside_its_table_and_traced_ones_give_nan():
-    method = POSITIONS["learned"](ModelConfig(position="learned", width=8, num_heads=1, learned_length=16))
+    method = Learned(max_length=16, width=8)
     x = jnp.zeros((1, 4, 8))
     variables = method.init(jax.random.key(0), x, jnp.arange(4), method="embed")
 
@@ -157,17 +81,10 @@ def test_learned_refuses_positions_outside_its_table_and_traced_ones_give_nan():
 @pytest.mark.parametrize("positions", [np.arange(1), np.arange(6), np.arange(5.0)], ids=["one", "six", "float"])
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_positions_that_are_not_one_whole_number_a_token_are_refused(name, positions):
-    method = POSITIONS[name](ModelConfig(position=name, width=8, num_heads=1))
-    x, hook = (jnp.zeros((1, 5, 1, 8)), "rotate") if name == "rotary" else (jnp.zeros((1, 5, 8)), "embed")
-    with pytest.raises(ValueError, match="for 5 tokens, expected so many integers"):
+    method = method_of(name)
+    x, hook = (jnp.zeros((1, 5, 2, 8)), "rotate") if name == "rotary" else (jnp.zeros((1, 5, 16)), "embed")
+    with pytest.raises(ValueError, match="for 5 tokens, expected one integer for each"):
         method.init(jax.random.key(0), x, jnp.asarray(positions), method=hook)
-
-
-@pytest.mark.parametrize(("buckets", "max_distance"), [(1, 128), (0, 128), (32, 16), (32, 64.5)])
-@pytest.mark.usefixtures("shapes_unchecked")
-def test_t5_buckets_refuse_what_makes_no_edges(buckets, max_distance):
-    with pytest.raises(ValueError, match=f"got {buckets} with max_distance {max_distance}, expected"):
-        bucket_edges(buckets, max_distance)
 
 
 @pytest.mark.parametrize("change", [{"slopes": "geometrical"}, {"divisor": 0.0}, {"divisor": np.nan}])
@@ -177,24 +94,41 @@ def test_alibi_refuses_slopes_it_does_not_know(change):
         nn.init_with_output(lambda method: method.bias(), Alibi(4, **change))(jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-    ("name", "hook"),
-    [
-        ("alibi", "bias"),
-        ("t5", "bias"),
-        ("rotary", "rotate"),
-        ("sinusoidal", "embed"),
-        ("learned", "embed"),
-        ("none", ""),
-    ],
-)
-def test_every_method_acts_through_one_hook(name, hook):
-    method = POSITIONS[name](ModelConfig(position=name, width=16, num_heads=2))
+def test_the_configs_choice_is_the_dictionary():
+    assert typing.get_args(PositionName) == tuple(POSITIONS)
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_every_method_acts_through_one_hook(name):
     x, heads, positions = jnp.ones((1, 5, 16)), jnp.ones((1, 5, 2, 8)), jnp.arange(5)
 
     def hooks(method):
         return method.embed(x, positions), method.rotate(heads, positions), method.bias()
 
-    embedded, rotated, bias = nn.init_with_output(hooks, method)(jax.random.key(0))[0]
-    acts = {"embed": bool((embedded != x).any()), "rotate": bool((rotated != heads).any()), "bias": bias is not None}
-    assert [name for name, does in acts.items() if does] == ([hook] if hook else [])
+    embedded, rotated, bias = nn.init_with_output(hooks, method_of(name))(jax.random.key(0))[0]
+    acts = [bool((embedded != x).any()), bool((rotated != heads).any()), bias is not None]
+    assert sum(acts) == (name != "none")
+
+
+@pytest.mark.parametrize("changes", [*({"position": name} for name in POSITIONS), {"slopes": "learned"}], ids=str)
+def test_a_method_makes_exactly_the_parameters_that_it_lists(changes):
+    """The model's tree under "position", and the count of parameters, follow from the method; dimensions are those of RULES."""
+    config = ModelConfig(num_layers=1, width=16, num_heads=2, mlp_width=8, vocab_size=9, **changes)
+    listed = POSITIONS[config.position].from_config(config).parameters()
+    shapes = jax.eval_shape(TransformerLM(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    made = {name: (array.shape, array.dtype) for name, array in shapes.get("position", {}).items()}
+    assert made == {name: (parameter.shape, jnp.float32) for name, parameter in listed.items()}
+    assert all(len(parameter.dimensions) == len(parameter.shape) for parameter in listed.values())
+    assert {name for parameter in listed.values() for name in parameter.dimensions} <= set(RULES)
+    assert parameter_count(config) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("changes", [*({"position": name} for name in POSITIONS), {"slopes": "learned"}], ids=str)
+def test_nothing_of_a_method_is_decayed(changes):
+    parameters = POSITIONS[changes.get("position", "alibi")].from_config(ModelConfig(**changes)).parameters()
+    tree = {"position": dict.fromkeys(parameters, 0), "layers": {"mlp": {"up": 0}}}
+    assert decayed(tree) == {"position": dict.fromkeys(parameters, False), "layers": {"mlp": {"up": True}}}
+
+
+def test_labels_are_all_different():
+    assert len({method.label for method in POSITIONS.values()}) == len(POSITIONS)

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from alibi_jax.config import PositionName
 from alibi_jax.evaluate import axes, lines, plots, reader, report, statistics, tables
 from alibi_jax.evaluate.lines import strict_json
 from alibi_jax.evaluate.page import gain_html
 from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import FACTS, STATUSES, Record, fields_of, record_of, sliding
 from alibi_jax.evaluate.results import write_records
+from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.run import display
 
 TITLE = "Train <short> & test long"
@@ -325,8 +325,12 @@ def test_the_sliding_protocol_drawn_is_the_one_evaluated_most():
 
 
 def test_every_position_method_has_its_own_colour_and_marker():
-    for table in (axes.COLOURS, axes.MARKERS):
-        assert set(table) == set(typing.get_args(PositionName)) and len(set(table.values())) == len(table)
+    assert set(axes.COLOURS) == set(axes.MARKERS) == set(POSITIONS)
+    names = [*axes.FIXED_COLOURS, *(f"method {i}" for i in range(20))]
+    colours = axes.one_for_each(names, axes.FIXED_COLOURS, axes.FURTHER_COLOURS)
+    markers = axes.one_for_each(names, axes.FIXED_MARKERS, axes.FURTHER_MARKERS)
+    assert len({(colours[name], markers[name]) for name in names}) == len(names)
+    assert len({colours[name] for name in names[:10]}) == 10
     assert set(plots.FAILURE_MARKERS) == {*STATUSES, plots.INFINITE} - {"ok"}
 
 

@@ -22,12 +22,13 @@ from alibi_jax.config.limits import RANGES, Range
 from alibi_jax.data.corpus import Corpus, open_corpus
 from alibi_jax.errors import ConfigError, DataError, Diverged, Interrupted, MetricsError
 from alibi_jax.model import TransformerLM
+from alibi_jax.model.placement import tree_shardings
 from alibi_jax.positions import alibi, alibi_slopes
 from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.metrics import MetricsLog
 from alibi_jax.run.signals import stop_requested
-from alibi_jax.sharding import check_mesh, host_shard, make_mesh, place_rows, put_batch, shard, tree_shardings
+from alibi_jax.sharding import check_mesh, host_shard, make_mesh, place_rows, put_batch, shard
 from alibi_jax.train import programs, restore_or, train
 from conftest import TOLERANCE, assert_close
 from runs import DROPOUT, saved_state, tiny_config
@@ -113,7 +114,7 @@ def loss_and_gradients(position: str, sizes):
 
     params, mesh = initial(position), mesh_of(sizes)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, tree_shardings(params, mesh))
+        placed = jax.device_put(params, tree_shardings(model.config, params, mesh))
         found = jax.jit(jax.value_and_grad(loss))(placed, place_rows(rows(0)), place_rows(rows(1)))
     return jax.tree.map(np.asarray, found)
 

@@ -28,6 +28,7 @@ from alibi_jax.config.sections import (
     parse_stride,
 )
 from alibi_jax.errors import ConfigError, require, shown
+from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.storage import Location, locate
 
 __all__ = [
@@ -65,13 +66,21 @@ class Config(Section):
 
     def check(self) -> None:
         lengths = {self.train.train_length, *self.train.validate_lengths}
+        longest = POSITIONS[self.model.position].from_config(self.model).longest()
         self.evaluate.check_strides(self.train.train_length)
         require(
-            self.model.position != "learned" or max(lengths) <= self.model.learned_length,
+            self.model.causal,
+            "model.causal",
+            False,
+            "True: a run trains and evaluates on the next token, which a model that is not causal reads in its input",
+            "Set it to True; in a program of your own, TransformerLM serves it.",
+        )
+        require(
+            longest is None or max(lengths) <= longest,
             "train.train_length",
             max(lengths),
-            f"at most model.learned_length, {self.model.learned_length}, for position 'learned'",
-            "Raise model.learned_length or train shorter.",
+            f"at most {longest}, the longest input of position {self.model.position!r}",
+            "Train shorter, or enlarge the position method's table.",
         )
         require(
             self.optimizer.warmup_steps <= self.train.steps,

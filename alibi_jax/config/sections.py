@@ -9,13 +9,14 @@ from alibi_jax.config.checks import LARGEST, Section, gib
 from alibi_jax.config.limits import COUNT, FILES
 from alibi_jax.config.sizes import STATE, parameter_count
 from alibi_jax.errors import require, shown
+from alibi_jax.positions.methods import POSITIONS
 
 INPUT_AND_TARGET = 2 * 4  # bytes of a token that is both, int32
 
 Attention = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
 SourceName = Literal["stdlib", "files", "tfds"]  # as in data/sources
 TokenizerName = Literal["bytes", "words", "bpe"]  # as in data/tokenizer
-PositionName = Literal["alibi", "sinusoidal", "rotary", "t5", "learned", "none"]
+PositionName = Literal[tuple(POSITIONS)]  # a method is named in one place; type checkers see any name
 
 
 class Cluster(NamedTuple):
@@ -36,6 +37,9 @@ class ModelConfig(Section):
     section: ClassVar[str] = "model"
 
     position: PositionName = "alibi"  # position method
+    causal: bool = (
+        True  # whether a token sees only itself and those before it; a run needs it, a model in your program may not
+    )
     num_layers: int = 4  # transformer layers
     width: int = 128  # channels of the residual stream
     num_heads: int = 8  # attention heads; must divide width
@@ -88,13 +92,6 @@ class ModelConfig(Section):
     def check(self) -> None:
         self._check_clusters()
         require(
-            self.memory() <= LARGEST,
-            "model",
-            f"{parameter_count(self):,} parameters, which would take {gib(self.memory())} in training",
-            f"at most {gib(LARGEST)}",
-            "Lower model.width, mlp_width, num_layers, vocab_size or learned_length.",
-        )
-        require(
             self.width % self.num_heads == 0,
             "model.num_heads",
             f"{self.num_heads} heads for width {self.width}",
@@ -102,25 +99,11 @@ class ModelConfig(Section):
             f"Use width {self.num_heads * max(1, round(self.width / self.num_heads))} or another num_heads.",
         )
         require(
-            self.position != "rotary" or self.head_width % 2 == 0,
-            "model.width / num_heads",
-            self.head_width,
-            "an even head width for rotary, which turns channels in pairs",
-            "Change width or num_heads.",
-        )
-        require(
-            self.position != "sinusoidal" or self.width % 2 == 0,
-            "model.width",
-            self.width,
-            "an even width for sinusoidal, which is sines beside cosines",
-            "Change width.",
-        )
-        require(
-            self.t5_max_distance > self.t5_buckets // 2,
-            "model.t5_max_distance",
-            f"{self.t5_max_distance} with t5_buckets {self.t5_buckets}",
-            "a distance beyond the first half of the buckets",
-            "Raise t5_max_distance or lower t5_buckets.",
+            self.memory() <= LARGEST,
+            "model",
+            f"{parameter_count(self):,} parameters, which would take {gib(self.memory())} in training",
+            f"at most {gib(LARGEST)}",
+            "Lower model.width, mlp_width, num_layers, vocab_size or learned_length.",
         )
 
     def _check_clusters(self) -> None:

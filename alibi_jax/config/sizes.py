@@ -1,6 +1,9 @@
 """How large a model is, counted from its config: parameters, and the least memory that training takes."""
 
+import math
 from typing import TYPE_CHECKING
+
+from alibi_jax.positions.methods import POSITIONS
 
 if TYPE_CHECKING:
     from alibi_jax.config.sections import ModelConfig
@@ -18,11 +21,8 @@ def parameter_count(model: "ModelConfig") -> int:
 
 
 def _position(model: "ModelConfig") -> int:
-    if model.position == "learned":
-        return model.learned_length * model.width
-    if model.position == "t5":
-        return model.t5_buckets * model.num_heads
-    return model.num_heads if model.position == "alibi" and model.slopes == "learned" else 0
+    parameters = POSITIONS[model.position].from_config(model).parameters()
+    return sum(math.prod(parameter.shape) for parameter in parameters.values())
 
 
 def _words(model: "ModelConfig") -> int:

@@ -4,8 +4,9 @@ Nothing here uses matplotlib's global state.
 """
 
 import io
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
+from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.run.display import label
 
-# Okabe and Ito's palette, told apart under the common kinds of colour blindness; one fixed colour and marker a method.
-COLOURS = {
+# Okabe and Ito's palette, told apart under the common kinds of colour blindness: fixed colours and markers of the methods in
+# published figures. Any other method takes the next of the further ones; 4 and 5 of them make 20 pairs before one returns.
+FIXED_COLOURS = {
     "alibi": "#D55E00",
     "sinusoidal": "#0072B2",
     "rotary": "#009E73",
@@ -26,8 +29,20 @@ COLOURS = {
     "learned": "#B8860B",
     "none": "#555555",
 }
-MARKERS = {"alibi": "o", "sinusoidal": "s", "rotary": "^", "t5": "D", "learned": "v", "none": "p"}
+FIXED_MARKERS = {"alibi": "o", "sinusoidal": "s", "rotary": "^", "t5": "D", "learned": "v", "none": "p"}
+FURTHER_COLOURS = ("#56B4E9", "#8C510A", "#5E3C99", "#E69F00")
+FURTHER_MARKERS = ("h", "<", "*", ">", "X")
 INK, FAINT = "#222222", "#D9D9D9"
+
+
+def one_for_each(names: Iterable[str], fixed: dict[str, str], further: Sequence[str]) -> dict[str, str]:
+    """Returns the fixed choice of each name that has one; the others take the further ones in turn, again and again."""
+    others = (name for name in names if name not in fixed)
+    return fixed | dict(zip(others, itertools.cycle(further), strict=False))
+
+
+COLOURS = one_for_each(POSITIONS, FIXED_COLOURS, FURTHER_COLOURS)
+MARKERS = one_for_each(POSITIONS, FIXED_MARKERS, FURTHER_MARKERS)
 
 
 def readable_ticks(low: float, high: float) -> list[float]:

@@ -8,9 +8,10 @@ from string import Template
 
 from alibi_jax.evaluate.axes import png_bytes
 from alibi_jax.evaluate.plots import position_figure
-from alibi_jax.evaluate.records import MANY_UNKNOWN, NAMES, Record, non_overlapping, sliding, unknown_rate
+from alibi_jax.evaluate.records import MANY_UNKNOWN, Record, non_overlapping, sliding, unknown_rate
 from alibi_jax.evaluate.statistics import longest_useful_length
 from alibi_jax.evaluate.tables import DASH, Grid
+from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.run.display import html_text, number, perplexity_digits
 
 
@@ -113,7 +114,7 @@ def _provenance(records: Sequence[Record]) -> str:
         facts["failed"] = [f"{r.length}/{r.stride}: {r.status}: {r.detail}" for r in own if r.status != "ok"]
         facts |= {key: vars(first)[key] for key in ("machine", "versions", "config")}
         text = html_text(json.dumps(facts, indent=2, ensure_ascii=False), keep="\n")
-        position = html_text(NAMES.get(first.position, first.position))
+        position = html_text(POSITIONS[first.position].label)
         summary = f"{html_text(run)} <small>{position}, trained at {first.train_length:,} tokens</small>"
         details.append(f"<details><summary>{summary}</summary><pre>{text}</pre></details>")
     return "".join(details)

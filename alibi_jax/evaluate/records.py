@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from alibi_jax.positions.methods import POSITIONS
+
 STATUSES = ("ok", "out of memory", "refused", "not finite")
 MANY_UNKNOWN = 0.05  # of the tokens: with more unknown words than that a warning stands beside the numbers
-NAMES = {"alibi": "ALiBi", "t5": "T5 bias", "none": "no positions"}  # the others are called as they are written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def fields_of(record: Record) -> dict[str, Any]:
 def line_name(record: Record) -> str:
     """Returns the label of a run in figures: without its seed, and the method's name where that is all it says."""
     name = re.sub(r"(?<=.)-s\d+$", "", record.run)
-    return NAMES.get(name, name)
+    return POSITIONS[name].label if name in POSITIONS else name
 
 
 def non_overlapping(records: Iterable[Record]) -> list[Record]:

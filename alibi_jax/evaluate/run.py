@@ -17,6 +17,7 @@ from alibi_jax.errors import CheckpointError, ConfigError, require
 from alibi_jax.evaluate.records import MANY_UNKNOWN
 from alibi_jax.evaluate.sweep import plan, sweep
 from alibi_jax.model import TransformerLM
+from alibi_jax.model.placement import tree_shardings
 from alibi_jax.model.served import check_served
 from alibi_jax.run.agreement import check_same
 from alibi_jax.run.checkpoint import Checkpoints
@@ -24,7 +25,7 @@ from alibi_jax.run.display import decoded
 from alibi_jax.run.hosts import first_host_first, from_first_host, several
 from alibi_jax.run.origin import Origin
 from alibi_jax.run.workdir import check_corpus, saved_steps, trained_on
-from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_shards, tree_shardings
+from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_shards
 from alibi_jax.storage import Location, in_bucket, locate
 
 TRIES = 5  # to read a checkpoint of a run that goes on saving
@@ -71,7 +72,7 @@ def _load_params(workdir: Location, config: Config, which: str, fingerprint: str
     mesh = jax.sharding.get_mesh()
     tokens = jnp.zeros(token_shards(), jnp.int32)
     shapes = jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
-    abstract = placed_shapes(shapes, tree_shardings(shapes, mesh))
+    abstract = placed_shapes(shapes, tree_shardings(config.model, shapes, mesh))
     return step, checkpoints.restore(step, params=abstract)["params"]
 
 

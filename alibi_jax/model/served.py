@@ -24,7 +24,7 @@ def check_served(field: str, config: ModelConfig, lengths: Iterable[int], traine
 
     def loss(params: dict, tokens: jax.Array) -> jax.Array:
         rngs = {"dropout": jax.random.key(0)} if trained else None
-        return model.apply({"params": params}, tokens, tokens, trained, rngs=rngs, method="nats").sum()
+        return model.apply({"params": params}, tokens, tokens, train=trained, rngs=rngs, method="nats").sum()
 
     for length in dict.fromkeys(lengths):
         tokens = jax.ShapeDtypeStruct((num_shards(jax.sharding.get_mesh(), "batch"), length), jnp.int32)

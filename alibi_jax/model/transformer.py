@@ -1,4 +1,7 @@
-"""Decoder-only transformer language model in Flax Linen, one module for every position method."""
+"""Transformer language model in Flax Linen, one module for every position method."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,8 @@ from jaxtyping import Array, Float, Float32, Int
 from alibi_jax.attention import SAVED_NAME, attend
 from alibi_jax.config import ModelConfig
 from alibi_jax.model.adaptive import Embedding, Softmax, xavier
-from alibi_jax.positions.bias import Bias, concrete
+from alibi_jax.positions.base import PositionMethod, check_consecutive
+from alibi_jax.positions.bias import Bias, LinearBias, concrete
 from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.sharding import shard
 
@@ -32,14 +36,24 @@ def add_bias(module: nn.Module, name: str, x: Array, shape: tuple[int, ...]) -> 
     return x + module.param(name, zeros, shape, jnp.float32).astype(x.dtype)[None, None]
 
 
-def implementation(config: ModelConfig) -> str:
-    """As configured; but slopes that are trained have no gradient in the kernels, which "auto" would choose."""
-    trained = config.position == "alibi" and config.slopes == "learned"
-    return "blockwise" if trained and config.attention == "auto" else config.attention
+class Context(NamedTuple):
+    """What every layer reads beside its input. A value of each layer's own, such as a cache, would be a field to scan over."""
+
+    positions: Int[Array, " L"]
+    bias: Bias | None
+
+
+def implementation(name: str, position: PositionMethod, bias: Bias | None) -> str:
+    """Returns the attention that is named; "blockwise" for "auto" where slopes are trained.
+
+    "auto" would choose a kernel for them, and kernels compute no gradient of slopes.
+    """
+    trained = isinstance(bias, LinearBias) and bool(position.parameters())
+    return "blockwise" if trained and name == "auto" else name
 
 
 def check_ids(name: str, ids: Array, vocab_size: int) -> None:
-    """ValueError where ids are no integers, or are known now and outside the vocabulary."""
+    """ValueError where ids are not integers, or are known now and outside the vocabulary."""
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"{name}: got {ids.dtype}, expected integers, the tokens' ids. Cast them.")
     values = concrete(ids)
@@ -52,12 +66,14 @@ def check_ids(name: str, ids: Array, vocab_size: int) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the position method turns q and k, or biases the scores, or neither."""
+    """Multi-head self-attention; the position method rotates q and k, or biases the scores, or neither."""
 
     config: ModelConfig
+    rotate: Callable[[Array, Array], Array]  # the position method's
+    implementation: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L E"], bias: Bias | None, train: bool) -> Float[Array, "B L E"]:
+    def __call__(self, x: Float[Array, "B L E"], context: Context, train: bool) -> Float[Array, "B L E"]:
         config, dtype = self.config, x.dtype
         shape = (config.width, config.num_heads, config.head_width)
 
@@ -66,15 +82,20 @@ class Attention(nn.Module):
             heads = add_bias(self, f"{name}_bias", jnp.einsum("ble,ehd->blhd", x, kernel.astype(dtype)), shape[1:])
             return shard(heads, "batch", "length", "heads", "head_width")
 
-        position, positions = POSITIONS[config.position](config), jnp.arange(x.shape[1])
         queries, keys, values = project("query"), project("key"), project("value")
-        queries, keys = (position.rotate(heads, positions) for heads in (queries, keys))
+        queries, keys = (self.rotate(heads, context.positions) for heads in (queries, keys))
         for name, heads in (("queries", queries), ("keys", keys), ("values", values)):
             self.sow("intermediates", name, heads)  # kept only where apply(..., mutable="intermediates") asks
         rate = config.attention_dropout if train else 0.0
-        key = self.make_rng("dropout") if rate > 0 else None
         mixed = attend(
-            queries, keys, values, bias=bias, implementation=implementation(config), dropout_rate=rate, dropout_key=key
+            queries,
+            keys,
+            values,
+            bias=context.bias,
+            causal=config.causal,
+            implementation=self.implementation,
+            dropout_rate=rate,
+            dropout_key=self.make_rng("dropout") if rate > 0 else None,
         )
         kernel = self.param("out", xavier(1.0, (0, 1), 2), (*shape[1:], config.width), jnp.float32)
         return add_bias(self, "out_bias", jnp.einsum("blhd,hde->ble", mixed, kernel.astype(dtype)), (config.width,))
@@ -112,30 +133,38 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), as nn.scan wants it."""
+    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), as nn.scan expects it."""
 
     config: ModelConfig
+    rotate: Callable[[Array, Array], Array]
+    implementation: str
     train: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L E"], bias: Bias | None) -> tuple[Float[Array, "B L E"], None]:
+    def __call__(self, x: Float[Array, "B L E"], context: Context) -> tuple[Float[Array, "B L E"], None]:
         config = self.config
         drop = nn.Dropout(config.residual_dropout, deterministic=not self.train)
-        attention = Attention(config, name="attention")
-        x = x + drop(attention(Norm(config, name="attention_norm")(x), bias, self.train))
+        attention = Attention(config, self.rotate, self.implementation, name="attention")
+        x = x + drop(attention(Norm(config, name="attention_norm")(x), context, self.train))
         x = x + drop(MLP(config, name="mlp")(Norm(config, name="mlp_norm")(x), self.train))
         return shard(x, "batch", "length", "channels"), None
 
 
 class TransformerLM(nn.Module):
-    """logits[b, t] for the token after tokens[b, :t+1]; any length L, whatever the model was trained at.
+    """logits[b, t] for the token after tokens[b, :t+1]; any length L, whatever length the model was trained at.
 
     `params = model.init(key, tokens)["params"]`, `model.apply({"params": params}, tokens) -> float32 [B, L, V]`; parameters
-    are plain nested dicts of float32 arrays. With adaptive_cutoffs what comes is normalised: log-probabilities. For a loss use
+    are plain nested dicts of float32 arrays. With adaptive_cutoffs the output is normalised: log-probabilities. For a loss use
     `model.apply({"params": params}, tokens, targets, method="nats") -> float32 [B, L]`, which never holds [B, L, V] numbers.
-    With train=True dropout acts and wants rngs={"dropout": key}. ValueError for a config without vocab_size, for ids outside
-    the vocabulary, and where a position method refuses the length (`learned`). Under jax.jit ids are not known: there one
-    outside gives NaN, as a target and, as an input, for its whole row.
+    With train=True dropout acts and needs rngs={"dropout": key}. With config.causal False every position sees all tokens.
+
+    positions: int32 [L], 0 ... L - 1 where None. Embeddings and rotations take any; the order of the tokens alone says which
+    come earlier. A bias is one of distances, and attention counts those from token to token: with one, positions must be
+    consecutive, and where they start changes nothing.
+
+    ValueError for a config without vocab_size, ids outside the vocabulary, positions that do not fit, and a length that the
+    position method refuses (`learned`). Under jax.jit values are not known: there an id outside gives NaN, as a target and, as
+    an input, for all positions that see it; positions that should be consecutive and are not give NaN everywhere.
     """
 
     config: ModelConfig
@@ -145,7 +174,7 @@ class TransformerLM(nn.Module):
         """Ids are below it."""
         return self.config.vocab_size
 
-    def _layers(self, x: Float[Array, "B L E"], bias: Bias | None, train: bool) -> Float[Array, "B L E"]:
+    def _layers(self, x: Float[Array, "B L E"], context: Context, *fields: Any) -> Float[Array, "B L E"]:
         config = self.config
         policy = REMAT_SAVES[config.remat_saves]
         layer = nn.remat(Block, prevent_cse=not config.scan_layers, policy=policy) if config.remat else Block
@@ -154,19 +183,29 @@ class TransformerLM(nn.Module):
             scanned = nn.scan(
                 layer, variable_axes=axes, split_rngs=split, in_axes=nn.broadcast, length=config.num_layers
             )
-            return scanned(config, train, name="layers")(x, bias)[0]
+            return scanned(config, *fields, name="layers")(x, context)[0]
         for i in range(config.num_layers):
-            x, _ = layer(config, train, name=f"layer_{i}")(x, bias)
+            x, _ = layer(config, *fields, name=f"layer_{i}")(x, context)
         return x
 
-    def __call__(self, tokens: Int[Array, "B L"], train: bool = False) -> Float32[Array, "B L V"]:
-        return self._checked(tokens, None, train)
+    def __call__(
+        self, tokens: Int[Array, "B L"], positions: Int[Array, " L"] | None = None, *, train: bool = False
+    ) -> Float32[Array, "B L V"]:
+        """Returns the logits, or log-probabilities, of every token of the vocabulary at every position."""
+        return self._checked(tokens, None, positions, train)
 
-    def nats(self, tokens: Int[Array, "B L"], targets: Int[Array, "B L"], train: bool = False) -> Float32[Array, "B L"]:
-        """-log p of targets[b, t] given tokens[b, :t+1], natural logarithm, float32."""
-        return self._checked(tokens, targets, train)
+    def nats(
+        self,
+        tokens: Int[Array, "B L"],
+        targets: Int[Array, "B L"],
+        positions: Int[Array, " L"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float32[Array, "B L"]:
+        """Returns -log p of targets[b, t] given the tokens that position t sees; natural logarithm, float32."""
+        return self._checked(tokens, targets, positions, train)
 
-    def _checked(self, tokens: Int[Array, "B L"], targets: Int[Array, "B L"] | None, train: bool) -> Array:
+    def _checked(self, tokens: Array, targets: Array | None, positions: Array | None, train: bool) -> Array:
         if self.config.vocab_size is None:
             raise ValueError("model.vocab_size: got None, expected a number. Set it to the tokenizer's vocabulary.")
         check_ids("tokens", tokens, self.config.vocab_size)
@@ -174,15 +213,22 @@ class TransformerLM(nn.Module):
             check_ids("targets", targets, self.config.vocab_size)
         # accelerators would multiply float32 as TF32 or bfloat16, and a float32 evaluation would not be one
         with jax.default_matmul_precision("highest" if self.config.compute_dtype == "float32" else "default"):
-            return self._forward(tokens, targets, train)
+            return self._forward(tokens, targets, positions, train)
 
     @nn.compact
-    def _forward(self, tokens: Int[Array, "B L"], targets: Int[Array, "B L"] | None, train: bool) -> Array:
+    def _forward(self, tokens: Array, targets: Array | None, positions: Array | None, train: bool) -> Array:
         config = self.config
         embedding = Embedding(config, name="embedding")
-        position = POSITIONS[config.position](config).copy(name="position")
-        x = position.embed(embedding(tokens), jnp.arange(tokens.shape[1]))
+        position = POSITIONS[config.position].from_config(config).copy(name="position")
+        x, bias = embedding(tokens), position.bias()
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1])
+        elif bias is not None:
+            x = check_consecutive(x, positions)
+        x = position.embed(x, positions)
         x = nn.Dropout(config.embedding_dropout, deterministic=not train)(x)
-        x = self._layers(shard(x, "batch", "length", "channels"), position.bias(), train)
+        attention = implementation(config.attention, position, bias)
+        x = shard(x, "batch", "length", "channels")
+        x = self._layers(x, Context(positions, bias), position.rotate, attention, train)
         x = Norm(config, name="final_norm")(x) if config.final_norm else x
         return Softmax(config, name="softmax")(x, embedding, targets, train)

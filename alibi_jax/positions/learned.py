@@ -1,13 +1,18 @@
 """A learned vector for each position (Gehring et al. 2017; GPT-2): defined up to the length of its table."""
 
+from typing import TYPE_CHECKING, ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from alibi_jax.errors import LengthError
-from alibi_jax.positions.base import PositionMethod, check_positions
+from alibi_jax.positions.base import Parameter, PositionMethod, check_positions
 from alibi_jax.positions.bias import concrete
+
+if TYPE_CHECKING:
+    from alibi_jax.config import ModelConfig
 
 
 class Learned(PositionMethod):
@@ -17,11 +22,28 @@ class Learned(PositionMethod):
     cannot be checked, they give NaN.
     """
 
+    label: ClassVar[str] = "learned"
+
     max_length: int
     width: int
 
+    @classmethod
+    def from_config(cls, model: "ModelConfig") -> "Learned":
+        """Returns the method with a table of model.learned_length rows."""
+        return cls(model.learned_length, model.width)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Returns position_table [rows, E]."""
+        init = nn.initializers.normal(self.width**-0.5)
+        return {"position_table": Parameter(("rows", "width"), (self.max_length, self.width), init)}
+
+    def longest(self) -> int:
+        """Returns the rows of the table."""
+        return self.max_length
+
     @nn.compact
     def embed(self, x: Float[Array, "B L E"], positions: Int[Array, " L"]) -> Float[Array, "B L E"]:
+        """Returns the embeddings with each position's row added."""
         if x.shape[1] > self.max_length:
             raise LengthError(
                 f"learned positions: got an input of {x.shape[1]} tokens, expected at most {self.max_length}, the rows of "
@@ -29,10 +51,8 @@ class Learned(PositionMethod):
             )
         check_positions(x, positions)
         self._check(positions)
-        init = nn.initializers.normal(self.width**-0.5)
-        table = self.param("position_table", init, (self.max_length, self.width), jnp.float32)
         inside = (positions >= 0) & (positions < self.max_length)
-        rows = jnp.where(inside[:, None], table[positions], jnp.nan)
+        rows = jnp.where(inside[:, None], self.parameter("position_table")[positions], jnp.nan)
         return x + rows.astype(x.dtype)[None]
 
     def _check(self, positions: Int[Array, " L"]) -> None:

@@ -7,12 +7,11 @@ from alibi_jax.positions.rotary import Rotary
 from alibi_jax.positions.sinusoidal import Sinusoidal
 from alibi_jax.positions.t5 import T5Bias
 
-# name -> the method, made from the fields of a model's config that it needs
-POSITIONS = {
-    "alibi": lambda model: Alibi(model.num_heads, model.bias_max, model.slopes, model.slope_divisor),
-    "sinusoidal": lambda model: Sinusoidal(),
-    "rotary": lambda model: Rotary(base=model.rotary_base),
-    "t5": lambda model: T5Bias(model.num_heads, model.t5_buckets, model.t5_max_distance),
-    "learned": lambda model: Learned(max_length=model.learned_length, width=model.width),
-    "none": lambda model: PositionMethod(),
+POSITIONS: dict[str, type[PositionMethod]] = {
+    "alibi": Alibi,
+    "sinusoidal": Sinusoidal,
+    "rotary": Rotary,
+    "t5": T5Bias,
+    "learned": Learned,
+    "none": PositionMethod,
 }
