@@ -156,7 +156,7 @@ def test_an_error_of_another_file_is_not_laid_to_the_disk(data, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/a/text")
 
-    monkeypatch.setattr("alibi_jax.data.write._write_split", fail)
+    monkeypatch.setattr("alibi_jax.data.write.write_tokens", fail)
     with pytest.raises(OSError, match=r"'/a/text'"):
         prepare(data, quiet=True)
 

@@ -127,7 +127,7 @@ def test_the_fingerprint_knows_the_text_its_boundaries_and_the_tokenizer(data):
     assert len(entries(data)) == 3
 
 
-@pytest.mark.parametrize("failing", ["write._write_split", "write.keep_text", "aside._sync", "corpus.move"])
+@pytest.mark.parametrize("failing", ["write.write_tokens", "write.keep_text", "aside._sync", "corpus.move"])
 def test_a_failure_leaves_nothing_behind(data, monkeypatch, failing):
     def fail(*_):
         raise KeyboardInterrupt

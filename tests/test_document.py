@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from alibi_jax.config import DataConfig
 from alibi_jax.data import document as document_module
 from alibi_jax.data import facts as facts_module
-from alibi_jax.data import write as write_module
+from alibi_jax.data import stream as stream_module
 from alibi_jax.data.corpus import prepare
 from alibi_jax.data.document import Document, file_document, text_document
 from alibi_jax.data.sources import documents
@@ -150,11 +150,11 @@ def test_a_file_of_a_mark_alone_is_empty(tmp_path):
 
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
     path = put(tmp_path / "a", b"text\n")
-    pieces = write_module._digested(file_document(path), write_module.hashlib.sha256().update)
+    pieces = stream_module._digested(file_document(path), stream_module.hashlib.sha256().update)
     assert next(pieces) == "text\n"
     texts = iter(["one", "longer"])
     with pytest.raises(DataError, match=r"some: got a text that changed while it was read"):
-        list(write_module._digested(Document("some", lambda: [next(texts)]), write_module.hashlib.sha256().update))
+        list(stream_module._digested(Document("some", lambda: [next(texts)]), stream_module.hashlib.sha256().update))
 
 
 FILES = {
@@ -175,7 +175,7 @@ def test_preparing_holds_no_more_for_a_longer_file(tmp_path, monkeypatch, tokeni
     monkeypatch.setattr(document_module, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(words_module, "LONGEST_WORD", 1000)
     monkeypatch.setattr(facts_module, "BLOCK", 100_000)
-    monkeypatch.setattr(write_module, "CHUNK", 10_000)
+    monkeypatch.setattr(stream_module, "CHUNK", 10_000)
     path = put(tmp_path / "a.gz", gzip.compress(FILES[kind](600_000), 1))
     values = {"directory": str(tmp_path / "corpora"), **TOKENIZERS[tokenizer]}
     tracemalloc.start()

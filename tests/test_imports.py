@@ -168,7 +168,8 @@ def test_no_figure_no_matplotlib():
 
 
 # A module or package of data/ imports those before it alone, and within a package there is no circle.
-DATA = "document facts vocabulary batches paths splits sources tokenizer layout text names lookup write aside earlier corpus"
+DATA = """document facts vocabulary batches paths splits sources tokenizer layout stream text names lookup write aside earlier
+corpus"""
 LATE = {("sources.tfds", "sources.wikitext")}  # imported in a function, as it loads tensorflow_datasets
 
 

@@ -171,13 +171,13 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_its_text(data, toke
 def test_a_text_that_changes_while_it_is_read_is_refused(data, monkeypatch):
     from alibi_jax.data import write as module
 
-    write = module._write_split
+    write = module.write_tokens
 
     def overtaken(path, *arguments):
         (Path("text") / "9.txt").write_text("alpha 9\n" * 6)
         return write(path, *arguments)
 
-    monkeypatch.setattr(module, "_write_split", overtaken)
+    monkeypatch.setattr(module, "write_tokens", overtaken)
     with pytest.raises(
         DataError, match=r"got a text whose files changed while they were read, .* Prepare it again once"
     ):

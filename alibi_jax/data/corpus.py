@@ -20,9 +20,10 @@ from alibi_jax.data.layout import UNKNOWN_DTYPE, fingerprint_of, is_sha256, read
 from alibi_jax.data.lookup import find_corpus, keep_times, log_change, log_others
 from alibi_jax.data.names import corpus_folder, corpus_folders, corpus_name, earlier_name
 from alibi_jax.data.splits import Split
+from alibi_jax.data.stream import chunks, num_bytes, unknown_excess
 from alibi_jax.data.text import kept_text
 from alibi_jax.data.tokenizer import Tokenizer, load_tokenizer
-from alibi_jax.data.write import chunks, unknown_excess, write_corpus
+from alibi_jax.data.write import write_corpus
 from alibi_jax.errors import DataError
 
 logger = logging.getLogger("alibi_jax")
@@ -46,9 +47,8 @@ class Corpus:
 
         A word outside the vocabulary counts as the bytes it was written with, not as those of `<unk>`.
         """
-        sizes = self.tokenizer.token_bytes
-        as_tokens = sum(int(sizes[chunk].sum(dtype=np.int64)) for chunk in chunks(self.tokens(split)[:count]))
-        return as_tokens + unknown_excess(self.tokenizer, self._unknown_bytes(split, count))
+        excess = unknown_excess(self.tokenizer, self._unknown_bytes(split, count))
+        return num_bytes(self.tokenizer, self.tokens(split)[:count]) + excess
 
     def num_unknown(self, split: Split, count: int | None = None) -> int:
         """Returns how many of the first `count` tokens stand for words outside the vocabulary; a written `<unk>` does not."""
@@ -81,7 +81,8 @@ def open_corpus(data: DataConfig, fingerprint: str | None = None) -> Corpus:
 
 def _take_over(data: DataConfig, earlier: Path, fingerprint: str) -> Corpus:
     """Returns the corpus of a run that an earlier version began: its text may have changed since, and cannot be compared."""
-    directory, folder = _directory(data), corpus_folder(data, fingerprint)
+    directory = _directory(data)
+    folder = corpus_folder(data, fingerprint)
     with preparing(directory), writing(directory), written_aside(directory, corpus_name(data)) as aside:
         take_over(earlier, aside)
         move(aside, folder, False)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 
 from alibi_jax.data.facts import broken, file_checksums, write_facts
 from alibi_jax.data.layout import FORMAT, file_names, fingerprint_of, token_dtype
 from alibi_jax.data.splits import SPLITS
+from alibi_jax.data.stream import chunks, num_bytes
 from alibi_jax.data.text import Text, keep_text
 from alibi_jax.data.tokenizer import Tokenizer, load_tokenizer
-from alibi_jax.data.write import chunks
 
 SPLIT_FACTS = ("tokens", "documents", "sha256")  # that format 1 had of each split, too
 
@@ -47,15 +48,15 @@ def take_over(earlier: Path, folder: Path) -> None:
     if computed != facts["fingerprint"]:
         raise broken(earlier, "a fingerprint that is not that of text and tokenizer", "the one they have")
     for split, counts in kept.items():
-        num_bytes = _count_bytes(earlier / f"{split}.bin", tokenizer, counts["tokens"])
-        kept[split] = counts | {"bytes": num_bytes, "unknown": 0}
+        tokens = _tokens(earlier / f"{split}.bin", tokenizer, counts["tokens"])
+        kept[split] = counts | {"bytes": num_bytes(tokenizer, tokens), "unknown": 0}
     keep_text(folder, Text([], []))
     files = {name: file_checksums(folder / name) for name in names}
     write_facts(folder / "corpus.json", {"format": FORMAT, **same, "splits": kept, "files": files})
 
 
-def _count_bytes(path: Path, tokenizer: Tokenizer, expected: int) -> int:
-    """Returns the UTF-8 bytes of the text of a token file; DataError unless it has `expected` tokens of the vocabulary."""
+def _tokens(path: Path, tokenizer: Tokenizer, expected: int) -> Integer[np.ndarray, " n"]:
+    """Returns the tokens of a file; DataError unless there are `expected` ones, all in the vocabulary."""
     dtype = token_dtype(tokenizer.vocab_size)
     size = path.stat().st_size
     if expected == 0 or size != expected * dtype.itemsize:
@@ -63,4 +64,4 @@ def _count_bytes(path: Path, tokenizer: Tokenizer, expected: int) -> int:
     tokens = np.memmap(path, dtype, mode="r")
     if any(chunk.max() >= tokenizer.vocab_size for chunk in chunks(tokens)):
         raise broken(path, "tokens past the vocabulary", f"tokens below {tokenizer.vocab_size}")
-    return sum(int(tokenizer.token_bytes[chunk].sum(dtype=np.int64)) for chunk in chunks(tokens))
+    return tokens

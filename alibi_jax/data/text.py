@@ -72,7 +72,8 @@ def copies(text: Text) -> list[tuple[str, str]]:
 def kept_text(folder: Path) -> Text:
     """Returns the text that a corpus was prepared from, as folder/text.json has it. DataError where it was changed since."""
     facts = read_facts(folder / "text.json", FORMAT)
-    named, files = facts.get("places"), facts.get("files")
+    named = facts.get("places")
+    files = facts.get("files")
     lists = isinstance(named, list) and isinstance(files, list)
     if not lists or not all(has_kinds(file, TEXT_KINDS) for file in files):
         raise broken(folder / "text.json", "facts without the files of a text", "their paths, sizes and times")
