@@ -21,7 +21,7 @@ from alibi_jax.model import TransformerLM
 from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.hosts import Agreement
 from alibi_jax.run.metrics import MetricsLog, Speed
-from alibi_jax.run.profile import Trace
+from alibi_jax.run.profile import Trace, compilation_check
 from alibi_jax.run.progress import Bar, loss_text
 from alibi_jax.run.supervise import tell_supervisor
 from alibi_jax.sharding import HostShard, put_batch
@@ -80,11 +80,14 @@ def run_steps(
     """
     train = config.train
     agreed = Agreement(jax.sharding.get_mesh())
+    check_compilation = compilation_check(step_function, "state", "inputs", "targets")
     report = functools.partial(_report, config, corpus, outputs)
     waiting = None  # (step, metrics) of the last step, not yet fetched
     for step, inputs, targets in batches:
         with outputs.trace.step(step):
-            state, metrics = step_function(state, inputs, targets)
+            updated, metrics = step_function(state, inputs, targets)
+        check_compilation(state, inputs, targets)
+        state = updated
         outputs.trace.after(step, metrics)
         stopping = agreed(stop)  # read once a step: a signal may come at any moment
         if waiting:

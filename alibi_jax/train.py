@@ -31,7 +31,7 @@ from alibi_jax.optimizer import learning_rate, make_optimizer
 from alibi_jax.run.agreement import check_same
 from alibi_jax.run.checkpoint import Checkpoints, check_path, open_run
 from alibi_jax.run.hosts import first_host_first, from_first_host, is_first
-from alibi_jax.run.profile import parse_steps, watched
+from alibi_jax.run.profile import parse_steps
 from alibi_jax.run.signals import stop_requested
 from alibi_jax.run.supervise import is_supervised
 from alibi_jax.run.workdir import trained_on
@@ -161,7 +161,7 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
             logger.warning(warning)
         outputs = held.enter_context(open_outputs(config, workdir, checkpoints, first, label, traced))
         placed = held.enter_context(contextlib.closing(placed_batches(batches, shard, first, recipe.steps)))
-        run_steps(config, corpus, outputs, watched(step, "state", "inputs", "targets"), state, placed, stop)
+        run_steps(config, corpus, outputs, step, state, placed, stop)
     return config
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from alibi_jax.errors import ConfigError
-from alibi_jax.run.profile import parse_steps, watched
+from alibi_jax.run.profile import compilation_check, parse_steps
 from alibi_jax.train import train
 from runs import tiny_config
 
@@ -42,14 +42,18 @@ def test_a_trace_of_steps_that_never_come_is_missed(tiny_data, tmp_path, caplog)
 
 @pytest.mark.versions
 def test_a_compilation_too_many_says_which_argument_changed(caplog):
-    add = watched(jax.jit(lambda state, batch: (state["a"] + batch.sum(), state)), "state", "batch")
+    add = jax.jit(lambda state, batch: (state["a"] + batch.sum(), state))
+    check = compilation_check(add, "state", "batch")
     state = {"a": jnp.zeros(3), "b": jnp.ones(2)}
     with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            add(state, jnp.ones((4, 2)))
+        for arguments in 3 * [(state, jnp.ones((4, 2)))]:
+            add(*arguments)
+            check(*arguments)
         assert not caplog.records
-        add(state | {"b": jnp.ones(2, jnp.int32)}, jnp.ones((4, 3)))
+        arguments = state | {"b": jnp.ones(2, jnp.int32)}, jnp.ones((4, 3))
+        add(*arguments)
+        check(*arguments)
     (record,) = caplog.records
-    said = record.getMessage()
-    assert said.startswith("compiled again: ") and "state/b: float32[2]" in said and "-> int32[2]" in said
-    assert "batch: float32[4,2]" in said and "-> float32[4,3]" in said and "state/a" not in said
+    message = record.getMessage()
+    assert message.startswith("compiled again: ") and "state/b: float32[2]" in message and "-> int32[2]" in message
+    assert "batch: float32[4,2]" in message and "-> float32[4,3]" in message and "state/a" not in message

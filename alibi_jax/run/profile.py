@@ -71,23 +71,26 @@ def _signature(arguments: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def watched(function: Callable, *names: str) -> Callable:
-    """A jitted function that, compiled again after its first call, says in the log which argument changed.
+def compilation_check(function: Callable, *names: str) -> Callable[..., None]:
+    """Returns check(*arguments), called after each call of a jitted function: where that compiled it again, the log says which
+    argument changed.
 
-    names: of its arguments. A second compilation costs minutes on a pod, and on every host.
+    names: of the arguments. A second compilation costs minutes on a pod, and on every host.
     """
+    compiled = function._cache_size()
     first: dict[str, str] = {}
 
-    def call(*arguments: Any) -> Any:
+    def check(*arguments: Any) -> None:
+        nonlocal compiled
+        if function._cache_size() == compiled:
+            return
         compiled = function._cache_size()
-        results = function(*arguments)
-        if function._cache_size() > compiled:
-            found = _signature(dict(zip(names, arguments, strict=True)))
-            if first:
-                changed = [f"{name}: {first.get(name, 'nothing')} -> {found[name]}" for name in found]
-                changed = [said for said, name in zip(changed, found, strict=True) if first.get(name) != found[name]]
-                log.warning("compiled again: %s", "; ".join(changed) or "no argument changed, but a setting of JAX did")
-            first.update(found)
-        return results
+        now = _signature(dict(zip(names, arguments, strict=True)))
+        if first:
+            changed = [
+                f"{name}: {first.get(name, 'nothing')} -> {now[name]}" for name in now if first.get(name) != now[name]
+            ]
+            log.warning("compiled again: %s", "; ".join(changed) or "no argument changed, but a setting of JAX did")
+        first.update(now)
 
-    return call
+    return check
