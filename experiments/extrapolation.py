@@ -8,7 +8,7 @@
 Trains the config once for every method, length and seed, evaluates each on the same held-out tokens at every longer length,
 non-overlapping and sliding (alibi_jax/evaluate/nats.py says how), and writes results.md (with the paper's figures beside ours),
 report.html, extrapolation.png, sweep.csv, table.md and every token's nats. It can be stopped at any moment and run again:
-finished parts are not repeated.
+what is finished is not repeated.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class Extrapolation:
     paper: bool = False  # in place of --config: configs/wikitext103.py at 512 to 3,072 tokens, evaluated up to 15,512
 
     def base(self) -> tuple[Config, tuple[int, ...]]:
-        """The config all runs share, and the training lengths."""
+        """Returns the config that all runs have in common, and the training lengths."""
         if not self.paper:
             config = recipe(self.config, self.text)
             return config, self.train_lengths or (config.train.train_length,)
@@ -66,20 +66,21 @@ class Extrapolation:
         return replace(config, "evaluate", lengths=lengths), self.train_lengths or PAPER_LENGTHS
 
     def configs(self) -> dict[str, Config]:
-        """label -> config, the same but for position method, training length and seed."""
+        """Returns label -> config, the same but for position method, training length and seed."""
         base, lengths = self.base()
         grid = list(itertools.product(lengths, self.positions, self.seeds))
         grid += [(lengths[0], self.positions[0], seed) for seed in self.more_seeds]
-        made = {}
+        configs = {}
         for length, position, seed in grid:
             label = position + (f"-{length}" if len(lengths) > 1 else "")
             label += f"-s{seed}" if seed != self.seeds[0] else ""
             config = base if length == base.train.train_length else at_length(base, length)
-            made[label] = replace(replace(config, "model", position=position), "train", seed=seed)
-        return made
+            configs[label] = replace(replace(config, "model", position=position), "train", seed=seed)
+        return configs
 
     def __call__(self) -> str:
-        start, configs = time.monotonic(), self.configs()
+        start = time.monotonic()
+        configs = self.configs()
 
         def report(folders: Sequence[Path]) -> tuple[list[Record], str]:
             records = read_records(folders)
@@ -103,8 +104,7 @@ class Extrapolation:
             "What can be compared": SAME_SETTING if self.paper else COMPARABLE,
         }
         write_results(self.out, "Train short, test long", sections, configs, minutes)
-        said = f"\nPerplexity by input length, non-overlapping\n{summary_table(records)}"
-        return f"{said}\n\n{page}"
+        return f"\nPerplexity by input length, non-overlapping\n{summary_table(records)}\n\n{page}"
 
 
 def paper_table() -> str:
@@ -148,7 +148,7 @@ def ratio_table(ratios: Mapping[str, Mapping[float, float]]) -> str:
 
 
 def mean_and_error(values: Sequence[float]) -> str:
-    """Mean over seeds and its standard error, std / sqrt(n)."""
+    """Returns the mean over seeds and its standard error, std / sqrt(n)."""
     with np.errstate(over="ignore", invalid="ignore"):  # an infinite perplexity among them, or a sum past the largest
         mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
     if not math.isfinite(mean):
@@ -157,7 +157,7 @@ def mean_and_error(values: Sequence[float]) -> str:
 
 
 def seeds_section(records: Sequence[Record]) -> Mapping[str, str]:
-    """Of runs that were trained with several seeds, the mean at each length with its standard error."""
+    """Returns, of runs that were trained with several seeds, the mean at each length with its standard error."""
     by_name: dict[str, dict[int, list[float]]] = {}
     for record in non_overlapping(records):
         if record.status == "ok":

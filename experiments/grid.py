@@ -27,7 +27,7 @@ REMOVE = "Remove the file to measure again."
 
 
 def recipe(path: Path, text: Path | None) -> Config:
-    """The config of a recipe; `text`, where given, is the folder that holds wikitext-2/ (or its zip) and books/."""
+    """Returns the config of a recipe; `text`, unless None, is the folder that holds wikitext-2/ (or its zip) and books/."""
     config = load_config(path)
     require(
         text is None or config.data.source != "stdlib",
@@ -45,8 +45,10 @@ def recipe(path: Path, text: Path | None) -> Config:
 
 
 def at_length(config: Config, length: int) -> Config:
-    """The same run trained at another length: as many tokens an update, but for whole sequences on every device, evaluated at
-    that length and every longer one of the config's."""
+    """Returns the config of the same run trained at another length, evaluated at that and every longer length of the config's.
+
+    An update has as many tokens, but for whole sequences on every device.
+    """
     tokens = config.train.train_length * config.train.batch_size
     ways = num_shards(make_mesh(config.mesh), "batch")
     batch = tokens // length // ways * ways
@@ -100,7 +102,7 @@ def evaluate_all(runs: Sequence[Path], evaluate: EvaluateConfig, out: Path, jobs
 
 
 def by_length(first: str, rows: Mapping[str, Mapping[int, str | float]]) -> str:
-    """A Markdown table of name -> length -> cell, a dash where there is none; `first` heads the names."""
+    """Returns a Markdown table of name -> length -> cell, a dash where there is none; `first` heads the names."""
     lengths = sorted({length for row in rows.values() for length in row})
     cells = [
         [markdown_text(name), *(_cell(row[at]) if at in row else DASH for at in lengths)] for name, row in rows.items()
@@ -113,7 +115,7 @@ def _cell(value: str | float) -> str:
 
 
 def text_of(config: Config) -> str:
-    """One line on the text and the tokens of a config."""
+    """Returns one line on the text and the tokens of a config."""
     data = config.data
     source = data.tfds_name or data.train_path or data.source
     scored = f"the first {config.evaluate.max_tokens:,} tokens" if config.evaluate.max_tokens else "all"
@@ -121,7 +123,7 @@ def text_of(config: Config) -> str:
 
 
 def read_kept(path: Path, nothing: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier invocation kept in a JSON file; `nothing` where there is none, whose keys it has to have."""
+    """Returns what an earlier invocation kept in a JSON file, which has the keys of `nothing`; without a file, `nothing`."""
     if not path.exists():
         return nothing
     with explained(path.parent):
@@ -149,22 +151,23 @@ def write_results(
     """Writes out/results.md, the sections under their headings and where the numbers come from, and returns its text.
 
     configs: of what was run, by name; the first is written to out/config.json. minutes: of this invocation; those of earlier
-    ones that reached their end are added. text: what was read, where it is not the configs' own.
+    ones that reached their end are added. text: what was read, where the configs do not say.
     """
-    spent, said = out / "minutes", provenance()
-    before = _minutes(spent)
-    versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items())
+    before = _minutes(out / "minutes")
+    spent = sum(before) + minutes
+    origin = provenance()
+    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
     text = text or "; ".join(dict.fromkeys(map(text_of, configs.values())))
     facts = [
         markdown_code(recorded_command()),
-        f"{said['machine']}, {os.cpu_count()} CPU cores; {versions}; {said['date'][:10]}; {sum(before) + minutes:.1f} minutes.",
+        f"{origin['machine']}, {os.cpu_count()} CPU cores; {versions}; {origin['date'][:10]}; {spent:.1f} minutes.",
         f"Text: {text}. The first run's config is config.json; the others differ as their names say.",
     ]
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
     page = f"# {title}\n\n{body}\n\n## Where the numbers come from\n\n" + "\n\n".join(facts) + "\n"
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(spent, "".join(f"{part}\n" for part in [*before, minutes]))
+        write_atomically(out / "minutes", "".join(f"{each}\n" for each in [*before, minutes]))
         write_atomically(out / "config.json", to_json(next(iter(configs.values()))) + "\n")
         write_atomically(out / "results.md", page)
     return page

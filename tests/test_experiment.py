@@ -44,10 +44,10 @@ def test_experiment_is_resumed_and_its_finished_parts_are_not_repeated(tiny_data
 
     run("alibi")
     before = changed(out / "alibi")
-    said = run("alibi", "rotary")
+    text = run("alibi", "rotary")
     assert changed(out / "alibi") == before
     again = changed(out / "rotary")
-    assert run("alibi", "rotary").split("\n\n")[0] == said.split("\n\n")[0]
+    assert run("alibi", "rotary").split("\n\n")[0] == text.split("\n\n")[0]
     assert changed(out / "rotary") == again
     assert {path.name for path in out.iterdir() if path.is_file()} == {
         "report.html",
@@ -58,7 +58,7 @@ def test_experiment_is_resumed_and_its_finished_parts_are_not_repeated(tiny_data
         "config.json",
         "minutes",
     }
-    assert "rotary" in said and "64 (4x)" in said and "report.html" in said
+    assert "rotary" in text and "64 (4x)" in text and "report.html" in text
     records = [json.loads(line) for line in (out / "alibi/evaluation/test/sweep.jsonl").read_text().splitlines()]
     assert {(r["length"], r["stride"]) for r in records} == {(16, 16), (16, 1), (16, 4), (64, 64), (64, 16)}
     assert all(len(np.load(out / "alibi/evaluation/test" / r["nats_file"])) == 300 for r in records)

@@ -154,11 +154,11 @@ def test_domains_share_every_number_but_the_text():
 
 def test_the_grid_names_every_run_and_keeps_the_tokens_of_an_update(tiny):
     recipe, _ = tiny
-    made = extrapolation.Extrapolation(config=recipe, train_lengths=(16, 32), more_seeds=(1, 2)).configs()
-    assert len(made) == 12 and {"alibi-16", "alibi-16-s1", "alibi-16-s2", "t5-32"} < set(made)
-    for config in made.values():
+    configs = extrapolation.Extrapolation(config=recipe, train_lengths=(16, 32), more_seeds=(1, 2)).configs()
+    assert len(configs) == 12 and {"alibi-16", "alibi-16-s1", "alibi-16-s2", "t5-32"} < set(configs)
+    for config in configs.values():
         assert config.train.train_length * config.train.batch_size == 256
-    assert made["alibi-32"].evaluate.lengths == (32,)
+    assert configs["alibi-32"].evaluate.lengths == (32,)
     with pytest.raises(
         ConfigError, match=r"train_lengths: got 48 with 256 tokens an update on 8 devices, expected at most 32"
     ):

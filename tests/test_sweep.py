@@ -362,8 +362,8 @@ def test_a_damaged_array_is_scored_again_and_that_is_said_once(tiny, tmp_path, c
         caplog.clear()
         again = run(tiny, tmp_path, SHORT)
         assert path.read_bytes() == whole, name
-        said = [record.getMessage() for record in caplog.records]
-        assert len(said) == 1 and "16-16.npy" in said[0] and "Length 16, stride 16 is scored again" in said[0], name
+        (message,) = (record.getMessage() for record in caplog.records)
+        assert "16-16.npy" in message and "Length 16, stride 16 is scored again" in message, name
         assert losses_of(again) == losses_of(records), name
 
 
@@ -397,8 +397,8 @@ def test_what_cannot_be_read_is_scored_again_and_that_is_said_once(tiny, tmp_pat
     path.write_bytes(damaged)
     with caplog.at_level(logging.WARNING):
         again = run(tiny, tmp_path, SHORT)
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1 and "sweep.jsonl: lines that cannot be used: " in said[0]
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "sweep.jsonl: lines that cannot be used: " in message
     assert losses_of(again) == losses_of(records)
     assert (tmp_path / "sweep.jsonl.damaged").read_bytes() == damaged
     caplog.clear()

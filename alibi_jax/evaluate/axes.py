@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.run.display import label
 
-# Okabe and Ito's palette, told apart under the common kinds of colour blindness: fixed colours and markers of the methods in
+# Okabe and Ito's palette, distinct under the common kinds of colour blindness: fixed colours and markers of the methods in
 # published figures. Any other method takes the next of the further ones; 4 and 5 of them make 20 pairs before one returns.
 FIXED_COLOURS = {
     "alibi": "#D55E00",

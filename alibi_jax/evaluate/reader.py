@@ -130,7 +130,7 @@ def read_records(folders: Sequence[str | Location]) -> list[Record]:
     """Returns the records of every folder's sweep.jsonl, in order, with their statistics.
 
     A statistic is computed from the losses; where their file is not at hand, it is the one on the line, if that has it.
-    `nats_file` is made relative to where the program runs. FileNotFoundError for a folder without a sweep.jsonl; ResultsError
+    `nats_file` becomes a path from where the program runs. FileNotFoundError for a folder without a sweep.jsonl; ResultsError
     for a damaged file of losses, a line that is no record, or a second record of the same (run, split, length, stride): two
     runs under one label would be drawn as one.
     """

@@ -96,7 +96,7 @@ def _damage(folder: Location, record: Record) -> str:
 
 
 class Results:
-    """The records of a folder, read when made: `records` are those that need no other scoring.
+    """The records of a folder, read at construction: `records` are those that need no other scoring.
 
     For the process that holds the folder (`workdir.only_run`): what a killed one left half-written there is removed.
     """
