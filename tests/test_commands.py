@@ -58,11 +58,11 @@ OPTIONS = {
         "alibi",
         "rotary",
         "--train.train-length",
-        "tokens of one training sequence",
+        "tokens of a training sequence",
     ),
-    "supervise": ("--patience", "given after --"),
+    "supervise": ("--patience", "that follows --"),
     "evaluate": ("--lengths", "--strides", "--out", "--label", "folder of a trained run"),
-    "report": ("--out", "--title", "folders that `evaluate` wrote"),
+    "report": ("--out", "--title", "folders of results that `evaluate` wrote"),
 }
 
 
@@ -83,7 +83,7 @@ REFUSED_OPTIONS = {
         "num_heads: got 3 heads for width 16, expected a number of heads that divides",
     ),
     "batch over mesh": (["--train.batch-size", "12"], "got 12, expected a multiple of 8"),
-    "accumulation": (["--train.gradient-accumulation", "3"], "got 3 parts of a batch of 8"),
+    "accumulation": (["--train.gradient-accumulation", "3"], "got 3 micro-batches of a batch of 8"),
     "mesh": (
         ["--mesh.data", "3"],
         "data 3 x fsdp 1 x tensor 1 x sequence 1 on 8 devices, expected sizes that multiply",
@@ -149,7 +149,7 @@ COMMANDS = {
     ),
     "least limit": (
         ("train", "RECIPE", "--evaluate.memory-limit-gib", "1e-300"),
-        "got 1e-300, expected 0, which",
+        "got 1e-300, expected 0, for the free memory",
         "Raise",
     ),
     "profile": (
@@ -169,7 +169,11 @@ COMMANDS = {
         "got nan, expected 1e-12 to",
         "Pass a",
     ),
-    "topology": (("plan", "RECIPE", "--topology", "cpu:" + "9" * 5000), "which is none", "Choose one of these"),
+    "topology": (
+        ("plan", "RECIPE", "--topology", "cpu:" + "9" * 5000),
+        "which is not a topology",
+        "Choose one of these",
+    ),
     "plan's file": (
         ("plan", "RECIPE", "--topology", "cpu:1", "--json", "none/x.json"),
         "json: got 'none/x.json'",
@@ -180,7 +184,7 @@ COMMANDS = {
         "json: got '.', expected the name",
         "Make",
     ),
-    "batch": (("train", "RECIPE", "--train.batch-size", 2**28), "2147483647 tokens an update", "int32"),
+    "batch": (("train", "RECIPE", "--train.batch-size", 2**28), "2147483647 tokens per update", "int32"),
     "searched": (
         ("plan", "RECIPE", "--topology", "cpu:1", "--tries", 3),
         "plan.tries: got 3 with plan.search False",

@@ -63,7 +63,7 @@ def test_unknown_keys_and_wrong_types_are_refused(text, message):
         (lambda: DataConfig(source="tfds"), r"data\.tfds_name"),
         (lambda: DataConfig(tokenizer="bpe", bpe_vocab_size=256), r"at least 257"),
         (lambda: OptimizerConfig(final_learning_rate=1.0), r"between 0 and the peak"),
-        (lambda: TrainConfig(batch_size=10, gradient_accumulation=4), r"4 parts of a batch of 10"),
+        (lambda: TrainConfig(batch_size=10, gradient_accumulation=4), r"4 micro-batches of a batch of 10"),
         (lambda: TrainConfig(validate_lengths=(0,)), r"lengths: got 0, expected 1 to 2147483647"),
         (lambda: EvaluateConfig(lengths=(0,)), r"lengths: got 0, expected 1 to 2147483647"),
         (lambda: EvaluateConfig(lengths=(-4,)), r"got -4"),

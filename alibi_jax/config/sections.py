@@ -11,7 +11,7 @@ from alibi_jax.config.sizes import STATE, parameter_count
 from alibi_jax.errors import require, shown
 from alibi_jax.positions.methods import POSITIONS
 
-INPUT_AND_TARGET = 2 * 4  # bytes of a token that is both, int32
+INPUT_AND_TARGET = 2 * 4  # bytes of a token as an input and as a target, int32
 
 Attention = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
 SourceName = Literal["stdlib", "files", "tfds"]  # as in data/sources
@@ -34,6 +34,8 @@ class Cluster(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
+    """The architecture of a transformer language model."""
+
     section: ClassVar[str] = "model"
 
     position: PositionName = "alibi"  # position method
@@ -43,40 +45,42 @@ class ModelConfig(Section):
     num_layers: int = 4  # transformer layers
     width: int = 128  # channels of the residual stream
     num_heads: int = 8  # attention heads; must divide width
-    mlp_width: int = 512  # channels inside the MLP
-    vocab_size: int | None = None  # rows of the embedding; None: as many as the tokenizer has
-    activation: Literal["relu", "gelu", "silu"] = "relu"  # nonlinearity of the MLP
-    use_biases: bool = True  # biases on q, k, v, out and both MLP layers
+    mlp_width: int = 512  # channels of the MLP's hidden layer
+    vocab_size: int | None = None  # rows of the embedding; None: as many as the tokenizer has tokens
+    activation: Literal["relu", "gelu", "silu"] = "relu"  # activation function of the MLP
+    use_biases: bool = True  # biases in the query, key, value and output projections and in the MLP
     final_norm: bool = True  # LayerNorm before the softmax (the WikiText-103 recipe has none)
     norm_epsilon: float = 1e-5  # added to the variance in LayerNorm
     scale_embedding: bool = True  # multiply token embeddings by sqrt(width)
-    tied_embedding: bool = True  # the softmax uses the embedding's rows
-    adaptive_cutoffs: tuple[
-        int, ...
-    ] = ()  # token ids at which clusters end, adaptive input and softmax; empty: one cluster
-    adaptive_factor: int = 4  # the vectors of each cluster are so many times narrower than those of the cluster before
-    adaptive_dropout: float = 0.0  # share dropped before the adaptive softmax and after each of its projections
-    tied_projections: bool = True  # the adaptive softmax uses the projections of the adaptive input
-    logits_mib: int = 256  # logits a device holds at once for a loss; of more the loss is made in parts, twice computed
-    embedding_dropout: float = 0.0  # share dropped from the embedding's output
-    residual_dropout: float = 0.0  # share dropped from the attention's and the MLP's output
-    attention_dropout: float = 0.0  # share of attention weights dropped
-    activation_dropout: float = 0.0  # share dropped inside the MLP
-    bias_max: float = 8.0  # ALiBi: the last power-of-two head has slope 2^-bias_max
-    slopes: Literal["geometric", "equal", "learned"] = "geometric"  # ALiBi: the paper's; 2^-bias_max for all; trained
-    slope_divisor: float = 1.0  # ALiBi: slopes are divided by it, in evaluation too
-    rotary_base: float = 10_000.0  # rotary: longest wavelength is 2 pi times this, tokens
+    tied_embedding: bool = True  # the softmax shares the embedding's weights
+    adaptive_cutoffs: tuple[int, ...] = ()  # adaptive: first token id of each cluster but the first; empty: one cluster
+    # adaptive: embeddings of each cluster are narrower by this factor than those of the one before
+    adaptive_factor: int = 4
+    adaptive_dropout: float = 0.0  # adaptive: dropout rate of the softmax's input and of each projection's output
+    tied_projections: bool = True  # adaptive: the softmax shares the projections of the input
+    # most logits (MiB per device) held at once; a larger loss is computed in chunks and recomputed in the backward pass
+    logits_mib: int = 256
+    embedding_dropout: float = 0.0  # dropout rate of the embedding's output
+    residual_dropout: float = 0.0  # dropout rate of the attention's and the MLP's output
+    attention_dropout: float = 0.0  # dropout rate of the attention weights
+    activation_dropout: float = 0.0  # dropout rate inside the MLP
+    bias_max: float = 8.0  # ALiBi: the smallest slope is 2^-bias_max
+    # ALiBi: the paper's; 2^-bias_max for all heads; trained
+    slopes: Literal["geometric", "equal", "learned"] = "geometric"
+    slope_divisor: float = 1.0  # ALiBi: divides every slope, in evaluation too
+    rotary_base: float = 10_000.0  # rotary: the longest wavelength is 2 pi times this, tokens
     t5_buckets: int = 32  # T5 bias: number of distance buckets
     t5_max_distance: int = 128  # T5 bias: distances from here on share the last bucket, tokens
-    learned_length: int = 1024  # learned: rows of the table, tokens; longer inputs are refused
+    learned_length: int = 1024  # learned: rows of the position table, tokens; longer inputs are refused
     attention: Attention = "auto"  # implementation of attention
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
-    scan_layers: bool = False  # one compiled layer looped over stacked parameters
-    remat: bool = False  # recompute each layer in the backward pass instead of storing it
-    remat_saves: Literal["inputs", "attention", "products"] = "inputs"  # with remat, kept all the same
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
+    scan_layers: bool = False  # compile one layer and scan it over stacked parameters
+    remat: bool = False  # recompute each layer's activations in the backward pass instead of storing them
+    remat_saves: Literal["inputs", "attention", "products"] = "inputs"  # with remat: what is stored anyway
 
     @property
     def head_width(self) -> int:
+        """Returns the channels of one attention head."""
         return self.width // self.num_heads
 
     @property
@@ -86,10 +90,11 @@ class ModelConfig(Section):
         return [Cluster(first, end, self.width // self.adaptive_factor**b) for b, (first, end) in enumerate(edges)]
 
     def memory(self) -> int:
-        """Bytes of the parameters, their gradients and moments, over all devices."""
+        """Returns the bytes of the parameters, their gradients and moments, over all devices."""
         return STATE * parameter_count(self)
 
     def check(self) -> None:
+        """Raises ConfigError where sizes do not fit together."""
         self._check_clusters()
         require(
             self.width % self.num_heads == 0,
@@ -113,43 +118,46 @@ class ModelConfig(Section):
             all(low < high for low, high in itertools.pairwise((0, *cutoffs, within))),
             "model.adaptive_cutoffs",
             f"{cutoffs} with a vocabulary of {self.vocab_size or 'the tokenizer'}",
-            "growing numbers of words, all below the vocabulary",
+            "increasing token ids, all below the size of the vocabulary",
             "Lower them, or leave out those past it.",
         )
         require(
             self.width >= factor ** len(cutoffs),
             "model.adaptive_factor",
             f"{factor} for {len(cutoffs) + 1} clusters of a model of width {self.width}",
-            f"vectors of the last cluster at least 1 wide, not width / factor^{len(cutoffs)} below 1",
+            f"embeddings at least 1 wide in the last cluster: width / factor^{len(cutoffs)} of 1 or more",
             "Lower adaptive_factor or name fewer cutoffs.",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
+    """Text, how it becomes tokens, and where they are kept."""
+
     section: ClassVar[str] = "data"
 
-    source: SourceName = "stdlib"  # where text comes from
-    train_path: str = ""  # files: a file, folder or glob of UTF-8 text, .gz too
+    source: SourceName = "stdlib"  # where the text comes from
+    train_path: str = ""  # files: file, folder or glob of UTF-8 text, .gz too
     valid_path: str = ""  # files: the same for validation; empty: cut from the training text
     test_path: str = ""  # files: the same for testing; empty: cut from the training text
-    tfds_name: str = ""  # tfds: data set, with config and version if wanted, such as lm1b:1.1.0
-    tfds_dir: str = ""  # tfds: folder of prepared data sets; empty: the library's own
-    tfds_manual_dir: str = ""  # tfds: folder of files to prepare wikitext/* from (zip or .tokens); empty: download
+    tfds_name: str = ""  # tfds: data set, optionally with config and version, such as lm1b:1.1.0
+    tfds_dir: str = ""  # tfds: folder of prepared data sets; empty: the library's default
+    tfds_manual_dir: str = ""  # tfds: folder with the files of wikitext/* (zip or .tokens); empty: download
     tfds_text: str = "text"  # tfds: name of the text feature
-    tfds_splits: tuple[str, ...] = ("train", "validation", "test")  # tfds: split (or slice) for train, valid, test
-    tokenizer: TokenizerName = "bytes"  # text to tokens
-    bpe_vocab_size: int = 1024  # bpe: tokens in the vocabulary, special ones included
+    tfds_splits: tuple[str, ...] = ("train", "validation", "test")  # tfds: splits (or slices) for train, valid, test
+    tokenizer: TokenizerName = "bytes"  # how text is divided into tokens
+    bpe_vocab_size: int = 1024  # bpe: tokens in the vocabulary, special tokens included
     directory: str = "corpora"  # folder of prepared corpora
 
     def memory(self) -> int:
-        """Bytes of the vocabulary in both directions, about 64 for a token."""
+        """Returns the bytes of the vocabulary, from token to id and back: about 64 per token."""
         return 64 * self.bpe_vocab_size
 
     def check(self) -> None:
+        """Raises ConfigError for paths that are missing, cannot exist, or do not fit the source."""
         for name in ("train_path", "valid_path", "test_path", "tfds_dir", "tfds_manual_dir", "directory"):
             path = getattr(self, name)
-            require("\0" not in path, f"data.{name}", shown(path), "a path, without null characters", "Correct it.")
+            require("\0" not in path, f"data.{name}", shown(path), "a path without null characters", "Correct it.")
         require(
             self.directory.strip() != "",
             "data.directory",
@@ -175,8 +183,8 @@ class DataConfig(Section):
             len(self.tfds_splits) == 3,
             "data.tfds_splits",
             self.tfds_splits,
-            "three names: train, valid, test",
-            "Name 3.",
+            "three splits, for train, valid and test",
+            "Name three.",
         )
         require(
             self.tokenizer != "bpe" or self.bpe_vocab_size >= 257,
@@ -189,22 +197,25 @@ class DataConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
+    """The update of the parameters and the schedule of the learning rate."""
+
     section: ClassVar[str] = "optimizer"
 
-    name: Literal["adamw", "nag"] = "adamw"  # nag: Nesterov's accelerated gradient, as fairseq has it
-    peak_learning_rate: float = 1e-3  # after warm-up
-    initial_learning_rate: float = 0.0  # where warm-up starts
-    final_learning_rate: float = 1e-4  # where cosine and linear end
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after warm-up
+    name: Literal["adamw", "nag"] = "adamw"  # nag: Nesterov's accelerated gradient, as in fairseq
+    peak_learning_rate: float = 1e-3  # learning rate after warm-up
+    initial_learning_rate: float = 0.0  # learning rate at the start of warm-up
+    final_learning_rate: float = 1e-4  # learning rate at the end of a cosine or linear schedule
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the learning rate after warm-up
     warmup_steps: int = 100  # updates of linear warm-up
-    momentum: float = 0.99  # nag: decay of the sum of gradients
+    momentum: float = 0.99  # nag: decay of the accumulated gradient
     beta1: float = 0.9  # adamw: decay of the first moment
     beta2: float = 0.98  # adamw: decay of the second moment
-    epsilon: float = 1e-8  # adamw: added to the root of the second moment
+    epsilon: float = 1e-8  # adamw: added to the square root of the second moment
     weight_decay: float = 0.1  # decoupled, on matrices only
     clip_norm: float = 1.0  # largest global gradient norm; 1e9 clips nothing
 
     def check(self) -> None:
+        """Raises ConfigError where a learning rate exceeds the peak."""
         require(
             self.final_learning_rate <= self.peak_learning_rate or self.schedule == "constant",
             "optimizer.final_learning_rate",
@@ -223,45 +234,49 @@ class OptimizerConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Section):
+    """Batches and updates, and how often they are logged, validated and saved."""
+
     section: ClassVar[str] = "train"
 
-    train_length: int = 128  # tokens of one training sequence
-    batch_size: int = 32  # sequences of one update, over all devices
-    gradient_accumulation: int = 1  # parts an update's batch is computed in; must divide batch_size
+    train_length: int = 128  # tokens of a training sequence
+    batch_size: int = 32  # sequences per update, over all devices
+    gradient_accumulation: int = 1  # micro-batches per update, computed one after the other; must divide batch_size
     steps: int = 1000  # updates
     seed: int = 0  # of initial parameters, batch order and dropout
     log_every: int = 10  # steps between lines of metrics
     validate_every: int = 250  # steps between validations; 0: only at the end
     validate_tokens: int = 16_384  # validation tokens scored each time
-    validate_lengths: tuple[int, ...] = ()  # lengths scored, tokens; empty: train_length; the first decides the best
-    checkpoint_every: int = 250  # steps between checkpoints; of those that are validated too, one is the best
-    max_to_keep: int = 2  # latest checkpoints kept, beside the best by validation
+    # validation lengths, tokens; empty: train_length; the first decides the best
+    validate_lengths: tuple[int, ...] = ()
+    checkpoint_every: int = 250  # steps between checkpoints; the best is one of those that were validated
+    max_to_keep: int = 2  # latest checkpoints kept, in addition to the best by validation loss
 
     def memory(self) -> int:
-        """Bytes of one batch's inputs and targets, or of one validation window if that is more."""
+        """Returns the bytes of a batch's inputs and targets, or of a validation window's if these are more."""
         return INPUT_AND_TARGET * max(self.batch_size * self.train_length, *self.validate_lengths, 0)
 
     def check(self) -> None:
+        """Raises ConfigError where a batch cannot be counted or divided."""
         require(
             self.batch_size * self.train_length <= COUNT,
             "train.batch_size",
             f"{self.batch_size:,} sequences of {self.train_length:,} tokens, which would take {gib(self.memory())}",
-            f"at most {COUNT} tokens an update, which are counted in int32",
+            f"at most {COUNT} tokens per update, the largest int32",
             "Lower it, or train.train_length.",
         )
         require(
             self.batch_size % self.gradient_accumulation == 0,
             "train.gradient_accumulation",
-            f"{self.gradient_accumulation} parts of a batch of {self.batch_size}",
+            f"{self.gradient_accumulation} micro-batches of a batch of {self.batch_size}",
             "a number that divides the batch",
             "Change train.gradient_accumulation or train.batch_size.",
         )
 
 
 def parse_stride(stride: str, length: int) -> int:
-    """Stride in tokens at `length`: "L" (non-overlapping), "L/k" (rounded down) or a number of tokens."""
+    """Returns a stride in tokens at `length`: of "L" (non-overlapping), "L/k" (rounded down) or a number of tokens."""
     text = stride.strip()
-    form = re.fullmatch(r"[Ll]|([Ll]/)?([0-9]{1,18})", text)  # no other digits than these: int() takes many more
+    form = re.fullmatch(r"[Ll]|([Ll]/)?([0-9]{1,18})", text)  # int() would take digits of other scripts, too
     require(
         form is not None and (form[2] is None or int(form[2]) > 0 or not form[1]),
         "evaluate.strides",
@@ -285,35 +300,39 @@ def parse_stride(stride: str, length: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Section):
+    """Held-out tokens and the windows in which they are scored."""
+
     section: ClassVar[str] = "evaluate"
 
     lengths: tuple[int, ...] = ()  # input lengths, tokens; empty: 1, 2, 4, 8 and 16 times the training length
     strides: tuple[str, ...] = ("L", "L/4")  # tokens between windows: L is non-overlapping, L/4 or 64 sliding
-    far_stride: str = "L/16"  # stride at the training length against which far context is measured; 1 is exact
-    split: Literal["valid", "test"] = "valid"  # which held-out text
-    max_tokens: int = 0  # score only the first so many; 0: all
-    batch_tokens: int = 8192  # tokens of one batch of windows; at least one window
-    memory_limit_gib: float = 0.0  # a length that would need more is recorded as out of memory; 0: what is free
+    # stride at the training length that the gain from far context is measured against; 1 is exact
+    far_stride: str = "L/16"
+    split: Literal["valid", "test"] = "valid"  # held-out text
+    max_tokens: int = 0  # score only this many tokens from the start; 0: all
+    batch_tokens: int = 8192  # tokens per batch of windows; at least one window
+    memory_limit_gib: float = 0.0  # lengths that need more are recorded as out of memory; 0: the free memory
     checkpoint: Literal["best", "last"] = "best"  # which checkpoint
     attention: Attention = "auto"  # implementation of attention, whatever the model was trained with
 
     def memory(self) -> int:
-        """Bytes of the inputs and targets of one batch of windows, which holds at least one."""
+        """Returns the bytes of the inputs and targets of a batch, which holds at least one window."""
         return INPUT_AND_TARGET * max(self.batch_tokens, *self.lengths, 0)
 
     def check(self) -> None:
+        """Raises ConfigError for a memory limit or a stride that means nothing."""
         require(
             self.memory_limit_gib == 0 or self.memory_limit_gib >= 1e-6,
             "evaluate.memory_limit_gib",
             self.memory_limit_gib,
-            "0, which stands for what is free, or at least a millionth",
+            "0, for the free memory, or at least 1e-6",
             "Raise it.",
         )
         for stride in (*self.strides, self.far_stride):
             parse_stride(stride, 2**30)
 
     def check_strides(self, train_length: int) -> None:
-        """Every stride fits every length it is used at."""
+        """Raises ConfigError unless every stride fits every length at which it is used."""
         parse_stride(self.far_stride, train_length)
         for stride in self.strides:
             for length in self.lengths or (train_length,):
@@ -322,19 +341,22 @@ class EvaluateConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
+    """The device mesh: sizes of its axes, at most one of them -1 for the remaining devices."""
+
     section: ClassVar[str] = "mesh"
 
-    data: int = -1  # devices that share nothing but gradients; -1: the rest
-    fsdp: int = 1  # devices over which parameters and moments are split
-    tensor: int = 1  # devices over which heads, MLP channels and vocabulary are split
-    sequence: int = 1  # devices over which each sequence is split
+    data: int = -1  # devices with a copy of the parameters and their own sequences; -1: the rest
+    fsdp: int = 1  # devices over which parameters and optimizer moments are sharded
+    tensor: int = 1  # devices over which heads, MLP channels and vocabulary are sharded
+    sequence: int = 1  # devices over which each sequence is sharded
 
     def check(self) -> None:
+        """Raises ConfigError for sizes that no mesh has."""
         sizes = dataclasses.asdict(self)
         require(
             all(size >= 1 or size == -1 for size in sizes.values()) and list(sizes.values()).count(-1) <= 1,
             "mesh",
             ", ".join(f"{axis} {size}" for axis, size in sizes.items()),
-            "sizes of 1 or more, at most one of them -1 (the rest)",
+            "sizes of 1 or more, at most one of them -1 (the remaining devices)",
             "Correct the sizes.",
         )

@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from alibi_jax.config import MeshConfig
-from alibi_jax.errors import ConfigError, require
+from alibi_jax.errors import ConfigError, require, shown
 from alibi_jax.plan.chips import CHIPS, Chip
 from alibi_jax.sharding import AXES, make_mesh
 
@@ -85,7 +85,9 @@ def _sizes(shape: str) -> list[int]:
 
 
 def _unknown(name: str, reason: str) -> ConfigError:
-    return ConfigError(f"topology: got {name!r}, {reason}, expected one of {known_topologies()}. Choose one of these.")
+    return ConfigError(
+        f"topology: got {shown(name)}, {reason}, expected one of {known_topologies()}. Choose one of these."
+    )
 
 
 def find_topology(name: str, slices: int = 1) -> Topology:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
@@ -33,13 +33,14 @@ def _check_named(command: object, *options: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Read the text a config names, learn its tokenizer, and write the corpus that training and evaluation read."""
+    """Read the text that a config names, train its tokenizer, and write the corpus for training and evaluation."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    force: bool = False  # prepare again where there is a corpus already
-    verify: bool = False  # prepare nothing: compare every byte of the corpora there are with their checksums
+    force: bool = False  # prepare again even if there is a corpus
+    verify: bool = False  # prepare nothing; compare every byte of the existing corpora with their checksums
 
     def __call__(self) -> str:
+        """Prepares or verifies the corpus and returns a summary; ConfigError for both at once."""
         if self.force and self.verify:
             raise ConfigError("prepare: got --force and --verify, expected one of them. Leave one out.")
         if self.verify:
@@ -49,17 +50,18 @@ class Prepare:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train in a folder, or go on from the checkpoint there."""
+    """Train a model in a folder, or resume from the last checkpoint there."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    workdir: str = "runs/train"  # folder of the run: config, checkpoints, metrics
-    profile: str = ""  # steps to trace for TensorBoard's Profile page, counted from 1, such as 10-12
-    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # several hosts, each with this command
+    workdir: str = "runs/train"  # folder of the run, for its config, checkpoints and metrics
+    profile: str = ""  # steps to trace for TensorBoard's Profile page, such as 10-12; the first is 1
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # for several hosts, each of which runs this command
 
     def __post_init__(self) -> None:
         _check_named(self, "workdir")
 
     def __call__(self) -> str:
+        """Trains, and returns the next command."""
         connect(self.hosts)
         train(self.config, self.workdir, profile=self.profile)
         return f"trained: {self.workdir}. Next: {command_line('evaluate', self.workdir)}"
@@ -67,21 +69,21 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Supervise:
-    """Run `train CONFIG ...`, given after --, and start it again whenever it dies, until it is done."""
+    """Run the command `train CONFIG ...` that follows --, and restart it whenever it dies, until it is done."""
 
     command: tyro.conf.Suppress[tuple[str, ...]]
     workdir: tyro.conf.Suppress[str]
     last_step: tyro.conf.Suppress[int]
-    patience: int = 5  # restarts in a row without a new checkpoint, after which it gives up (exit status 4)
-    stop_seconds: float = 300.0  # from a signal to stop until it is killed; it saves in them
-    stall_seconds: float = (
-        0.0  # without a step, after which it is killed and started again (0: never); let it compile and save
-    )
+    patience: int = 5  # restarts in a row without a new checkpoint before giving up (exit status 4)
+    stop_seconds: float = 300.0  # time for the run to save after a signal to stop; then it is killed
+    # time without a step until the run is killed and restarted; 0: never. Allow for compilation, validation and saving
+    stall_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         check_values(self, "supervise")
 
-    def __call__(self) -> str:
+    def __call__(self) -> NoReturn:
+        """Supervises the command, and ends this one with its exit status."""
         command = own_command(list(self.command))
         times = self.stop_seconds, self.stall_seconds
         raise SystemExit(supervise(command, locate(self.workdir), self.patience, self.last_step, *times))
@@ -89,23 +91,24 @@ class Supervise:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Compile a recipe's train step for devices that are not here, and say what it will cost: memory, time at best, what is
-    sent. Exit status 1: it does not fit."""
+    """Compile a config's train step for devices that need not be here, and estimate its cost: memory, the least time, the bytes
+    sent between devices. Exit status 1: it does not fit."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    topology: str = tyro.MISSING  # v5e:16x16, v5p:4x4x4 (which is v5p-128), v6e:..., tpu7x:..., v4:..., cpu:8
-    slices: int = 1  # so many of them, joined by the data-centre network
-    lengths: tuple[int, ...] = ()  # evaluation lengths to plan too, tokens
-    full: bool = False  # all of XLA's optimization, as a run has; otherwise its first level, some 4 times as fast
-    search: bool = False  # try meshes, remat and gradient accumulation, and rank them
-    batches: tuple[int, ...] = ()  # searched batch sizes, sequences; empty: the config's
-    tries: int = 8  # candidates a search compiles
-    json: Path | None = None  # file for all of it
+    topology: str = tyro.MISSING  # such as v5e:16x16, v5p:4x4x4 (v5p-128), v6e:8x8, tpu7x:4x4x4, v4:2x2x2, cpu:8
+    slices: int = 1  # slices of that topology, connected by the data-centre network
+    lengths: tuple[int, ...] = ()  # evaluation lengths to plan as well, tokens
+    full: bool = False  # compile with all of XLA's optimizations, as a run does; takes about 4 times as long
+    search: bool = False  # rank meshes, with and without remat and gradient accumulation
+    batches: tuple[int, ...] = ()  # with search: batch sizes to try, sequences; empty: the config's
+    tries: int = 8  # with search: candidates to compile
+    json: Path | None = None  # file for the whole plan as JSON
 
     def __post_init__(self) -> None:
         check_values(self, "plan")
 
     def __call__(self) -> str:
+        """Returns the plan as text; ends the command with status 1 where nothing fits."""
         text, fits = plan_run(
             self.config,
             self.topology,
@@ -129,18 +132,19 @@ class Evaluate:
 
     workdir: tyro.conf.Positional[str]  # folder of a trained run
     evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
-    mesh: MeshConfig  # devices to evaluate on, whatever the run was trained on
-    out: str | None = None  # folder of results; WORKDIR/evaluation/SPLIT if not given
-    label: str | None = None  # what the run is called in tables; its folder's name if not given
-    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # several hosts, each with this command
+    mesh: MeshConfig  # devices to evaluate on, whatever the model was trained on
+    out: str | None = None  # folder of the results; None: WORKDIR/evaluation/SPLIT
+    label: str | None = None  # name of the run in tables and figures; None: its folder's name
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # for several hosts, each of which runs this command
 
     def __post_init__(self) -> None:
         _check_named(self, "workdir", "out")
 
     def __call__(self) -> str:
+        """Evaluates, and returns a table of perplexities and the next command."""
         connect(self.hosts)
         folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label, self.mesh)
-        if not is_first():  # which alone writes the results, and tells
+        if not is_first():  # the first host alone writes the results and prints them
             return ""
         return f"{summary_table(read_records([folder]))}\n\n{folder}. Next: {command_line('report', str(folder))}"
 
@@ -149,15 +153,16 @@ class Evaluate:
 class Report:
     """Write report.html, extrapolation.png and sweep.csv from folders of results."""
 
-    folders: tyro.conf.Positional[tuple[str, ...]]  # folders that `evaluate` wrote
+    folders: tyro.conf.Positional[tuple[str, ...]]  # folders of results that `evaluate` wrote
     out: str = "report"  # folder of the report
-    title: str = "Length extrapolation"  # of the page
+    title: str = "Length extrapolation"  # title of the page
 
     def __post_init__(self) -> None:
         require(self.folders != (), "folders", "none", "one or more folders that `evaluate` wrote", "Name them.")
         _check_named(self, "out")
 
     def __call__(self) -> str:
+        """Writes the report, and returns a table of perplexities and the path of its page."""
         records = read_records(self.folders)
         page = write_report(records, self.out, decoded(self.title), recorded_command())
         return f"{summary_table(records)}\n\n{page}"

@@ -33,18 +33,18 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Hosts(Section):
-    """One process of a run on several hosts: by options, or by the environment (JAX_COORDINATOR_ADDRESS, ...)."""
+    """This process among those of a run on several hosts, by options or by environment variables."""
 
     section: ClassVar[str] = "hosts"
 
-    coordinator: str = ""  # address:port of the first host; empty: JAX_COORDINATOR_ADDRESS, or a run on one host
-    count: int = 0  # processes of the run, one a host; 0: JAX_NUM_PROCESSES
-    index: int = -1  # of this process, 0 to count - 1; -1: JAX_PROCESS_ID
-    listen: str = ""  # process 0's own address:port; empty: JAX_COORDINATOR_BIND_ADDRESS, or coordinator
-    discover: bool = False  # ask TPU metadata, Slurm, Open MPI or Kubernetes for all three
-    timeout_seconds: int = 300  # for all hosts to come
-    heartbeat_seconds: int = 60  # a process that is silent for so long is lost
-    wait_seconds: int = 600  # for another host to come to the same place, unless it is at work on a corpus
+    coordinator: str = ""  # address:port of process 0; empty: JAX_COORDINATOR_ADDRESS, or a run on one host
+    count: int = 0  # processes of the run, one per host; 0: JAX_NUM_PROCESSES
+    index: int = -1  # index of this process, 0 to count - 1; -1: JAX_PROCESS_ID
+    listen: str = ""  # address:port where process 0 listens; empty: JAX_COORDINATOR_BIND_ADDRESS, or coordinator
+    discover: bool = False  # get coordinator, count and index from TPU metadata, Slurm, Open MPI or Kubernetes
+    timeout_seconds: int = 300  # time for all processes to connect
+    heartbeat_seconds: int = 60  # a process without a sign of life for this long is lost
+    wait_seconds: int = 600  # time to wait for another host that is not busy, as with preparing a corpus
 
     def check(self) -> None:
         if self.listen:
@@ -54,7 +54,7 @@ class Hosts(Section):
             not (self.discover and any(named)),
             "hosts.discover",
             f"it with coordinator {self.coordinator!r}, count {self.count}, index {self.index}",
-            "either to be told where the hosts are or to find out",
+            "either discovery or addresses and numbers",
             "Leave one out.",
         )
 
