@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alibi_jax.config import ModelConfig
-from alibi_jax.errors import LengthError
+from alibi_jax.config import Config, ModelConfig
+from alibi_jax.errors import ConfigError, LengthError
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.flops import forward_flops_per_token, peak_flops
 from alibi_jax.positions.methods import POSITIONS
-from conftest import assert_close
+from conftest import TOLERANCE, assert_close
 
+ANY_LENGTH = [name for name in POSITIONS if POSITIONS[name].from_config(ModelConfig()).longest() is None]
 SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_width": 64, "vocab_size": 37}
 
 
@@ -44,7 +45,7 @@ def test_no_gradient_reaches_a_logit_from_a_later_token(position):
         assert reached.tolist() == [s <= t for s in range(12)]
 
 
-@pytest.mark.parametrize("position", [name for name in POSITIONS if name != "learned"])
+@pytest.mark.parametrize("position", ANY_LENGTH)
 def test_runs_at_any_length_and_a_prefix_gives_the_same_logits(position):
     model, params, _ = make(position=position)
     tokens = jax.random.randint(jax.random.key(2), (1, 300), 0, 37)
@@ -162,15 +163,70 @@ def test_embedding_scale_and_norm_against_numpy():
     assert_close(logits(model, params, tokens), x @ table.T, "logits")
 
 
+ENCODERS = [name for name in POSITIONS if name != "t5"]  # whose buckets are those of causal attention
+
+
+@pytest.mark.parametrize("position", ENCODERS)
+def test_a_model_that_is_not_causal_sees_all_tokens(position):
+    """By gradient: every logit depends on every token; and the attention is that of the definition."""
+    changes = {"position": position, "causal": False, "tied_embedding": False, "num_layers": 1}
+    params = make(**changes)[1]
+    tokens = jnp.arange(12)[None]  # all different, so that a row of the table is one place in the text
+
+    def total(params, attention):
+        model = TransformerLM(ModelConfig(**(SMALL | changes), attention=attention))
+        return jnp.square(model.apply({"params": params}, tokens)[0, 0]).sum()
+
+    gradient = jax.jit(jax.grad(total), static_argnums=1)
+    gradients = [gradient(params, name)["embedding"]["table"][:12] for name in ("blockwise", "reference")]
+    assert (np.abs(gradients[0]).max(-1) > 0).all()
+    assert_close(*gradients, "logits")
+
+
+def test_t5_and_a_run_refuse_a_model_that_is_not_causal():
+    with pytest.raises(ConfigError, match=r"model\.causal: got False, expected True for position 't5'"):
+        ModelConfig(position="t5", causal=False)
+    with pytest.raises(ConfigError, match=r"model\.causal: got False, expected True: a run trains and evaluates"):
+        Config(model=ModelConfig(causal=False))
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_positions_passed_in_are_those_of_none_and_a_shift_shows_where_they_are_absolute(position):
+    """Biases and rotations depend on distances alone; what is added to the embeddings on the positions themselves."""
+    model, params, tokens = make(position=position)
+    run = jax.jit(lambda first: model.apply({"params": params}, tokens, first + jnp.arange(24)))
+    plain = logits(model, params, tokens)
+    assert_close(run(0), plain, "logits")
+    changed = float(jnp.abs(run(10) - plain).max())
+    assert changed > 1e-3 if position in ("sinusoidal", "learned") else changed < TOLERANCE["logits"]
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_positions_that_are_not_consecutive_serve_methods_without_a_bias_alone():
+    apart = jnp.arange(24).at[12:].add(5)
+    for position in ("rotary", "sinusoidal", "none"):
+        model, params, tokens = make(position=position)
+        assert np.isfinite(model.apply({"params": params}, tokens, apart)).all()
+    model, params, tokens = make()
+    with pytest.raises(ValueError, match=r"positions: got 17 after 11, expected 12: a bias of distances"):
+        model.apply({"params": params}, tokens, apart)
+    assert np.isnan(jax.jit(model.apply)({"params": params}, tokens, apart)).all()
+    for wrong in (jnp.arange(23), jnp.arange(24.0), jnp.int32(1)):
+        with pytest.raises(ValueError, match="for 24 tokens, expected one integer for each"):
+            model.apply({"params": params}, tokens, wrong)
+
+
 def test_a_config_without_vocabulary_is_refused():
     with pytest.raises(ValueError, match=r"vocab_size: got None"):
         TransformerLM(ModelConfig()).init(jax.random.key(0), jnp.zeros((1, 4), int))
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.versions
-def test_flops_equal_the_compilers_count_of_the_dense_model():
+def test_flops_equal_the_compilers_count_of_the_dense_model(causal):
     """Within 10 %: the compiler also counts norms and the softmax, and the reference attends to all L keys."""
-    config = ModelConfig(**(SMALL | {"width": 128, "mlp_width": 512, "vocab_size": 512}), attention="reference")
+    sizes = {"width": 128, "mlp_width": 512, "vocab_size": 512, "causal": causal}
+    config = ModelConfig(**(SMALL | sizes), attention="reference")
     model, length = TransformerLM(config), 16
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, length), int))
     lowered = jax.jit(model.apply).lower(shapes, jax.ShapeDtypeStruct((4, length), jnp.int32))
