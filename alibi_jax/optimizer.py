@@ -11,7 +11,7 @@ UNDECAYED = ("bias", "scale")  # ends of names
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from the initial rate to the peak, then cosine or linear to the final rate at `steps`, or constant."""
+    """Returns the rate by step: linear warm-up to the peak, then cosine or linear to the final rate at `steps`, or constant."""
     rest = max(1, steps - config.warmup_steps)
     peak, final = config.peak_learning_rate, config.final_learning_rate
     schedules = {
@@ -37,7 +37,7 @@ def decayed(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) or Nesterov's accelerated gradient after a clip of the global gradient norm."""
+    """Returns AdamW (Loshchilov & Hutter 2019) or Nesterov's accelerated gradient, after a clip of the global gradient norm."""
     clip, rate = optax.clip_by_global_norm(config.clip_norm), learning_rate(config, steps)
     if config.name == "nag":
         return optax.chain(clip, nag(rate, config.momentum, config.weight_decay))
@@ -53,11 +53,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def nag(rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """fairseq's NAG: p <- (1 - r w) p + m^2 c v - (1 + m) r g, then v <- m c v - r g, with c = r / previous r.
+    """Returns fairseq's NAG: p <- (1 - r w) p + m^2 c v - (1 + m) r g, then v <- m c v - r g, with c = r / previous r.
 
-    fairseq keeps v in units of parameters, and so has to rescale it by c whenever the rate r changes. Optax keeps the plain sum
-    of gradients t = m t + g, which is -v / r: there the rescaling is already done, and the rule is Optax's own Nesterov trace
-    (tests/test_optimizer.py holds it against the rule above). Only a rate of exactly 0 differs: fairseq cannot divide by it.
+    fairseq keeps v in units of parameters, and so rescales it by c whenever the rate r changes. Optax keeps the plain sum of
+    gradients t = m t + g, which is -v / r and needs no rescaling: the rule is Optax's own Nesterov trace (test_optimizer.py
+    compares it with the rule above). Only a rate of exactly 0 differs: fairseq cannot divide by it.
     """
     return optax.chain(
         optax.trace(momentum, nesterov=True),

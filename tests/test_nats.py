@@ -160,3 +160,9 @@ def test_bad_input_is_refused_before_work(small, change, message, monkeypatch):
     options = {"stream": STREAM, "length": 16, "stride": 4, "batch_size": 4, "first_input": 0} | change
     with pytest.raises(ValueError, match=message):
         token_nats(*small, options.pop("stream"), **options)
+
+
+def test_a_model_that_sees_later_tokens_is_refused():
+    encoder = TransformerLM(ModelConfig(causal=False, vocab_size=23))
+    with pytest.raises(ValueError, match="token_nats: got a model that is not causal"):
+        token_nats(encoder, {}, STREAM, length=16, first_input=0, batch_size=4)

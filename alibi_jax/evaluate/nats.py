@@ -115,7 +115,7 @@ def token_nats(
     """Returns -log p, in nats, of every token of `stream`, each scored once with up to `length` inputs.
 
     model: any Linen module with a method nats(tokens, targets) -> float32 [B, L], as TransformerLM has. Where it has a
-    vocab_size, as TransformerLM does, all ids are checked first.
+    vocab_size, as TransformerLM does, all ids are checked first; one that says it is not causal is refused.
     stride: tokens scored by each window; None, or `length`, is the non-overlapping protocol, 1 the paper's analysis.
     first_input: the token that stands before the first target. batch_size: windows computed at once (a multiple of the
     devices along the batch under `jax.set_mesh`). progress: called with the number of tokens scored so far.
@@ -124,6 +124,10 @@ def token_nats(
     stride = length if stride is None else stride
     _check(stream, length, stride, batch_size)
     _check_ids(stream, first_input, getattr(model, "vocab_size", None))
+    if not getattr(model, "causal", True):
+        raise ValueError(
+            "token_nats: got a model that is not causal, expected one that is. It would see what it predicts."
+        )
     scores = np.full(len(stream), np.nan, np.float32)
     waiting: list[tuple] = []
 

@@ -1,4 +1,4 @@
-"""Whether the attention that is named can serve a model here, asked before any work is done."""
+"""Whether the configured attention can serve a model on these devices, checked before any work is done."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ from alibi_jax.sharding import num_shards
 
 
 def check_served(field: str, config: ModelConfig, lengths: Iterable[int], trained: bool) -> None:
-    """ConfigError, naming `field`, where config.attention cannot serve an input of one of these lengths, tokens.
+    """Raises ConfigError, naming `field`, where config.attention cannot serve an input of one of these lengths, in tokens.
 
-    trained: its gradients, too. One layer is traced, and nothing is computed or allocated; "auto" serves everything. Called
+    trained: gradients are needed too. One layer is traced; nothing is computed or allocated. "auto" serves everything. Called
     inside `jax.set_mesh(mesh)`.
     """
     if config.attention == "auto":
@@ -32,7 +32,7 @@ def check_served(field: str, config: ModelConfig, lengths: Iterable[int], traine
             params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
             jax.eval_shape(jax.grad(loss) if trained else loss, params, tokens)
         except LengthError:
-            continue  # the position method's own limit, of which a sweep makes a record
+            continue  # the position method's own limit, which a sweep records
         except NotImplementedError as error:
             raise ConfigError(
                 f"{field}: got {config.attention!r} at length {length} ({error}), expected an implementation that serves this "

@@ -21,8 +21,8 @@ ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
 ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
 REMAT_SAVES = {  # beside each layer's input
     "inputs": None,
-    "attention": ATTENTION,  # output and log-sum-exp: the one costly part that is no matrix product is not done again
-    "products": jax.checkpoint_policies.save_from_both_policies(  # that, and the products with weights
+    "attention": ATTENTION,  # its output and log-sum-exp, so that attention, costly and no matrix product, is not recomputed
+    "products": jax.checkpoint_policies.save_from_both_policies(  # those, and the products with parameters
         ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     ),
 }
@@ -30,7 +30,7 @@ zeros = nn.initializers.zeros_init()
 
 
 def add_bias(module: nn.Module, name: str, x: Array, shape: tuple[int, ...]) -> Array:
-    """x [B, L, *shape] plus a parameter of `shape` that starts at zero, where the recipe uses biases."""
+    """Returns x [B, L, *shape] plus a parameter of `shape` that starts at zero; x itself where the config has no biases."""
     if not module.config.use_biases:
         return x
     return x + module.param(name, zeros, shape, jnp.float32).astype(x.dtype)[None, None]
@@ -87,7 +87,7 @@ class Attention(nn.Module):
         for name, heads in (("queries", queries), ("keys", keys), ("values", values)):
             self.sow("intermediates", name, heads)  # kept only where apply(..., mutable="intermediates") asks
         rate = config.attention_dropout if train else 0.0
-        mixed = attend(
+        attended = attend(
             queries,
             keys,
             values,
@@ -98,11 +98,11 @@ class Attention(nn.Module):
             dropout_key=self.make_rng("dropout") if rate > 0 else None,
         )
         kernel = self.param("out", xavier(1.0, (0, 1), 2), (*shape[1:], config.width), jnp.float32)
-        return add_bias(self, "out_bias", jnp.einsum("blhd,hde->ble", mixed, kernel.astype(dtype)), (config.width,))
+        return add_bias(self, "out_bias", jnp.einsum("blhd,hde->ble", attended, kernel.astype(dtype)), (config.width,))
 
 
 class MLP(nn.Module):
-    """Two matrices with a nonlinearity between."""
+    """Two matrices with a nonlinearity between them."""
 
     config: ModelConfig
 
@@ -171,8 +171,13 @@ class TransformerLM(nn.Module):
 
     @property
     def vocab_size(self) -> int | None:
-        """Ids are below it."""
+        """Returns the number of token ids; None where the config leaves it open."""
         return self.config.vocab_size
+
+    @property
+    def causal(self) -> bool:
+        """Returns whether a token sees only itself and those before it."""
+        return self.config.causal
 
     def _layers(self, x: Float[Array, "B L E"], context: Context, *fields: Any) -> Float[Array, "B L E"]:
         config = self.config
