@@ -8,7 +8,7 @@ from typing import Any
 from alibi_jax.config import DataConfig
 from alibi_jax.data.document import Document, text_document, warn_once
 from alibi_jax.data.sources.base import Source
-from alibi_jax.data.sources.records import first_line, is_parquet, make_builder, texts
+from alibi_jax.data.sources.examples import first_line, is_parquet, make_builder, texts
 from alibi_jax.data.splits import SPLITS, Split
 from alibi_jax.errors import DataError
 
