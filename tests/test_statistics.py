@@ -1,5 +1,6 @@
 """Statistics against definitions written out, closed forms and simulation."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alibi_jax.evaluate import statistics
+from alibi_jax.evaluate.records import record_of
 
 LOSSES = st.lists(st.floats(0, 20, width=32), min_size=2, max_size=200)
 
@@ -130,6 +132,33 @@ def test_the_two_parts_sum_to_the_total(values, train_length, more, random):
     assert gain.far_context == pytest.approx(sum(past) / len(values), abs=1e-9)
     assert gain.far_context + gain.early_tokens == pytest.approx(gain.total, abs=1e-9)
     assert gain.total == pytest.approx(np.mean(train) - np.mean(long), abs=1e-9)
+
+
+def scored_at(length, stride, pairs):
+    """What a statistic is computed from, of a run trained at 8 tokens and scored at these pairs."""
+    facts = {"run": "a", "position": "alibi", "train_length": 8, "length": length, "stride": stride, "num_tokens": 960}
+    facts |= {"status": "ok", "detail": "", "split": "test", "checkpoint_step": 1, "corpus_fingerprint": "f00d"}
+    run = {pair: random_nats(960, seed) for seed, pair in enumerate(pairs)}
+    return statistics.Scored(record_of(facts), run[length, stride], run)
+
+
+def test_a_gain_takes_the_finest_stride_at_the_training_length():
+    scored = scored_at(32, 32, [(8, 8), (8, 4), (8, 2), (32, 32), (32, 8), (16, 1)])
+    gain = statistics.gain(scored)
+    expected = statistics.split_gain(scored.run[8, 8], scored.nats, scored.run[8, 2], 8, 32)
+    assert gain == {**dataclasses.asdict(expected), "far_stride": 2}
+
+
+@pytest.mark.parametrize(
+    "pairs", [[(8, 8)], [(8, 4)], []], ids=["no sliding", "no non-overlapping", "no training length"]
+)
+def test_there_is_no_gain_without_both_protocols_at_the_training_length(pairs):
+    assert statistics.gain(scored_at(32, 32, [*pairs, (32, 32)])) is None
+
+
+@pytest.mark.parametrize("pair", [(32, 8), (8, 8), (4, 4)], ids=["sliding", "training length", "shorter"])
+def test_only_longer_non_overlapping_windows_have_a_gain(pair):
+    assert statistics.gain(scored_at(*pair, dict.fromkeys([(8, 8), (8, 2), pair]))) is None
 
 
 def test_longest_useful_length_allows_a_bump_but_no_rise_above_the_training_length():

@@ -14,15 +14,8 @@ from alibi_jax.evaluate.statistics import Nats
 from alibi_jax.run.hosts import is_first
 from alibi_jax.storage import Location, remove_partial, save_array, write_atomically
 
-SAME = (
-    "run",
-    "checkpoint_step",
-    "corpus_fingerprint",
-    "split",
-    "num_tokens",
-    "train_length",
-    "num_bytes",
-)  # in a folder
+# Facts that all records of a folder have in common.
+SAME = ("run", "checkpoint_step", "corpus_fingerprint", "split", "num_tokens", "train_length", "num_bytes")
 FAULTS_SHOWN = 5
 
 logger = logging.getLogger("alibi_jax")
@@ -34,7 +27,7 @@ def write_records(path: Location, records: Sequence[Record]) -> None:
 
 
 def _differing_config(record: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
-    """What a record's config says of the model and of how it was computed, where it says something else than now's."""
+    """Fields of the model and of how it is computed in which a record's config differs from now's."""
     same = {"model": None, "train": ("seed",), "evaluate": ("attention",)}  # None: every field both know
     now = json.loads(strict_json(now or {}))  # as in the file
     record = record or {}
@@ -114,7 +107,7 @@ class Results:
                 remove_partial(folder / "nats")
 
     def _take(self, record: Record, asked_for: bool) -> None:
-        """A record whose losses are gone or damaged is scored again where it is asked for; so is one that ran out of memory."""
+        """Keeps a record, unless it is asked for and scored again: its losses are damaged, or it ran out of memory."""
         damage = _damage(self.folder, record) if record.status == "ok" else ""
         if damage and asked_for and is_first():
             logger.warning("%s. Length %d, stride %d is scored again.", damage, *record.pair)

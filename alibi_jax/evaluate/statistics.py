@@ -175,14 +175,15 @@ def gain(scored: Scored) -> dict[str, float] | None:
     length, train_length = scored.record.length, scored.record.train_length
     strides = [stride for at, stride in scored.run if at == train_length]
     far_stride = min(strides, default=train_length)
-    if not scored.record.stride == length > train_length > far_stride or train_length not in strides:
+    is_longer = scored.record.stride == length > train_length
+    if not (is_longer and train_length in strides and far_stride < train_length):
         return None
     at_train_length, full_context = (scored.run[train_length, stride] for stride in (train_length, far_stride))
     split = split_gain(at_train_length, scored.nats, full_context, train_length, length)
     return dataclasses.asdict(split) | {"far_stride": far_stride}
 
 
-# Statistic -> its function of what was scored; None where that lacks what the statistic needs.
+# Statistic -> its function, which returns a number (`gain` alone several); None where what was scored lacks what it needs.
 STATISTICS: dict[str, Callable[[Scored], Any]] = {
     "mean_nats": lambda scored: mean_nats(scored.nats),
     "perplexity": lambda scored: perplexity(scored.nats),

@@ -132,8 +132,9 @@ def sweep(
     read there is. A length that needs more memory than config.memory_limit_gib (0: than is free) is recorded as "out of
     memory" and tried again next time; one that the method refuses, or of which the text has no full window, as "refused";
     one at which a loss is NaN or infinite as "not finite".
-    Returns the records. ResultsError for a folder that holds another evaluation, and for a text of one token; HeldError
-    where another evaluation is at work in the folder; OSError, with what to do, where the disk fails.
+    Returns the records, on the first host as `read_records` does. ResultsError for a folder that holds another evaluation, and
+    for a text of one token; HeldError where another evaluation is at work in the folder; OSError, with what to do, where the
+    disk fails.
     """
     if len(stream) < 2:
         raise ResultsError(
