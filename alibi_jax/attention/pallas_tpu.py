@@ -29,7 +29,7 @@ class Kernel(NamedTuple):
     num_keys: int  # before padding
     block_q: int
     block_k: int
-    group: int  # query heads that share a key head
+    group: int  # query heads per key head
 
 
 class Scalars(NamedTuple):

@@ -124,7 +124,7 @@ def cut_numbers(layout: Layout, offsets: Offsets, x: Array) -> Array:
 
 
 def cut_bias(layout: Layout, offsets: Offsets, bias: Bias | None, num_groups: int) -> Bias | None:
-    """Returns the bias of a pass's query heads; `num_groups` query heads share each key head."""
+    """Returns the bias of a pass's query heads; each key head serves `num_groups` of them in all."""
     _, key_heads, group = layout.heads_at_once
     first = offsets.key_head * num_groups + offsets.query_head
     return None if bias is None else bias.select_heads(first, key_heads * group)

@@ -208,7 +208,7 @@ def _head_of(traveller: Traveller, head: Array, group: int) -> Traveller:
     return Traveller(q, residuals, _cut(traveller.bounds, head, group, 1), jnp.zeros(q.shape, jnp.float32))
 
 
-def _backward_heads(ring: Ring, inputs: Inputs, traveller: Traveller, gradients: tuple, steps: Array) -> Any:
+def _backward_heads(ring: Ring, inputs: Inputs, traveller: Traveller, gradients: tuple, steps: Array) -> tuple:
     """Takes step 1 for all heads, then each key head's own steps and its way home; returns (dq, gradients)."""
     first, gradients = _add_gradients(ring, inputs, jnp.int32(1), traveller, gradients)
     group = inputs.q.shape[2] // inputs.k.shape[2]

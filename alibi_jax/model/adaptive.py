@@ -67,7 +67,7 @@ def _rows(tokens: Array, cluster: Cluster, table: Array, projection: Array, dtyp
 
 
 class Softmax(nn.Module):
-    """The last layer's way to logits, or to the nats of given targets; its tables and projections may be the embedding's."""
+    """The head: logits of the last layer's output, or nats of targets; its tables and projections may be the embedding's."""
 
     config: ModelConfig
 

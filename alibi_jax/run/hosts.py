@@ -179,9 +179,11 @@ def several() -> bool:
 
 
 def _client() -> Any:
-    """Through it processes tell each other things beside their devices' work, and wait as long as they like (a collective on
-    CPUs gives up after 30 seconds). jax has no public name for it; Orbax uses this one, too."""
-    from jax._src import distributed  # here, so that a run on one host needs nothing private
+    """Returns the client of jax's key-value store, through which processes exchange text beside their devices' work, and wait
+    as long as they like (a collective on CPUs gives up after 30 seconds)."""
+    # A private name, because jax has no public one; Orbax uses it too. Imported here: without it a run on one host goes on as
+    # ever, and one of several hosts ends with an ImportError at its first agreement, before it trains.
+    from jax._src import distributed
 
     return distributed.global_state.client
 
