@@ -161,8 +161,8 @@ def test_no_mesh_axis_is_named_outside_sharding():
 
 @pytest.mark.versions
 def test_no_figure_no_matplotlib():
-    """The command line, the experiments and all tables do without, until a figure is drawn."""
-    code = "import sys, main, experiments.extrapolation, alibi_jax.evaluate.tables; print('matplotlib' in sys.modules)"
+    """The commands, the experiments and all tables do without, until a figure is drawn."""
+    code = "import sys, alibi_jax.run.commands, experiments.extrapolation; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -111,7 +111,7 @@ class Results:
         damage = _damage(self.folder, record) if record.status == "ok" else ""
         if damage and asked_for and is_first():
             logger.warning("%s. Length %d, stride %d is scored again.", damage, *record.pair)
-        if record.status == "ok" and not damage:
+        if record.status == "ok" and not damage and is_first():  # other hosts read no losses while they score
             self.whole.append(record)
         again = damage or record.status == "out of memory"  # there may be more memory now
         if not (again and asked_for):
