@@ -152,20 +152,11 @@ def _local_spec(dimensions: tuple[str, ...], mesh: AbstractMesh) -> PartitionSpe
     return PartitionSpec(*(tuple(axis for axis in _axes(name) if axis in mesh.shape) or None for name in dimensions))
 
 
-def _check_divides(size: int, dimension: str, mesh: Mesh | AbstractMesh) -> None:
-    shards = num_shards(mesh, dimension)
-    if size % shards:
-        raise ValueError(
-            f"{dimension}: got {size}, expected a multiple of {shards}, the devices along {RULES[dimension]}. Change the size "
-            "or the mesh."
-        )
-
-
 def on_each_device(function: Callable, inputs: tuple, dimensions: tuple, output: tuple[str, ...]) -> jax.Array:
     """Returns function(*inputs), each device of the mesh of `jax.set_mesh` computing its own shard alone (shard_map).
 
     dimensions: for each array of the inputs, in the order of the pytree's leaves, the names of its dimensions, as in RULES.
-    Without a mesh, or one whose axes split nothing here, a plain call. ValueError where a dimension does not divide over its
+    Without a mesh, or one whose axes split nothing here, a plain call. ConfigError where a dimension does not divide over its
     axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -179,7 +170,7 @@ def on_each_device(function: Callable, inputs: tuple, dimensions: tuple, output:
     arrays, tree = jax.tree.flatten(inputs)
     for array, names in zip(arrays, dimensions, strict=True):
         for size, name in zip(array.shape, names, strict=True):
-            _check_divides(size, name, mesh)
+            _check_size(name, size, name, mesh)
     specs = tree.unflatten([_local_spec(names, mesh) for names in dimensions])
     mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=_local_spec(output, mesh), check_vma=False)
     return mapped(*inputs)
@@ -249,11 +240,11 @@ def _any(flags: jax.Array, replicated: NamedSharding) -> jax.Array:
 def place_rows(rows: np.ndarray) -> jax.Array:
     """Returns a batch [B, L] that every host holds whole, sharded over the mesh of `jax.set_mesh`; one device without a mesh.
 
-    ValueError where it does not divide over the mesh.
+    ConfigError where it does not divide over the mesh.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.device_put(rows)
     for size, name in zip(rows.shape, ("batch", "length"), strict=True):
-        _check_divides(size, name, mesh)
+        _check_size(name, size, name, mesh)
     return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda index: rows[index])

@@ -1,6 +1,7 @@
 """One suite for every implementation of attention: against float64 numpy, forward and gradients."""
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 
 from alibi_jax import attention
-from alibi_jax.attention import IMPLEMENTATIONS, attend
+from alibi_jax.attention import IMPLEMENTATIONS, ImplementationName, attend
 from alibi_jax.attention.dropout import dense_keep_scale, head_seeds
-from alibi_jax.config import MeshConfig
+from alibi_jax.config import Attention, MeshConfig
 from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
 from alibi_jax.sharding import make_mesh
 from benchmarks.shapes import SHAPES, Shape
@@ -291,6 +292,12 @@ def test_kernels_refuse_by_name_what_they_cannot_serve(implementation):
         attend(*(jnp.zeros((1, 8, 2, 512)),) * 3, implementation=implementation, interpret=True)
     with refused(match="gradient of learned slopes"):
         jax.grad(lambda bias: attend(q, q, q, bias=bias, implementation=implementation, interpret=True).sum())(bias)
+
+
+def test_the_config_offers_the_implementations_there_are():
+    names = ("auto", *IMPLEMENTATIONS)
+    assert typing.get_args(ImplementationName) == typing.get_args(Attention) == names
+    assert [each.name for each in IMPLEMENTATIONS.values()] == list(IMPLEMENTATIONS)
 
 
 def test_auto_is_dense_for_one_block_and_takes_blocks_beyond(caplog, monkeypatch):

@@ -12,6 +12,7 @@ from flax import linen as nn
 from hypothesis import strategies as st
 
 from alibi_jax.config import ModelConfig
+from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate import nats as nats_module
 from alibi_jax.evaluate.nats import token_nats
 from alibi_jax.model import TransformerLM
@@ -129,9 +130,9 @@ def test_sharded_over_eight_devices_it_scores_the_same(small, attention):
     alone = token_nats(model, params, STREAM, length=16, stride=5, first_input=0, batch_size=8)
     with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2, sequence=2))):
         spread = token_nats(model, params, STREAM, length=16, stride=5, first_input=0, batch_size=8)
-        with pytest.raises(ValueError, match="batch: got 7, expected a multiple of 2, the devices"):
+        with pytest.raises(ConfigError, match="batch: got 7, expected a multiple of 2, the devices.*Use 8"):
             token_nats(model, params, STREAM, length=16, first_input=0, batch_size=7)
-        with pytest.raises(ValueError, match="length: got 15, expected a multiple of 2, the devices"):
+        with pytest.raises(ConfigError, match="length: got 15, expected a multiple of 2, the devices"):
             token_nats(model, params, STREAM, length=15, first_input=0, batch_size=8)
     assert_close(spread, alone, "loss")
 
