@@ -64,7 +64,7 @@ def test_every_field_that_is_used_makes_another_name_and_no_other_does(source, t
         assert (corpus_name(later), earlier_name(later)) == (corpus_name(data), earlier_name(data))
 
 
-EARLIER = {  # as version 0.1.0 named them
+EARLIER = {  # names of corpora that were prepared before November 27, 2026
     "stdlib-bytes-34fa03360aed": DataConfig(),
     "stdlib-bpe-5c935f767d5b": DataConfig(tokenizer="bpe", bpe_vocab_size=500),
     "files-words-c87636ba1ca4": config("files", "words", train_path="books", valid_path="held"),
@@ -85,7 +85,7 @@ def test_earlier_names_are_those_of_the_corpora_there_are(name):
 
 @pytest.fixture
 def earlier(tmp_path):
-    """A config, and its corpus under the name that version 0.1.0 gave it."""
+    """A config, and its corpus under its earlier name."""
     (tmp_path / "text.txt").write_text("a line of text\n" * 400)
     data = DataConfig("files", train_path=str(tmp_path / "text.txt"), directory=str(tmp_path / "corpora"))
     prepared = prepare(data, quiet=True).folder

@@ -10,7 +10,7 @@ from alibi_jax.config import DataConfig
 from alibi_jax.data.sources import SOURCES
 from alibi_jax.data.tokenizer import TOKENIZERS
 
-# Version 0.1.0 named a folder by all of these, used or not; what is not used had these values. No field is to be added here.
+# Before November 27, 2026 all of these named a folder, used or not: a field that was not used had this value. None is added.
 EARLIER_FIELDS = {
     "source": "stdlib",
     "train_path": "",
@@ -42,7 +42,7 @@ def corpus_name(data: DataConfig) -> str:
 
 
 def earlier_name(data: DataConfig) -> str:
-    """Returns the name that version 0.1.0 gave to the same corpus, which is opened under it, or replaced."""
+    """Returns the name of the same corpus before November 27, 2026; one that has it is opened, or replaced, under it."""
     return _name(data, EARLIER_FIELDS | _used_fields(data))
 
 

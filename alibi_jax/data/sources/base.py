@@ -21,5 +21,5 @@ class Source:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Every field of DataConfig that decides which text it is."""
+        """Returns every field of DataConfig that decides which text it is."""
         return self.paths + self.choices
