@@ -39,9 +39,7 @@ class ModelConfig(Section):
     section: ClassVar[str] = "model"
 
     position: PositionName = "alibi"  # position method
-    causal: bool = (
-        True  # whether a token sees only itself and those before it; a run needs it, a model in your program may not
-    )
+    causal: bool = True  # a token sees only itself and those before it; runs need this, a model of your own may not
     num_layers: int = 4  # transformer layers
     width: int = 128  # channels of the residual stream
     num_heads: int = 8  # attention heads; must divide width
