@@ -1,4 +1,4 @@
-"""What the experiments share: a set of named runs trained and evaluated, several at once, and a page of results.
+"""What the experiments have in common: a set of named runs trained and evaluated, several at once, and a page of results.
 
 A run that is finished is not repeated, one that was stopped goes on, so every script can be killed and run again.
 """

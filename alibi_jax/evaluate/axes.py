@@ -1,4 +1,4 @@
-"""The parts that figures are drawn of: an empty figure, its axes, a run's line, the labels of lines.
+"""What figures are drawn of: an empty figure, its axes, a run's line, the labels of lines.
 
 Nothing here uses matplotlib's global state.
 """
