@@ -19,7 +19,7 @@ from alibi_jax.evaluate.records import too_short
 from alibi_jax.evaluate.statistics import bits_per_byte
 from alibi_jax.model import TransformerLM
 from alibi_jax.run.checkpoint import Checkpoints
-from alibi_jax.run.hosts import Agreement
+from alibi_jax.run.exchange import Agreement
 from alibi_jax.run.metrics import MetricsLog, Speed
 from alibi_jax.run.profile import Trace, compilation_check
 from alibi_jax.run.progress import Bar, loss_text

@@ -14,11 +14,13 @@ import numpy as np
 import psutil
 import pytest
 
-import alibi_jax.run.hosts
 from alibi_jax.config import Config, replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import ConfigError, Failed, HeldError, HostsError, Interrupted, Refused
-from alibi_jax.run.hosts import ENVIRONMENT, Hosts, _wait_for, connect
+from alibi_jax.run import connect as connecting
+from alibi_jax.run import exchange
+from alibi_jax.run.connect import connect
+from alibi_jax.run.hosts import ENVIRONMENT, Hosts
 from alibi_jax.run.workdir import only_run
 from alibi_jax.train import train
 from children import LIMIT, MAIN, latest, wait_for
@@ -193,7 +195,7 @@ def test_the_coordinator_listens_where_it_is_asked_to_and_nowhere_else(monkeypat
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: asked.append(options))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(alibi_jax.run.hosts, "_check_count", lambda _: None)
+    monkeypatch.setattr(connecting, "_check_count", lambda _: None)
     own, others = f"127.0.0.1:{port}", "198.51.100.7:8476"  # as others know it, behind an address translation
     if chosen == "environment":
         monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", own)
@@ -229,30 +231,32 @@ class Keeper:
 @pytest.fixture
 def keeper(monkeypatch):
     kept = Keeper()
-    monkeypatch.setattr(alibi_jax.run.hosts, "_client", lambda: kept)
-    monkeypatch.setattr(alibi_jax.run.hosts.time, "monotonic", lambda: kept.now)
-    monkeypatch.setattr(alibi_jax.run.hosts, "_wait_seconds", 10)
+    monkeypatch.setattr(exchange, "client", lambda: kept)
+    monkeypatch.setattr(exchange.time, "monotonic", lambda: kept.now)
+    monkeypatch.setattr(exchange, "_wait_seconds", 10)
     return kept
 
 
 def test_hosts_that_are_missing_are_named_in_time(keeper):
     keeper.later = {3.0: {"key/1": "one"}}
     keeper.key_value_set("key/0", "zero")
-    with pytest.raises(HostsError, match=r"waited 1[0-5] s for host 2, 3, expected it to come to where host 0 is"):
-        _wait_for("key", [0, 1, 2, 3])
+    with pytest.raises(
+        HostsError, match=r"waited 1[0-5] s for host 2, 3, expected it to reach the same point as host 0"
+    ):
+        exchange.wait_for("key", [0, 1, 2, 3])
 
 
 def test_a_host_that_is_at_work_is_waited_for(keeper, monkeypatch):
     """For hours, as long as it says so; not for ever."""
-    keeper.later = {float(second): {"alibi_jax/at_work/0": str(second)} for second in range(1, 8000)}
+    keeper.later = {float(second): {"alibi_jax/busy/0": str(second)} for second in range(1, 8000)}
     keeper.later[7000.0]["key/0"] = "done"
-    assert _wait_for("key", [0]) == ["done"] and keeper.now == 7000.0
+    assert exchange.wait_for("key", [0]) == ["done"] and keeper.now == 7000.0
     with pytest.raises(HostsError, match="for host 0"):
-        _wait_for("other", [0])
+        exchange.wait_for("other", [0])
     assert 8000 <= keeper.now <= 8020
-    keeper.now, keeper.later = 0.0, {float(second): {"alibi_jax/at_work/0": str(second)} for second in range(10**5)}
+    keeper.now, keeper.later = 0.0, {float(second): {"alibi_jax/busy/0": str(second)} for second in range(10**5)}
     with pytest.raises(HostsError, match="waited 86401 s for host 0"):
-        _wait_for("other", [0])
+        exchange.wait_for("other", [0])
 
 
 def test_a_first_host_that_is_gone_is_said(keeper, monkeypatch):
@@ -261,7 +265,7 @@ def test_a_first_host_that_is_gone_is_said(keeper, monkeypatch):
 
     keeper.key_value_try_get = gone
     with pytest.raises(HostsError, match=r"lost the first host \(UNAVAILABLE: Socket closed\)"):
-        _wait_for("key", [0])
+        exchange.wait_for("key", [0])
 
 
 def test_hosts_that_do_not_come_are_missed_in_time(hosts, tiny_data, tmp_path):

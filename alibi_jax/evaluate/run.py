@@ -22,7 +22,8 @@ from alibi_jax.model.served import check_served
 from alibi_jax.run.agreement import check_same
 from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.display import decoded
-from alibi_jax.run.hosts import first_host_first, from_first_host, several
+from alibi_jax.run.exchange import first_host_first, from_first_host
+from alibi_jax.run.hosts import several
 from alibi_jax.run.origin import Origin
 from alibi_jax.run.workdir import check_corpus, saved_steps, trained_on
 from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_shards

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 from alibi_jax.errors import ConfigError
-from alibi_jax.run.hosts import first_host_first, from_first_host, several
+from alibi_jax.run.exchange import first_host_first, from_first_host
+from alibi_jax.run.hosts import several
 
 PACKAGE = Path(__file__).parents[1]  # the folder of alibi_jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")

@@ -18,7 +18,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from alibi_jax.config import Config
 from alibi_jax.errors import CheckpointError, HostsError, require
 from alibi_jax.run.coordinator import missing_at_barrier
-from alibi_jax.run.hosts import first_host_first, from_first_host, several
+from alibi_jax.run.exchange import first_host_first, from_first_host
+from alibi_jax.run.hosts import several
 from alibi_jax.run.origin import Origin, check_origin, origin_item, read_origin
 from alibi_jax.run.workdir import check_shared, new_mark, only_run, open_workdir, saved_steps
 from alibi_jax.storage import Location, in_bucket

@@ -15,8 +15,9 @@ from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.evaluate.tables import summary_table
 from alibi_jax.plan.run import plan_run
+from alibi_jax.run.connect import connect
 from alibi_jax.run.display import decoded
-from alibi_jax.run.hosts import Hosts, connect, is_first
+from alibi_jax.run.hosts import Hosts, is_first
 from alibi_jax.run.invocation import command_line, own_command, recorded_command
 from alibi_jax.run.supervise import supervise
 from alibi_jax.storage import locate
