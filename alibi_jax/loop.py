@@ -19,11 +19,11 @@ from alibi_jax.evaluate.records import too_short
 from alibi_jax.evaluate.statistics import bits_per_byte
 from alibi_jax.model import TransformerLM
 from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.child import tell_supervisor
 from alibi_jax.run.exchange import Agreement
 from alibi_jax.run.metrics import MetricsLog, Speed
 from alibi_jax.run.profile import Trace, compilation_check
 from alibi_jax.run.progress import Bar, loss_text
-from alibi_jax.run.supervise import tell_supervisor
 from alibi_jax.sharding import HostShard, put_batch
 from alibi_jax.storage import Location
 

@@ -30,11 +30,11 @@ from alibi_jax.model.served import check_served
 from alibi_jax.optimizer import learning_rate, make_optimizer
 from alibi_jax.run.agreement import check_same
 from alibi_jax.run.checkpoint import Checkpoints, check_path, open_run
+from alibi_jax.run.child import is_supervised
 from alibi_jax.run.exchange import first_host_first, from_first_host
 from alibi_jax.run.hosts import is_first
 from alibi_jax.run.profile import parse_steps
 from alibi_jax.run.signals import stop_requested
-from alibi_jax.run.supervise import is_supervised
 from alibi_jax.run.workdir import trained_on
 from alibi_jax.sharding import (
     check_mesh,

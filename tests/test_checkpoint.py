@@ -16,7 +16,8 @@ import pytest
 from alibi_jax import loop
 from alibi_jax.config import DataConfig, to_json
 from alibi_jax.errors import CheckpointError, ConfigError, Failed
-from alibi_jax.run.checkpoint import Checkpoints, checksums
+from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.checksums import checksums
 from alibi_jax.run.parse import main
 from alibi_jax.run.workdir import open_workdir, saved_steps
 from alibi_jax.train import train

@@ -21,7 +21,7 @@ from alibi_jax.run import connect as connecting
 from alibi_jax.run import exchange
 from alibi_jax.run.connect import connect
 from alibi_jax.run.hosts import ENVIRONMENT, Hosts
-from alibi_jax.run.workdir import only_run
+from alibi_jax.run.lock import only_run
 from alibi_jax.train import train
 from children import LIMIT, MAIN, latest, wait_for
 from conftest import assert_close

@@ -19,8 +19,9 @@ from alibi_jax.errors import ConfigError, MetricsError
 from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.lock import only_run
 from alibi_jax.run.metrics import MetricsLog
-from alibi_jax.run.workdir import check_corpus, only_run, open_workdir, saved_steps
+from alibi_jax.run.workdir import check_corpus, open_workdir, saved_steps
 from alibi_jax.storage import growing_file, in_bucket, locate, save_array, write_atomically
 from alibi_jax.train import train
 from runs import assert_identical, saved_state, tiny_config

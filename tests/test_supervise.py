@@ -18,9 +18,10 @@ from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import GAVE_UP, ConfigError, Diverged, HeldError, Interrupted, Refused
 from alibi_jax.run import supervise
 from alibi_jax.run.checkpoint import WRITTEN
+from alibi_jax.run.child import PIPE, TICK, Child, _pipe, is_supervised, tell_supervisor
+from alibi_jax.run.lock import only_run
 from alibi_jax.run.origin import Origin, origin_item
 from alibi_jax.run.parse import main
-from alibi_jax.run.workdir import only_run
 from alibi_jax.train import train
 from children import be_quick, exit_status, latest, run_command, start, wait_for
 from runs import assert_identical, saved_state, tiny_config
@@ -86,7 +87,7 @@ def stand_in(code: str, workdir: Path, *plan: str) -> list[str]:
 def pauses(monkeypatch):
     """The pauses asked for, which are not waited for."""
     asked = []
-    monkeypatch.setattr(supervise._Child, "pause", lambda _, seconds: asked.append(seconds))
+    monkeypatch.setattr(Child, "pause", lambda _, seconds: asked.append(seconds))
     return asked
 
 
@@ -174,7 +175,7 @@ def test_a_child_that_does_not_act_is_woken_and_in_the_end_killed(tmp_path, capf
     assert supervise.supervise(stand_in(STUCK, tmp_path, kind), tmp_path, 5, 10**6, seconds) == expected
     thread.join()
     assert (tmp_path / "saved").exists() == (kind == "stopped")
-    assert ("and still there in the end: killed" in capfd.readouterr().err) == (kind == "deaf")
+    assert ("it did not end in time: killed" in capfd.readouterr().err) == (kind == "deaf")
     wait_for(lambda: not is_there(tmp_path / "other"))  # what it started goes with it
 
 
@@ -196,7 +197,7 @@ def test_a_child_ends_with_a_supervisor_that_was_killed(tmp_path, kind, seconds)
 def test_a_run_without_a_step_for_too_long_is_started_again(tmp_path, capfd, pauses):
     assert supervise.supervise(stand_in(STALLED, tmp_path), tmp_path, 50, 10**6, stall_seconds=1.0) == 0
     errors = capfd.readouterr().err
-    assert "no step for 1 s: taken for dead, killed" in errors and "ended with SIGKILL" in errors
+    assert "no step for 1 s: killed" in errors and "ended with SIGKILL" in errors
 
 
 def test_steps_put_a_stall_off(monkeypatch, capfd):
@@ -213,8 +214,8 @@ def test_steps_put_a_stall_off(monkeypatch, capfd):
         if len(slept) in (10, 25):
             os.write(writing, b"..")
 
-    monkeypatch.setattr(supervise.time, "sleep", sleep)
-    supervise._Child([], 60, 20 * supervise.TICK - 0.01)._watch(Running, reading)
+    monkeypatch.setattr(time, "sleep", sleep)
+    Child([], 60, 20 * TICK - 0.01)._watch(Running, reading)
     assert len(slept) == 25 + 19
     os.close(reading)
     os.close(writing)
@@ -222,17 +223,17 @@ def test_steps_put_a_stall_off(monkeypatch, capfd):
 
 def test_steps_are_told_to_the_supervisor_alone(monkeypatch):
     reading, writing = os.pipe()
-    supervise._pipe.cache_clear()
-    monkeypatch.setenv(supervise.PIPE, str(writing))
-    assert supervise.is_supervised() and supervise.PIPE not in os.environ and not os.get_inheritable(writing)
+    _pipe.cache_clear()
+    monkeypatch.setenv(PIPE, str(writing))
+    assert is_supervised() and PIPE not in os.environ and not os.get_inheritable(writing)
     for _ in range(2**17):  # nobody reads: it does not wait
-        supervise.tell_supervisor()
+        tell_supervisor()
     os.close(reading)
-    supervise.tell_supervisor()
+    tell_supervisor()
     os.close(writing)
-    supervise._pipe.cache_clear()
-    assert not supervise.is_supervised()
-    supervise.tell_supervisor()
+    _pipe.cache_clear()
+    assert not is_supervised()
+    tell_supervisor()
 
 
 def test_a_program_that_cannot_be_run_is_tried_again(tmp_path, capfd, pauses):
@@ -250,14 +251,14 @@ def test_a_supervisor_without_a_terminal_goes_on(tmp_path, monkeypatch, pauses):
 
 
 def test_asked_to_stop_between_two_runs(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(supervise._Child, "pause", lambda child, _: child.ask(signal.SIGTERM))
+    monkeypatch.setattr(Child, "pause", lambda child, _: child.ask(signal.SIGTERM))
     command = stand_in(STAND_IN, tmp_path, ":1", ":0")
     assert supervise.supervise(command, tmp_path, 5, 10**6) == Interrupted.status
     assert (tmp_path / "runs").read_text() == "x" and "stopped as asked" in capfd.readouterr().err
 
 
 def test_pause_ends_when_asked_to_stop():
-    child = supervise._Child([], 1, 0)
+    child = Child([], 1, 0)
     child.ask(signal.SIGTERM)
     begun = time.monotonic()
     child.pause(100.0)

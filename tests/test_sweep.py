@@ -24,7 +24,7 @@ from alibi_jax.evaluate.records import fields_of
 from alibi_jax.evaluate.statistics import longest_useful_length
 from alibi_jax.evaluate.sweep import batch_rows, plan, sweep
 from alibi_jax.model import TransformerLM
-from alibi_jax.run.workdir import only_run
+from alibi_jax.run.lock import only_run
 
 STREAM = np.random.default_rng(1).integers(0, 23, 200).astype(np.uint16)
 FACTS = {

@@ -13,7 +13,8 @@ import pytest
 from alibi_jax.config import DataConfig, load_config, replace, to_json
 from alibi_jax.errors import ConfigError, HeldError
 from alibi_jax.run import workdir as workdir_module
-from alibi_jax.run.workdir import check_shared, new_mark, only_run, open_workdir, saved_steps
+from alibi_jax.run.lock import only_run
+from alibi_jax.run.workdir import check_shared, new_mark, open_workdir, saved_steps
 from alibi_jax.train import train
 from children import exit_status, start, wait_for
 from runs import tiny_config

@@ -23,8 +23,8 @@ from alibi_jax.evaluate.records import Record, nats_file, record_of, too_short
 from alibi_jax.evaluate.results import Results
 from alibi_jax.run.exchange import first_host_first, from_first_host
 from alibi_jax.run.hosts import is_first
+from alibi_jax.run.lock import only_run
 from alibi_jax.run.progress import Bar
-from alibi_jax.run.workdir import only_run
 from alibi_jax.storage import Location
 
 GIB = 2**30

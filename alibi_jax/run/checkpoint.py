@@ -11,17 +11,18 @@ from types import TracebackType
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from alibi_jax.config import Config
 from alibi_jax.errors import CheckpointError, HostsError, require
+from alibi_jax.run.checksums import checksums
 from alibi_jax.run.coordinator import missing_at_barrier
 from alibi_jax.run.exchange import first_host_first, from_first_host
 from alibi_jax.run.hosts import several
+from alibi_jax.run.lock import only_run
 from alibi_jax.run.origin import Origin, check_origin, origin_item, read_origin
-from alibi_jax.run.workdir import check_shared, new_mark, only_run, open_workdir, saved_steps
+from alibi_jax.run.workdir import check_shared, new_mark, open_workdir, saved_steps
 from alibi_jax.storage import Location, in_bucket
 
 # Orbax globs the path, TensorStore takes a backslash for a slash; neither takes bytes that are not UTF-8, or NUL
@@ -35,14 +36,14 @@ RAISED = (OSError, ValueError, KeyError, RuntimeError)  # by Orbax and TensorSto
 
 
 def missing_files(folder: Location, step: int) -> list[str]:
-    """Files without which a checkpoint cannot be opened; in a bucket its last object says that it is whole."""
+    """Returns the files that a checkpoint lacks and cannot be opened without; in a bucket its last object stands for all."""
     if in_bucket(folder):
         return [] if step in saved_steps(folder.parent) else ["the step"]
     return [name for name in WRITTEN if not (folder / str(step) / name).exists()]
 
 
 def is_whole(workdir: Location, step: int) -> bool:
-    """Whether a step's checkpoint has its files and was saved at that step: what can be seen without opening it."""
+    """Returns whether a step's checkpoint has its files and was saved at that step, without opening it."""
     folder = workdir / "checkpoints"
     try:
         kept = read_origin(folder / str(step))
@@ -52,7 +53,7 @@ def is_whole(workdir: Location, step: int) -> bool:
 
 
 class _Explained(contextlib.AbstractContextManager):
-    """What Orbax raises for a damaged or foreign checkpoint or a full disk, as a CheckpointError."""
+    """Raises what Orbax raises for a damaged or foreign checkpoint or a full disk as a CheckpointError."""
 
     def __init__(self, verb: Literal["open", "read", "write"], folder: Location, step: int | None = None) -> None:
         self.verb, self.folder, self.step = verb, folder, step
@@ -85,33 +86,12 @@ class _Explained(contextlib.AbstractContextManager):
         return f"If it is damaged, remove its folder ({remove}), then run the same command again: {goes_on}."
 
 
-def _bits_sum(x: jax.Array) -> jax.Array:
-    """Sum of an array's words, each times an odd number of its place, mod 2^32: one wrong bit changes it, a mesh does not."""
-    words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
-    strides = [math.prod(x.shape[axis + 1 :]) % 2**32 for axis in range(x.ndim)]
-    places = [
-        jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride) for axis, stride in enumerate(strides)
-    ]
-    return (words * (2 * sum(places, jnp.uint32(0)) + 1)).sum(dtype=jnp.uint32)
-
-
-@jax.jit
-def _bits_sums(tree: Any) -> Any:
-    return jax.tree.map(_bits_sum, tree)
-
-
-def checksums(tree: Any) -> dict[str, int]:
-    """Name of each array -> a checksum of its bits. Orbax has none of its own for the values in its data files."""
-    sums = jax.tree_util.tree_leaves_with_path(jax.device_get(_bits_sums(tree)))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(value) for path, value in sums}
-
-
 def _loss(metrics: dict[str, float]) -> float:
     return metrics["validation_nats"]
 
 
 def _check_loss(metrics: Any) -> None:
-    """ValueError for what Orbax could not sort by."""
+    """Raises ValueError for a validation loss by which Orbax could not sort."""
     loss = metrics.get("validation_nats") if isinstance(metrics, dict) else metrics
     if type(loss) not in (int, float) or not -math.inf < loss < math.inf:
         got = loss if isinstance(loss, float) else f"JSON of type {type(loss).__name__}"
@@ -119,7 +99,7 @@ def _check_loss(metrics: Any) -> None:
 
 
 def check_path(workdir: Location) -> Location:
-    """The folder of a run's checkpoints; ConfigError where what Orbax writes there could not be read back."""
+    """Returns the folder of a run's checkpoints; ConfigError where what Orbax writes there could not be read back."""
     folder = workdir / "checkpoints"
     folder = folder if in_bucket(folder) else folder.absolute()
     bad = sorted(set(NO_PATH.findall(str(folder))))
@@ -170,7 +150,7 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def _check_metrics(self) -> None:
-        """Orbax reads every step's validation loss when it opens a folder, and does not say which one it could not read."""
+        """Raises CheckpointError for a validation loss that cannot be read: Orbax reads all of them and names none."""
         for path in self.folder.glob("*/metrics/metrics"):
             if not path.parents[1].name.isdecimal():  # half-written, and another host may be removing it
                 continue
@@ -178,11 +158,11 @@ class Checkpoints:
                 _check_loss(json.loads(path.read_text()))
 
     def latest(self) -> int | None:
-        """The newest step saved, None if there is none."""
+        """Returns the newest step saved, None if there is none."""
         return self.manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the lowest validation loss of those saved; the latest if none was validated."""
+        """Returns the saved step with the lowest validation loss, the latest if none was validated."""
         best = self.manager.best_step()
         return self.latest() if best is None else best
 
@@ -203,8 +183,8 @@ class Checkpoints:
         self.started = step
 
     def check(self, step: int) -> None:
-        """CheckpointError where files are missing from a checkpoint or it is of another step than its folder's name,
-        ConfigError where it is of another run."""
+        """Raises CheckpointError for a checkpoint that lacks files or is of another step than its folder's name says,
+        ConfigError for one of another run."""
         explained = _Explained("read", self.folder, step)
         missing = missing_files(self.folder, step)
         if missing:
@@ -220,21 +200,21 @@ class Checkpoints:
             check_origin(self.folder / str(step), kept[1], self.origin)
 
     def restore(self, step: int, **abstract: Any) -> dict[str, Any]:
-        """The items asked for, shaped, typed and sharded as the ShapeDtypeStructs given: restore(step, params=...)."""
+        """Returns the items asked for, shaped, typed and sharded as their ShapeDtypeStructs: restore(step, params=...)."""
         self.check(step)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         explained = _Explained("read", self.folder, step)
         with explained:
             restored = self.manager.restore(step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore(), **items))
         for name in abstract:
-            saved, found = restored["checksums"][name], checksums(restored[name])
-            damaged = [array for array in found if saved.get(array) != found[array]]
+            saved = restored["checksums"][name]
+            damaged = [array for array, bits in checksums(restored[name]).items() if saved.get(array) != bits]
             if damaged:
                 raise explained.error(f"{name}: {', '.join(damaged)} is not what was saved")
         return {name: restored[name] for name in abstract}
 
     def wait(self) -> None:
-        """Until what was started is on the disk and can be opened; CheckpointError if not."""
+        """Waits until the save that was started is on the disk and can be opened; CheckpointError if it is not."""
         step, self.started = self.started, None
         with _Explained("write", self.folder, step):
             self.manager.wait_until_finished()
@@ -244,6 +224,7 @@ class Checkpoints:
             raise _Explained("write", self.folder, step).error(f"{', '.join(missing)} is not there after the save")
 
     def close(self) -> None:
+        """Waits for the save that was started, and ends Orbax's threads; CheckpointError if it failed."""
         try:
             self.wait()
         finally:

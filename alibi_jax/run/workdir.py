@@ -1,96 +1,28 @@
 """A run's folder: it belongs to one config, one text, and one running process."""
 
 import contextlib
-import datetime
-import fcntl
 import logging
-import os
 import re
 import secrets
-import socket
 import tempfile
 import time
-from collections.abc import Iterator
-from typing import IO
 
 import fsspec
 import jax
 
 from alibi_jax.config import Config, differing_fields, load_config, to_json
-from alibi_jax.errors import ConfigError, HeldError
+from alibi_jax.errors import ConfigError
+from alibi_jax.run.lock import writing
 from alibi_jax.run.origin import Origin, check_origin, read_origin
-from alibi_jax.storage import NO_LOCKS, Location, in_bucket, write_atomically
+from alibi_jax.storage import Location, in_bucket, write_atomically
 
 MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
 COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint's folder on a disk until it is whole
-LONGEST_NOTE = 200  # characters shown of what the lock's holder wrote
 SHARED_SECONDS = 10.0  # until a new file of one host is to be seen on the others; some file systems remember listings
 
 
 logger = logging.getLogger("alibi_jax")
-
-
-@contextlib.contextmanager
-def _writing(workdir: Location, name: str = "workdir") -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{name}: got {workdir}, which cannot be written ({error.strerror or error}), expected a writable folder. "
-            f"Choose another --{name} or free the disk."
-        ) from error
-
-
-def _take(file: IO[str], workdir: Location, name: str, work: str) -> bool:
-    """Locks the file for this process; False where the file system has no locks, HeldError if another one holds it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read(LONGEST_NOTE) or "it has just begun"
-        raise HeldError(
-            f"{name}: got {workdir}, in which another {work} is at work ({holder}), expected a "
-            f"folder of which it is the only {work}. Wait for that one, stop it, or choose another --{name}."
-        ) from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def only_run(workdir: Location, name: str = "workdir", work: str = "run") -> Iterator[None]:
-    """Makes the run's folder and holds it for this run alone: HeldError, saying who, if another process does.
-
-    The lock is the kernel's (flock on workdir/lock, taken by the first host): it ends with the process however that
-    ends, and the file stays behind without meaning. Machines that share a folder over NFS see each other's. A bucket
-    has no such lock: there a line of the log says that nobody watches, and one run a folder is the user's care.
-    name: the option that chose the folder. work: what is done there, an evaluation in its folder of results.
-    """
-    if jax.process_index() != 0:
-        yield
-        return
-    with contextlib.ExitStack() as held:
-        locked = False
-        if not in_bucket(workdir):
-            with _writing(workdir, name):
-                workdir.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context((workdir / "lock").open("a+", errors="replace"))
-                locked = _take(file, workdir, name, work)
-        if not locked:
-            logger.info(
-                "%s: %s has no locks, so a second %s in it would not be seen: start one only", name, workdir, work
-            )
-            yield
-            return
-        with _writing(workdir, name):
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            file.truncate(0)
-            file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {now}")
-            file.flush()
-        yield
 
 
 def new_mark(workdir: Location) -> str:
@@ -106,7 +38,7 @@ def check_shared(workdir: Location, mark: str) -> None:
     """
     name, _, called = mark.partition(" ")
     if jax.process_index() == 0:
-        with _writing(workdir):
+        with writing(workdir):
             for old in workdir.glob(".hosts-*"):
                 old.unlink(missing_ok=True)
             (workdir / name).write_bytes(b"")
@@ -129,7 +61,7 @@ def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
     are named) or of another text; sections in MAY_DIFFER may change, for a checkpoint restores onto any mesh.
     """
     texts = {"config.json": to_json(config), "corpus.txt": fingerprint}
-    with _writing(workdir):
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if not in_bucket(workdir):
             with tempfile.TemporaryFile(dir=workdir):
@@ -138,7 +70,7 @@ def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
         missing = [name for name in texts if not (begun and (workdir / name).exists())]
     if begun and missing:
         _check_by_checkpoint(workdir, missing, Origin(config, fingerprint))
-    with _writing(workdir):
+    with writing(workdir):
         for name in missing:
             write_atomically(workdir / name, texts[name])
     differing = differing_fields(load_config(workdir), config, MAY_DIFFER)
