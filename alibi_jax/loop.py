@@ -100,9 +100,7 @@ def run_steps(
             waiting = None
             nats = _validate(config, corpus, outputs, step, state.params) if validates else None
             if saves:
-                outputs.log.flush()  # first: a run that goes on from the checkpoint lacks no line before it
-                rest = {"step": state.step, "moments": state.optimizer}
-                outputs.checkpoints.save(step, state.params, rest, nats)
+                _save(outputs, step, state, nats)
             outputs.speed.restart()
         if stopping:
             outputs.checkpoints.wait()
@@ -145,6 +143,12 @@ def _validate(config: Config, corpus: Corpus, outputs: Outputs, step: int, param
         bits = bits_per_byte(scores, corpus.num_bytes("valid", len(stream)))
         outputs.log.write(step, {f"valid_loss_{length}": losses[-1], f"valid_bits_per_byte_{length}": bits})
     return losses[0]
+
+
+def _save(outputs: Outputs, step: int, state: Any, validation_nats: float | None) -> None:
+    outputs.log.flush()  # first: a run that goes on from the checkpoint lacks no line before it
+    rest = {"step": state.step, "moments": state.optimizer}
+    outputs.checkpoints.save(step, state.params, rest, validation_nats)
 
 
 def _check_finite(step: int, values: dict[str, float], checkpoints: Checkpoints) -> None:

@@ -36,14 +36,7 @@ from alibi_jax.run.hosts import is_first
 from alibi_jax.run.profile import parse_steps
 from alibi_jax.run.signals import stop_requested
 from alibi_jax.run.workdir import trained_on
-from alibi_jax.sharding import (
-    check_mesh,
-    host_shard,
-    make_mesh,
-    num_shards,
-    placed_shapes,
-    token_shards,
-)
+from alibi_jax.sharding import check_mesh, host_shard, make_mesh, num_shards, placed_shapes, token_shards
 from alibi_jax.storage import locate
 
 logger = logging.getLogger("alibi_jax")

@@ -73,7 +73,7 @@ def _heading(plan: Plan) -> str:
         [
             f"{plan.parameters:,} parameters on {plan.topology} ({plan.device_kind}): {plan.chips:,} chips{slices}, "
             f"mesh {mesh_text(plan.mesh)}",
-            f"{plan.batch_size:,} sequences of {plan.train_length:,} tokens a step ({tokens:,} tokens){microbatches}, "
+            f"{plan.batch_size:,} sequences of {plan.train_length:,} tokens per step ({tokens:,} tokens){microbatches}, "
             f"{plan.compute_dtype}, {KEPT[plan.remat]}",
             f"compiled with {effort} in {plan.compile_seconds:.0f} s",
         ]
@@ -144,7 +144,7 @@ def _by_kind(cost: Cost) -> str:
         [kind, ", ".join(axes), place, f"{len(group)}", mib(sum(c.bytes for c in group)), mib(sum(map(_sent, group)))]
         for (kind, axes, place), group in sorted(kinds.items(), key=lambda pair: -sum(map(_sent, pair[1])))
     ]
-    heading = ["sent, by kind", "over", "place", "number", "MiB each time", "MiB sent per device and step"]
+    heading = ["sent, by kind", "over", "how often", "number", "MiB each time", "MiB sent per device and step"]
     total = sum(map(_sent, cost.collectives))
     return aligned(heading, rows, left=(0, 1, 2)) + f"\nEach device sends {mib(total)} MiB in all, on the best ring."
 
@@ -156,7 +156,7 @@ def _listed(cost: Cost) -> str:
         for each in large
     ]
     heading = [f"over {LISTED // MIB} MiB", "MiB", "times", "MiB sent", "over", "array", "purpose"]
-    table = aligned(heading, rows, left=(0, 4, 5, 6)) if rows else f"None of {LISTED // MIB} MiB or more."
+    table = aligned(heading, rows, left=(0, 4, 5, 6)) if rows else f"No collective of {LISTED // MIB} MiB or more."
     unknown = [each for each in cost.collectives if each.times is None]
     if unknown:
         size = mib(sum(each.bytes for each in unknown))
