@@ -87,7 +87,7 @@ def _verdict(plan: Plan) -> str:
             f"It does not fit: {gib(plan.memory.peak)} GiB per device, {gib(plan.excess)} GiB more than the "
             f"{gib(plan.memory.limit)} GiB available. To lower it:\n{changes}"
         )
-    limit = f" of the {gib(plan.memory.limit)} GiB a program may have" if plan.memory.limit else ""
+    limit = f", of the {gib(plan.memory.limit)} GiB available" if plan.memory.limit else ""
     return f"It fits: {gib(plan.memory.peak)} GiB per device at the peak{limit}."
 
 
