@@ -11,11 +11,12 @@ import pytest
 from flax import linen as nn
 from hypothesis import strategies as st
 
-from alibi_jax.config import ModelConfig
+from alibi_jax.config import MeshConfig, ModelConfig
 from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate import nats as nats_module
-from alibi_jax.evaluate.nats import token_nats
+from alibi_jax.evaluate.nats import token_nats, windows_per_batch
 from alibi_jax.model import TransformerLM
+from alibi_jax.sharding import make_mesh
 from conftest import assert_close
 
 
@@ -167,3 +168,9 @@ def test_a_model_that_sees_later_tokens_is_refused():
     encoder = TransformerLM(ModelConfig(causal=False, vocab_size=23))
     with pytest.raises(ValueError, match="token_nats: got a model that is not causal"):
         token_nats(encoder, {}, STREAM, length=16, first_input=0, batch_size=4)
+
+
+def test_a_batch_holds_a_window_for_each_device_and_a_multiple_of_them():
+    assert [windows_per_batch(tokens, 512) for tokens in (1, 511, 8192, 8703)] == [1, 1, 16, 16]
+    with jax.set_mesh(make_mesh(MeshConfig(data=4, fsdp=2))):
+        assert [windows_per_batch(tokens, 512) for tokens in (1, 8192, 8704)] == [8, 16, 24]

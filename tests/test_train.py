@@ -7,6 +7,8 @@ import json
 import signal
 import struct
 import sys
+import traceback
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -282,6 +284,23 @@ def test_checkpoints_come_as_often_as_asked_however_often_is_validated(tiny_data
     train(tiny_config(tiny_data, steps=7, validate_every=2, checkpoint_every=3), tmp_path / "run")
     assert saved == [(3, False), (6, True), (7, True)]
     assert [line["step"] for line in lines(tmp_path / "run") if "valid_loss_16" in line] == [2, 4, 6, 7]
+
+
+def test_between_train_and_its_step_is_the_loop_alone(tiny_data, tmp_path, monkeypatch):
+    package = Path(loop.__file__).parent
+    calls = []
+
+    class Reached(Exception):
+        pass
+
+    def step(*_):
+        calls.extend(frame.name for frame in traceback.extract_stack() if package in Path(frame.filename).parents)
+        raise Reached
+
+    monkeypatch.setattr(sys.modules[train.__module__], "train_step", step)
+    with pytest.raises(Reached):
+        train(tiny_config(tiny_data), tmp_path / "run")
+    assert calls == ["train", "run_steps"]
 
 
 def test_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path, monkeypatch):
