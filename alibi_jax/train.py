@@ -203,7 +203,7 @@ class Programs(NamedTuple):
     """What a run compiles, and where it leaves the state."""
 
     make_state: Callable[[], State]
-    step: Callable  # step(state, inputs, targets) -> (state, metrics); the state passed in is consumed
+    step: jax.stages.Wrapped  # step(state, inputs, targets) -> (state, metrics); the state passed in is consumed
     shardings: State
 
 

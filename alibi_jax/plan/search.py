@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from alibi_jax.config import Config, replace
+from alibi_jax.config import Config, ModelConfig, replace
 from alibi_jax.errors import ConfigError, require
 from alibi_jax.plan.bounds import train_flops
 from alibi_jax.plan.plan import Plan, plan, with_vocabulary
@@ -60,14 +60,19 @@ def _sent(config: Config, mesh: AbstractMesh) -> float:
     size = jnp.dtype(model.compute_dtype).itemsize
     width, tensor, length = (mesh.shape[RULES[name]] for name in ("width", "heads", "length"))
     copies = mesh.size // (width * tensor)
-    layer = 4 * model.width**2 + 2 * model.width * model.mlp_width
-    weights = model.num_layers * layer + model.vocab_size * model.width
+    weights = _weights(model)
     gathered = 3 * weights / tensor * size * (width - 1) / width
     summed = weights / tensor / width * FLOAT32 * 2 * (copies - 1) / copies
     outputs = model.num_layers * _tokens(config) * model.width * size
     sums = (4 + model.remat) * outputs * 2 * (tensor - 1) / tensor
     ring = 6 * outputs / tensor * (length - 1) / 2
     return train.gradient_accumulation * (gathered + sums + ring) + summed
+
+
+def _weights(model: ModelConfig) -> int:
+    """Returns the parameters of all matrices: attention, MLP and one embedding table."""
+    layer = 4 * model.width**2 + 2 * model.width * model.mlp_width
+    return model.num_layers * layer + model.vocab_size * model.width
 
 
 def _tokens(config: Config) -> int:
@@ -83,8 +88,7 @@ def _memory(config: Config, mesh: AbstractMesh) -> float:
     size = jnp.dtype(model.compute_dtype).itemsize
     tensor = mesh.shape[RULES["heads"]]
     table = model.vocab_size * model.width
-    weights = model.num_layers * (4 * model.width**2 + 2 * model.width * model.mlp_width) + table
-    state = 4 * FLOAT32 * weights / tensor / mesh.shape[RULES["width"]]
+    state = 4 * FLOAT32 * _weights(model) / tensor / mesh.shape[RULES["width"]]
     layer = tokens * (WIDE * model.width + NARROW * model.mlp_width / tensor) * size
     channels = {"inputs": 1, "attention": 2, "products": 6}[model.remat_saves] * model.width  # kept per token and layer
     channels += model.mlp_width / tensor if model.remat_saves == "products" else 0
