@@ -1,7 +1,7 @@
 """Transformer language model in Flax Linen, one module for every position method."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,16 +151,16 @@ class Block(nn.Module):
 
 
 class TransformerLM(nn.Module):
-    """logits[b, t] for the token after tokens[b, :t+1]; any length L, whatever length the model was trained at.
+    """A language model: logits[b, t] for the token after tokens[b, :t+1], at any length L, whatever it was trained at.
 
     `params = model.init(key, tokens)["params"]`, `model.apply({"params": params}, tokens) -> float32 [B, L, V]`; parameters
     are plain nested dicts of float32 arrays. With adaptive_cutoffs the output is normalised: log-probabilities. For a loss use
     `model.apply({"params": params}, tokens, targets, method="nats") -> float32 [B, L]`, which never holds [B, L, V] numbers.
     With train=True dropout acts and needs rngs={"dropout": key}. With config.causal False every position sees all tokens.
 
-    positions: int32 [L], 0 ... L - 1 where None. Embeddings and rotations take any; the order of the tokens alone says which
-    come earlier. A bias is one of distances, and attention counts those from token to token: with one, positions must be
-    consecutive, and where they start changes nothing.
+    positions: int32 [L], 0 ... L - 1 where None. Embeddings and rotations take any; which tokens come earlier is a matter of
+    their order alone. Attention computes a bias from the distance in that order: a method with one needs consecutive positions,
+    and where they start changes nothing.
 
     ValueError for a config without vocab_size, ids outside the vocabulary, positions that do not fit, and a length that the
     position method refuses (`learned`). Under jax.jit values are not known: there an id outside gives NaN, as a target and, as
@@ -179,18 +179,24 @@ class TransformerLM(nn.Module):
         """Returns whether a token sees only itself and those before it."""
         return self.config.causal
 
-    def _layers(self, x: Float[Array, "B L E"], context: Context, *fields: Any) -> Float[Array, "B L E"]:
+    def _layers(
+        self, x: Float[Array, "B L E"], context: Context, position: PositionMethod, train: bool
+    ) -> Float[Array, "B L E"]:
         config = self.config
+        fields = config, position.rotate, implementation(config.attention, position, context.bias), train
         policy = REMAT_SAVES[config.remat_saves]
         layer = nn.remat(Block, prevent_cse=not config.scan_layers, policy=policy) if config.remat else Block
         if config.scan_layers:
-            split, axes = {"params": True, "dropout": True}, {"params": 0, "intermediates": 0}
             scanned = nn.scan(
-                layer, variable_axes=axes, split_rngs=split, in_axes=nn.broadcast, length=config.num_layers
+                layer,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=config.num_layers,
             )
-            return scanned(config, *fields, name="layers")(x, context)[0]
+            return scanned(*fields, name="layers")(x, context)[0]
         for i in range(config.num_layers):
-            x, _ = layer(config, *fields, name=f"layer_{i}")(x, context)
+            x, _ = layer(*fields, name=f"layer_{i}")(x, context)
         return x
 
     def __call__(
@@ -210,7 +216,13 @@ class TransformerLM(nn.Module):
         """Returns -log p of targets[b, t] given the tokens that position t sees; natural logarithm, float32."""
         return self._checked(tokens, targets, positions, train)
 
-    def _checked(self, tokens: Array, targets: Array | None, positions: Array | None, train: bool) -> Array:
+    def _checked(
+        self,
+        tokens: Int[Array, "B L"],
+        targets: Int[Array, "B L"] | None,
+        positions: Int[Array, " L"] | None,
+        train: bool,
+    ) -> Array:
         if self.config.vocab_size is None:
             raise ValueError("model.vocab_size: got None, expected a number. Set it to the tokenizer's vocabulary.")
         check_ids("tokens", tokens, self.config.vocab_size)
@@ -221,7 +233,13 @@ class TransformerLM(nn.Module):
             return self._forward(tokens, targets, positions, train)
 
     @nn.compact
-    def _forward(self, tokens: Array, targets: Array | None, positions: Array | None, train: bool) -> Array:
+    def _forward(
+        self,
+        tokens: Int[Array, "B L"],
+        targets: Int[Array, "B L"] | None,
+        positions: Int[Array, " L"] | None,
+        train: bool,
+    ) -> Array:
         config = self.config
         embedding = Embedding(config, name="embedding")
         position = POSITIONS[config.position].from_config(config).copy(name="position")
@@ -232,8 +250,6 @@ class TransformerLM(nn.Module):
             x = check_consecutive(x, positions)
         x = position.embed(x, positions)
         x = nn.Dropout(config.embedding_dropout, deterministic=not train)(x)
-        attention = implementation(config.attention, position, bias)
-        x = shard(x, "batch", "length", "channels")
-        x = self._layers(x, Context(positions, bias), position.rotate, attention, train)
+        x = self._layers(shard(x, "batch", "length", "channels"), Context(positions, bias), position, train)
         x = Norm(config, name="final_norm")(x) if config.final_norm else x
         return Softmax(config, name="softmax")(x, embedding, targets, train)
