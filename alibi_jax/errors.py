@@ -1,6 +1,6 @@
 """Every error that a user can act on, and the exit status of the command that meets it.
 
-Four bases say the status: `Refused` (bad input, before any work), `Failed` (a run that could not go on), `Diverged` and
+Four bases carry the status: `Refused` (bad input, before any work), `Failed` (a run that could not go on), `Diverged` and
 `Interrupted`. The command line prints the message of such an error without a traceback; every message says what was got, what
 is expected, and what to do.
 """
@@ -61,11 +61,11 @@ class MetricsError(Failed):
 
 
 class HostsError(Failed):
-    """Hosts that did not find one another, or lost one."""
+    """Hosts that could not connect, or of which one was lost."""
 
 
 class HeldError(Failed):
-    """A folder in which another run is at work; the same command can go on once that one has ended."""
+    """A folder that another run holds; the same command can go on once that run has ended."""
 
     status: ClassVar[int] = 5
 

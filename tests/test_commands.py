@@ -190,7 +190,7 @@ COMMANDS = {
         "plan.tries: got 3 with plan.search False",
         "Set",
     ),
-    "not used": (("prepare", "RECIPE", "--data.source", "stdlib"), "expected data.source 'files'", "it does nothing"),
+    "not used": (("prepare", "RECIPE", "--data.source", "stdlib"), "expected data.source 'files'", "it has no effect"),
 }
 
 

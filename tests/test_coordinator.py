@@ -142,7 +142,7 @@ def test_a_host_that_a_save_waited_for_is_named(tmp_path):
         "task names:\n1\n2\n [type.googleapis.com/tensorflow.CoordinationServiceError='']"
     )
     with (
-        pytest.raises(HostsError, match="waited in vain for host 1, 2 to come to the same save"),
+        pytest.raises(HostsError, match="waited in vain for host 1, 2 to reach the same save"),
         _Explained("write", tmp_path),
     ):
         raise RuntimeError(said)

@@ -52,7 +52,7 @@ def test_another_run_is_told_by_its_fields_or_its_text(tmp_path):
     own, place = Origin(config, "a" * 64), tmp_path / "4"
     check_origin(place, own, own)
     check_origin(place, own, Origin(replace(replace(config, "mesh", fsdp=2), "data", directory="moved"), None))
-    with pytest.raises(ConfigError, match=r"4, which is of another run .*: train\.seed: 0 -> 1; expected"):
+    with pytest.raises(ConfigError, match=r"4, which belongs to another run .*: train\.seed: 0 -> 1; expected"):
         check_origin(place, own, Origin(replace(config, "train", seed=1), "a" * 64))
     with pytest.raises(ConfigError, match=r"text and tokenizer of fingerprint a{12} -> b{12}; expected"):
         check_origin(place, own, Origin(config, "b" * 64))
@@ -109,7 +109,7 @@ def test_files_that_are_gone_are_written_as_the_checkpoint_says(run, gone):
     for name in gone:
         (workdir / name).unlink()
     change_origin(workdir, 4, lambda item: item.pop("origin"))
-    with pytest.raises(ConfigError, match=rf"checkpoints in .*run without {' and '.join(gone)}, which say"):
+    with pytest.raises(ConfigError, match=rf"checkpoints in .*run without {' and '.join(gone)}, which name"):
         train(config, workdir)
 
 

@@ -52,7 +52,7 @@ def test_folder_without_a_checkpoint_takes_another_config_and_text(tmp_path):
 def test_files_of_a_run_that_are_damaged_are_named(tmp_path):
     config = tiny_config(DataConfig())
     (tmp_path / "checkpoints/2").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"without config\.json and corpus\.txt, which say"):
+    with pytest.raises(ConfigError, match=r"without config\.json and corpus\.txt, which name"):
         open_workdir(tmp_path, config, "text")
     (tmp_path / "config.json").write_text(to_json(config))
     for content in (b"\xff\x00", b"", b"null"):

@@ -1,4 +1,4 @@
-"""The whole of a run as one frozen, typed value: checked when made, written to and read from JSON.
+"""The config of a run as one frozen, typed value: checked when it is created, written to and read from JSON.
 
 `load_config(path, overrides)` reads a recipe (`configs/*.py`, by path or name), a `config.json`, or a run's folder; overrides
 are the command line's `--section.field value`. Every check says what it got, what it expected, and what to do.
@@ -55,7 +55,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Config(Section):
-    """A run: what is trained, on what, how, where, and how it is judged."""
+    """A run: its model, data, optimizer, training, evaluation and device mesh."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -65,6 +65,7 @@ class Config(Section):
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def check(self) -> None:
+        """Raises ConfigError where sections do not fit together."""
         lengths = {self.train.train_length, *self.train.validate_lengths}
         longest = POSITIONS[self.model.position].from_config(self.model).longest()
         self.evaluate.check_strides(self.train.train_length)
@@ -92,9 +93,9 @@ class Config(Section):
 
 
 def replace(config: Config, section: str, **changes: Any) -> Config:
-    """The config with fields of one section changed, checked anew.
+    """Returns the config with fields of one section changed, and checked again.
 
-    Fields that belong to a choice that is changed, such as model.bias_max to position "alibi", have their defaults again.
+    Fields that belong to a choice that is changed, such as model.bias_max to position "alibi", get their defaults.
     """
     before = getattr(config, section)
     values = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)} | changes
@@ -102,6 +103,7 @@ def replace(config: Config, section: str, **changes: Any) -> Config:
 
 
 def to_json(config: Config) -> str:
+    """Returns the config as indented JSON, which `from_json` reads."""
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
@@ -113,24 +115,24 @@ def _section_from_dict(kind: type, name: str, values: Any, of_run: bool) -> Any:
         path = f"{name}.{key}" if name != "config" else key
         require(key in known, path, "an unknown key", f"one of {', '.join(known)}", f"Did you mean {near!r}?")
     hints = typing.get_type_hints(kind)
-    made = {}
+    fields = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):
             value = _section_from_dict(hints[key], key, value, of_run)
-        made[key] = tuple(value) if isinstance(value, list) else value
-    return kind(**(without_unused(kind, made) if of_run else made))
+        fields[key] = tuple(value) if isinstance(value, list) else value
+    return kind(**(without_unused(kind, fields) if of_run else fields))
 
 
 def from_json(text: str, *, of_run: bool = False) -> Config:
-    """The config a JSON text describes; fields it lacks have their defaults. ConfigError on anything unknown.
+    """Returns the config of a JSON text; fields that it lacks get their defaults. ConfigError for anything unknown.
 
-    of_run: a run wrote it, maybe with an earlier version, which let fields be set that do nothing; they get their defaults.
+    of_run: a run wrote it, perhaps of an earlier version that allowed fields without effect; these get their defaults.
     """
     return _section_from_dict(Config, "config", parse_json(text), of_run)
 
 
 def _field_names() -> list[str]:
-    """Of the sections and of all their fields."""
+    """Returns the names of the sections and of all their fields."""
     sections = dataclasses.fields(Config)
     return [section.name for section in sections] + [
         field.name for section in sections for field in dataclasses.fields(section.default_factory)
@@ -180,8 +182,8 @@ def _read(path: Location) -> Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Returns the config of a recipe (.py with `get_config`, or its name), a .json, or a run's folder, with overrides.
 
-    overrides: such as ("--model.position", "rotary"). Raises ConfigError; a bad override exits with status 2 and a
-    message that names the nearest known option.
+    overrides: such as ("--model.position", "rotary"). ConfigError for a bad config; a bad override exits with status 2 and
+    a message that names the nearest option.
     """
     config = _read(locate(path))
     if not overrides:
@@ -192,7 +194,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def differing_fields(one: Config, other: Config, ignore: Sequence[str] = ()) -> list[str]:
-    """Every field two configs disagree on, as "section.field: here -> there"; whole sections can be ignored."""
+    """Returns the fields in which two configs differ, as "section.field: here -> there"; `ignore` names sections."""
     left, right = dataclasses.asdict(one), dataclasses.asdict(other)
     return [
         f"{section}.{field}: {left[section][field]} -> {right[section][field]}"

@@ -1,4 +1,4 @@
-"""Values that check themselves when made, with errors that say got / expected / what to do."""
+"""Frozen values that check themselves when they are created; errors say what was got, what is expected and what to do."""
 
 import dataclasses
 import types
@@ -29,13 +29,13 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _numbers(value: Any) -> list[float]:
-    """The numbers of a field: one, several, or none."""
+    """Returns the numbers of a field: one, several, or none."""
     items = value if isinstance(value, tuple) else (value,)
     return [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
 
 
 def gib(number: int) -> str:
-    """Bytes in GiB, three digits."""
+    """Returns a number of bytes as text in GiB, three digits."""
     whole = number // GIB
     return (
         f"{number / GIB:,.3g} GiB"
@@ -47,9 +47,9 @@ def gib(number: int) -> str:
 
 
 def check_values(section: Any, name: str) -> None:
-    """ConfigError where a number of a dataclass is out of its range, or a field is set that does nothing: see limits.py.
+    """Raises ConfigError where a number of a dataclass is out of its range, or a field is set that has no effect (limits.py).
 
-    Sizes too large come last, with the memory that the section would take (`memory()`, where it has one).
+    Sizes that are too large are checked last, and the error says how much memory the section would take (`memory()`).
     """
     fields = [field for field in dataclasses.fields(section) if _numbers(getattr(section, field.name))]
     for is_size in (False, True):
@@ -71,7 +71,7 @@ def _too_large(section: Any, path: str, value: int) -> ConfigError:
 
 
 def _check_used(section: Any, name: str) -> None:
-    """Every field that differs from its default acts, given the values of the others."""
+    """Raises ConfigError for a field that is not at its default although, by the values of the others, it has no effect."""
     for field in dataclasses.fields(section):
         belongs, value = BELONGS.get(f"{name}.{field.name}"), getattr(section, field.name)
         if belongs is None or value == field.default or belongs.holds(getattr(section, belongs.other)):
@@ -80,13 +80,13 @@ def _check_used(section: Any, name: str) -> None:
         wanted = " or ".join(map(repr, belongs.values))
         raise ConfigError(
             f"{name}.{field.name}: got {shown(value)} with {other} {held!r}, expected {other} "
-            f"{wanted or f'other than {held!r}'}: with any other it does nothing. Set {other}, or set {name}.{field.name} to "
+            f"{wanted or f'other than {held!r}'}: otherwise it has no effect. Set {other}, or set {name}.{field.name} to "
             f"its default, {field.default!r}."
         )
 
 
 def without_unused(kind: type["Section"], values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a section that act, given the values of the others; those left out have their defaults."""
+    """Returns the fields of a section that have an effect by the values of the others; the rest get their defaults."""
     known = {field.name: field.default for field in dataclasses.fields(kind)} | values
     belonging = {name: BELONGS.get(f"{kind.section}.{name}") for name in values}
     return {
@@ -98,7 +98,7 @@ def without_unused(kind: type["Section"], values: dict[str, Any]) -> dict[str, A
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Checks every field's type, range and use; subclasses add the checks between fields."""
+    """A section of a config: checks each field's type, range and use; subclasses add the checks between fields."""
 
     section: ClassVar[str] = ""  # its name in the config, before the field's
 
@@ -114,4 +114,4 @@ class Section:
         self.check()
 
     def check(self) -> None:
-        """Overridden with the section's own checks."""
+        """Raises ConfigError where fields do not fit together; overridden in subclasses."""

@@ -1,7 +1,7 @@
-"""Which values each field may have: its range where it is a number, and the choice of another field that it belongs to.
+"""The values that each field may have: its range if it is a number, and the choice of another field that it belongs to.
 
-Both tables know fields as "section.field", the command's own as "command.field". A number without a range is refused when its
-class is first made, so that none is forgotten.
+Both tables name fields as "section.field", those of a command as "command.field". A number without a range raises a KeyError
+when its class is first used, so that none is forgotten.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Range(NamedTuple):
 
     low: float
     high: float
-    is_size: bool = False  # memory grows with it, so that a refusal says how much it would take
+    is_size: bool = False  # memory grows with it: an error says how much it would take
 
     def __str__(self) -> str:
         return " to ".join(str(end) if isinstance(end, int) else f"{end:g}" for end in self[:2])
@@ -96,6 +96,7 @@ class Belongs(NamedTuple):
     values: tuple[Any, ...] = ()
 
     def holds(self, value: Any) -> bool:
+        """Returns whether the field acts, given the value of the other."""
         return value in self.values if self.values else bool(value)
 
 

@@ -1,6 +1,6 @@
-"""What a file says: a recipe, which is a program with get_config(), or JSON. Whatever is wrong in it is one ConfigError.
+"""Reads files of configs: recipes, which are programs with get_config(), and JSON. Whatever is wrong is one ConfigError.
 
-The message names the file, the line where it is known, and what to do; the frames of this library around it help nobody.
+The message names the file, the line if it is known, and what to do; a traceback through this library would help nobody.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from alibi_jax.errors import ConfigError, require, shown
 from alibi_jax.storage import Location
 
 LONGEST_INTEGER = 40  # digits; the largest field has 10
-LONGEST_REASON = 500  # characters of what a recipe raised
+LONGEST_REASON = 500  # characters of an error that a recipe raised
 
 
 def recipes_folder() -> Path:
@@ -52,7 +52,7 @@ def named_recipe(name: str) -> Path:
 
 
 def run_recipe(path: Location, fields: Iterable[str]) -> Any:
-    """What get_config() of a recipe returns. ConfigError for all that goes wrong in it; fields: names it may have meant."""
+    """Returns what get_config() of a recipe returns; ConfigError for any error in it. fields: names that may be meant."""
     make = _guarded(path, fields, lambda: runpy.run_path(str(path))).get("get_config")
     require(
         callable(make),
@@ -77,12 +77,12 @@ def _guarded(path: Location, fields: Iterable[str], call: Any) -> Any:
     except SyntaxError as error:
         where = f"{error.filename or path}, line {error.lineno or 1}"
         raise ConfigError(f"{where}: got {error.msg}, expected Python in UTF-8. Correct that line.") from None
-    except (Exception, SystemExit) as error:  # a recipe is the user's program, and may raise anything
+    except (Exception, SystemExit) as error:  # a recipe is the user's program and may raise anything
         raise ConfigError(_reason(path, fields, error)) from None
 
 
 def _reason(path: Location, fields: Iterable[str], error: BaseException) -> str:
-    """The recipe's line, and what was raised there."""
+    """Returns the message for an error: the recipe's line, and what was raised there."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     where = f"{path}, line {lines[-1]}" if lines else str(path)
     if isinstance(error, ConfigError):
@@ -96,7 +96,7 @@ def _reason(path: Location, fields: Iterable[str], error: BaseException) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values of one key one would be dropped without a word."""
+    """Returns a JSON object; ConfigError for a key that stands twice, of which one would be dropped silently."""
     values = dict(pairs)
     if len(values) < len(pairs):
         key, count = Counter(key for key, _ in pairs).most_common(1)[0]
@@ -115,7 +115,7 @@ def _constant(text: str) -> float:
 
 
 def parse_json(text: str) -> Any:
-    """The value that a JSON text describes. ConfigError where it is none, or says a thing twice."""
+    """Returns the value of a JSON text; ConfigError where it is not JSON, or has a key twice."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant)
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""How large a model is, counted from its config: parameters, and the least memory that training takes."""
+"""The number of parameters of a model, from its config."""
 
 import math
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ STATE = 16  # bytes of a parameter in training: itself, its gradient and two mom
 
 
 def parameter_count(model: "ModelConfig") -> int:
-    """Parameters of a model; without those of its words where the vocabulary is not known."""
+    """Returns the number of parameters; without embedding and softmax where the vocabulary is not known."""
     width, biases = model.width, model.use_biases
     attention = 4 * width**2 + biases * 4 * width
     mlp = 2 * width * model.mlp_width + biases * (model.mlp_width + width)
     layers = model.num_layers * (attention + mlp + 2 * 2 * width)  # two norms of scale and bias
-    return layers + 2 * width * model.final_norm + _position(model) + (_words(model) if model.vocab_size else 0)
+    return layers + 2 * width * model.final_norm + _position(model) + (_vocabulary(model) if model.vocab_size else 0)
 
 
 def _position(model: "ModelConfig") -> int:
@@ -25,8 +25,8 @@ def _position(model: "ModelConfig") -> int:
     return sum(math.prod(parameter.shape) for parameter in parameters.values())
 
 
-def _words(model: "ModelConfig") -> int:
-    """Of the embedding and the softmax, all their clusters."""
+def _vocabulary(model: "ModelConfig") -> int:
+    """Returns the number of parameters of the embedding and the softmax, over all clusters."""
     tables = sum(cluster.size * cluster.width for cluster in model.clusters)
     if not model.adaptive_cutoffs:
         return tables if model.tied_embedding else 2 * tables

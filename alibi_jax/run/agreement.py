@@ -1,4 +1,4 @@
-"""What has to be the same on all hosts of a run, compared before they begin: different programs wait for each other."""
+"""Compares, before a run starts, what has to be the same on all its hosts: different programs would wait for each other."""
 
 import hashlib
 import importlib.metadata
@@ -20,8 +20,10 @@ OWN_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump")  # of XLA, 
 
 
 def check_same(**own: Any) -> None:
-    """ConfigError, on all hosts and with the names, where one has other values than the first, or other programs. They have
-    to go through JSON."""
+    """Raises ConfigError on all hosts, which names the values, where one host has other values or programs than the first.
+
+    own: values that JSON can hold.
+    """
     if not several():
         return
     text = json.dumps(own | software())

@@ -1,4 +1,4 @@
-"""The address at which the hosts of a run meet: checked before JAX uses it, which would wait or end without a reason."""
+"""The address at which the hosts of a run connect, checked before JAX uses it: JAX would wait, or end without a reason."""
 
 import errno
 import logging
@@ -23,14 +23,14 @@ logger = logging.getLogger("alibi_jax")
 
 
 def missing_at_barrier(text: str) -> HostsError | None:
-    """What a save waited for in vain, from JAX's message about it; None for any other message."""
+    """Returns the error of a save that waited for a host in vain, from JAX's message; None for any other message."""
     if "Barrier timed out" not in text:
         return None
     names = re.search(r"timed out task names:([\d\s,]*)", text)
     missing = ", ".join(re.findall(r"\d+", names[1])) if names else ""
     return HostsError(
-        f"hosts: waited in vain for host {missing or '(not named)'} to come to the same save, expected all hosts to. Look "
-        "what it waits for, then start all again: the run goes on from its last checkpoint."
+        f"hosts: waited in vain for host {missing or '(not named)'} to reach the same save, expected all hosts to. Find out "
+        "what it waits for, then restart all of them: the run resumes from its last checkpoint."
     )
 
 
@@ -44,7 +44,7 @@ class Address(NamedTuple):
         return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
 
     def places(self) -> list[tuple]:
-        """(family, socket address) of each number the name has; OSError where it has none."""
+        """Returns (family, socket address) of each address that the name resolves to; OSError where there is none."""
         try:
             addresses = socket.getaddrinfo(self.name, self.port, type=socket.SOCK_STREAM)
         except UnicodeError as error:  # a label that is empty or too long
@@ -53,7 +53,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str, field: str) -> Address:
-    """ "host:1234" or "[::1]:1234"; ConfigError for anything else."""
+    """Returns the address of "host:1234" or "[::1]:1234"; ConfigError for anything else."""
     name, _, port = text.rpartition(":")
     bracketed = name.startswith("[") and name.endswith("]") and ":" in name
     name = name[1:-1] if bracketed else name
@@ -65,7 +65,7 @@ def parse_address(text: str, field: str) -> Address:
 
 
 def _patiently(attempt: Callable[[], Any], seconds: float, address: Address, expected: str) -> Any:
-    """attempt(), made again for so many seconds while it raises OSError; the first failure is logged, the last raised."""
+    """Returns attempt(), repeated for so many seconds while it raises OSError; logs the first failure, raises the last."""
     deadline, waits = time.monotonic() + seconds, False
     while True:
         try:
@@ -93,7 +93,7 @@ def reach(address: Address, seconds: float) -> None:
 
 
 def check_can_listen(address: Address, seconds: float) -> None:
-    """HostsError where this machine cannot listen at the address. The name of a new pod may take a while to be known."""
+    """Raises HostsError where this machine cannot listen at the address; the name of a new pod may take a while to resolve."""
     places = _patiently(address.places, seconds, address, "a name that this machine can resolve")
     refused = [error for family, place in places if (error := _refusal(family, place)) is not None]
     used = [error for error in refused if error.errno == errno.EADDRINUSE]
@@ -117,7 +117,7 @@ def _only_here(place: tuple) -> bool:
 
 
 def _refusal(family: int, place: tuple) -> OSError | None:
-    """Why nothing can listen there."""
+    """Returns why nothing can listen there, None if something can."""
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier run do not matter

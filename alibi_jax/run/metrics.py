@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl and TensorBoard."""
+"""The metrics of a run, written to metrics.jsonl and for TensorBoard, and its speed."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ def _explained(workdir: Location) -> Iterator[None]:
 
 
 def _lines(path: Location, step: int) -> list[str]:
-    """The whole lines of metrics.jsonl up to a step; a line cut short by a kill is left out."""
+    """Returns the lines of metrics.jsonl up to a step, without a line that a kill cut short."""
     lines = path.read_bytes().decode("utf-8", errors="replace").splitlines() if path.exists() else []
     whole = [line for line in lines if line.endswith("}")]
     try:
@@ -41,7 +41,7 @@ def _lines(path: Location, step: int) -> list[str]:
 
 
 def _events(events: list[dict[str, Any]]) -> bytes:
-    """Events as TensorBoard reads them: TFRecords, each its length, its data, and a checksum of both."""
+    """Returns events as TensorBoard reads them: TFRecords of length, data, and a checksum of each."""
     from tensorboardX.proto.event_pb2 import Event  # here, for the package imports PyTorch where there is one
     from tensorboardX.record_writer import masked_crc32c
 
@@ -75,7 +75,7 @@ class MetricsLog:
             self.board = growing_file(folder / name, _events(first))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line {"step": ..., name: value ...}; the same values to TensorBoard."""
+        """Writes one line {"step": ..., name: value ...}, and the same values for TensorBoard."""
         if not self.writes:
             return
         now = time.time()
@@ -85,13 +85,14 @@ class MetricsLog:
             self.board.write(_events([{"wall_time": now, "step": step, "summary": summary}]))
 
     def flush(self) -> None:
-        """Puts what a bucket has not got yet there: before a checkpoint, so that a run that goes on from it lacks nothing."""
+        """Writes what a bucket does not have yet: before a checkpoint, so that a run that resumes from it lacks nothing."""
         if self.writes:
             with _explained(self.workdir):
                 self.file.flush()
                 self.board.flush()
 
     def close(self) -> None:
+        """Writes what is left and closes both files; MetricsError where that fails."""
         if self.writes:
             with _explained(self.workdir):
                 self.file.close()
@@ -110,7 +111,7 @@ class Speed:
         self.steps, self.since = 0, time.perf_counter()
 
     def reading(self) -> dict[str, float]:
-        """Of the steps reported since the last reading; `steps` counts them."""
+        """Returns the speed of the steps since the last reading; `steps` counts them."""
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         tokens = self.tokens_per_second = self.steps * self.tokens_per_step / elapsed
         self.restart()
@@ -118,5 +119,5 @@ class Speed:
         return values | ({"mfu": values["flops_per_second"] / self.peak} if self.peak else {})
 
     def restart(self) -> None:
-        """Leaves out what was done since (validation, saving)."""
+        """Begins a new reading, without the time since the last one (validation, saving)."""
         self.steps, self.since = 0, time.perf_counter()

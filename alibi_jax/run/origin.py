@@ -1,4 +1,4 @@
-"""Which run a checkpoint is of: its config, its text and its step stand in it, beside the checksums."""
+"""The run that a checkpoint belongs to: config, text and step are saved in it, beside the checksums."""
 
 import json
 from typing import Any, NamedTuple
@@ -13,19 +13,19 @@ MAY_DIFFER = ("mesh", "evaluate", "data")
 
 
 class Origin(NamedTuple):
-    """A run's config, as resolved, and the fingerprint of its text and tokenizer; None: of any text."""
+    """A run's config, as resolved, and the fingerprint of its text and tokenizer; None: any text."""
 
     config: Config
     corpus: str | None
 
 
 def origin_item(origin: Origin, step: int) -> dict[str, Any]:
-    """What a checkpoint of a step keeps of its origin, as JSON."""
+    """Returns the origin that is saved with the checkpoint of a step, as a JSON object."""
     return {"step": step, "corpus": origin.corpus, "config": json.loads(to_json(origin.config))}
 
 
 def read_origin(checkpoint: Location) -> tuple[int, Origin] | None:
-    """(step, origin) as they stand in a checkpoint's folder, None in one that was made before they were kept.
+    """Returns (step, origin) from a checkpoint's folder, None for one of a version that did not save them.
 
     OSError or ValueError where they cannot be read.
     """
@@ -41,13 +41,13 @@ def read_origin(checkpoint: Location) -> tuple[int, Origin] | None:
 
 
 def check_origin(checkpoint: Location, kept: Origin, own: Origin) -> None:
-    """ConfigError where a checkpoint is of another run than `own`: the fields that differ are named, or the text."""
+    """Raises ConfigError, which names the fields that differ or the text, where a checkpoint is of another run than `own`."""
     differing = differing_fields(kept.config, own.config, MAY_DIFFER)
     if own.corpus is not None and kept.corpus != own.corpus:
         differing.append(f"text and tokenizer of fingerprint {kept.corpus[:12]} -> {own.corpus[:12]}")
     if differing:
         raise ConfigError(
-            f"checkpoints: got {checkpoint}, which is of another run (checkpoint -> this run): {'; '.join(differing)}; "
+            f"checkpoints: got {checkpoint}, which belongs to another run (checkpoint -> this run): {'; '.join(differing)}; "
             "expected one of this run. If config.json was edited, put it back as it was; if the checkpoint is another run's, "
             "move its folder away."
         )

@@ -1,4 +1,4 @@
-"""Standard output and standard error that only tell: where nobody reads them, or their disk is full, the work goes on."""
+"""Standard output and standard error on which no work depends: if nobody reads them or their disk is full, it goes on."""
 
 import contextlib
 import os
@@ -8,17 +8,19 @@ from typing import Any, TextIO
 
 
 class LossyStream:
-    """A text stream that loses without an error what cannot be written (a closed pipe, a full disk, a lost terminal)."""
+    """A text stream that drops what cannot be written (a closed pipe, a full disk, a lost terminal) without an error."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
+        """Writes text, or drops it; returns its length."""
         with contextlib.suppress(OSError):
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
+        """Writes what is buffered, or drops it."""
         with contextlib.suppress(OSError):
             self.stream.flush()
 
@@ -27,7 +29,7 @@ class LossyStream:
 
 
 def _drain(stream: TextIO) -> None:
-    """Writes what waits in a stream's buffers, or gives it up: Python would try again at its end and exit with status 120."""
+    """Writes what a stream has buffered, or drops it: Python would try again when it ends, and exit with status 120."""
     try:
         stream.flush()
     except OSError:
@@ -48,7 +50,7 @@ def _occupy_descriptors() -> None:
 
 @contextlib.contextmanager
 def lossy_output() -> Iterator[None]:
-    """Makes sys.stdout and sys.stderr lossy while a command runs, for all who write to them: prints, logs, bars."""
+    """Makes sys.stdout and sys.stderr lossy during the block, for everything that writes to them: prints, logs, bars."""
     _occupy_descriptors()
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream and LossyStream(stream) for stream in streams)  # None where it was closed
@@ -62,8 +64,8 @@ def lossy_output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_leftovers() -> Iterator[None]:
-    """Shows none of what Python reports of reads and writes left over: where one of several fails, Orbax closes the event
-    loop in which the others end, and drops their coroutines. The failure itself is raised."""
+    """Hides Python's reports of unfinished reads and writes: where one of several fails, Orbax closes the event loop in which
+    the others end, and drops their coroutines. The failure itself is raised."""
     hook = sys.unraisablehook
 
     def show(unraisable: Any) -> None:

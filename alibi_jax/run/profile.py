@@ -1,4 +1,4 @@
-"""What is watched while a run trains: a trace of some steps, and compilations that should not have been."""
+"""Watches a run while it trains: a trace of some steps, and compilations that should not happen."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def parse_steps(text: str) -> range:
-    """ "10-12" -> steps 10, 11 and 12, counted from 1; "" -> none."""
+    """Returns the steps of "10-12", counted from 1; none of "". ConfigError for anything else."""
     if not text:
         return range(0)
     found = re.fullmatch(r"([0-9]{1,10})-([0-9]{1,10})", text)

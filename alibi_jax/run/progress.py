@@ -1,4 +1,4 @@
-"""The bar a person watches."""
+"""A progress bar on the terminal."""
 
 import datetime
 import sys
@@ -18,7 +18,7 @@ class Bar:
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.first = shown_label(label), total, done
-        self.said = self.begun = time.monotonic()
+        self.printed = self.begun = time.monotonic()
         self.stream = LossyStream(sys.stderr) if sys.stderr else None  # rich would end the process at a closed pipe
         console = Console(file=self.stream)
         self.live = self.stream is not None and console.is_terminal
@@ -41,16 +41,17 @@ class Bar:
         self.progress.stop()
 
     def update(self, done: int, text: str) -> None:
+        """Shows how much is done, and the text beside it."""
         self.progress.update(self.task, completed=done, text=text)
         plain = self.stream is not None and not self.live and jax.process_index() == 0
-        if plain and (time.monotonic() - self.said > 10 or done == self.total):
-            self.said = time.monotonic()
-            left = (self.said - self.begun) * (self.total - done) / max(1, done - self.first)
-            said = f"{self.label}: {done}/{self.total} {text}  {datetime.timedelta(seconds=round(left))} left"
-            print(said, file=self.stream, flush=True)
+        if plain and (time.monotonic() - self.printed > 10 or done == self.total):
+            self.printed = time.monotonic()
+            left = (self.printed - self.begun) * (self.total - done) / max(1, done - self.first)
+            line = f"{self.label}: {done}/{self.total} {text}  {datetime.timedelta(seconds=round(left))} left"
+            print(line, file=self.stream, flush=True)
 
 
 def loss_text(nats: float, tokens_per_second: float) -> str:
-    """What stands beside the bar."""
+    """Returns the text beside the bar."""
     perplexity = number(exponential(nats), 1)
     return f"loss {number(nats, 3)} nats  perplexity {perplexity}  {tokens_per_second:,.0f} tokens/s"

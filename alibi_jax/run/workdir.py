@@ -26,12 +26,12 @@ logger = logging.getLogger("alibi_jax")
 
 
 def new_mark(workdir: Location) -> str:
-    """A name no file has had, and the folder as this host calls it."""
+    """Returns a name that no file has had, and the folder's path on this host."""
     return f".hosts-{secrets.token_hex(8)} {workdir}"
 
 
 def check_shared(workdir: Location, mark: str) -> None:
-    """ConfigError where this host's folder is not the first host's, which leaves an empty file there that the others look for.
+    """Raises ConfigError where this host's folder is not the first host's, which creates a file that the others look for.
 
     mark: the first host's `new_mark`. The paths may differ, and be mounted elsewhere. A name that nobody has looked for is
     one that no file system remembers as missing.
@@ -48,17 +48,17 @@ def check_shared(workdir: Location, mark: str) -> None:
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"workdir: got {workdir} on host {jax.process_index()}, which is not the folder that the first host calls "
-                f"{called}: what that one writes is not to be seen here. Expected one folder for all hosts, on a file system "
+                f"{called}: files of that host do not appear here. Expected one folder for all hosts, on a file system "
                 "or in a bucket that they share. Correct --workdir, or mount it."
             )
         time.sleep(0.2)
 
 
 def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
-    """Makes the run's folder and writes config.json and corpus.txt, or checks those of a run that has saved something.
+    """Creates the run's folder with config.json and corpus.txt, or checks those of a run that has saved something.
 
-    fingerprint: of the corpus. ConfigError where the folder cannot be written, holds a run of another config (the fields
-    are named) or of another text; sections in MAY_DIFFER may change, for a checkpoint restores onto any mesh.
+    fingerprint: of the corpus. ConfigError where the folder cannot be written, or holds a run of another config, whose
+    fields are named, or of another text. Sections in MAY_DIFFER may change: a checkpoint restores onto any mesh.
     """
     texts = {"config.json": to_json(config), "corpus.txt": fingerprint}
     with writing(workdir):
@@ -83,7 +83,7 @@ def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
 
 
 def trained_on(workdir: Location) -> str:
-    """The fingerprint of the corpus that the run in a folder was begun with; empty where nothing has been saved."""
+    """Returns the fingerprint of the corpus that a run started with; empty where it has saved nothing."""
     return _fingerprint(workdir) if has_begun(workdir) else ""
 
 
@@ -93,34 +93,33 @@ def _fingerprint(workdir: Location) -> str:
 
 
 def has_begun(workdir: Location) -> bool:
-    """Whether anything has been saved in a run's folder. Until then it takes any config and text.
+    """Returns whether anything has been saved in a run's folder; until then it takes any config and text.
 
-    What a first save left unfinished, for it was killed or the disk was full, is nothing: Orbax removes it. In a bucket
-    it does not say so by its name, and counts.
+    An unfinished first save, killed or on a full disk, does not count: Orbax removes it. In a bucket its name does not
+    show that it is unfinished, and it counts.
     """
     folder = workdir / "checkpoints"
     return folder.is_dir() and any(UNFINISHED not in path.name for path in folder.iterdir())
 
 
 def _check_by_checkpoint(workdir: Location, missing: list[str], own: Origin) -> None:
-    """ConfigError unless the last checkpoint says that it is of this run, so that the files that are missing can be written
-    again."""
+    """Raises ConfigError unless the last checkpoint belongs to this run, so that the missing files can be written again."""
     steps, kept = saved_steps(workdir), None
     if steps:
         place = workdir / "checkpoints" / str(steps[-1])
-        with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged: it says nothing
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged: its run is not known
             kept = read_origin(place)
     if kept is None:
         raise ConfigError(
-            f"workdir: got checkpoints in {workdir} without {' and '.join(missing)}, which say of which run they are, expected "
-            "both files. Put them back, remove the folder checkpoints to begin anew, or choose another --workdir."
+            f"workdir: got checkpoints in {workdir} without {' and '.join(missing)}, which name the run, expected both files. "
+            "Restore them, remove the folder checkpoints to begin anew, or choose another --workdir."
         )
     check_origin(place, kept[1], own)
     logger.info("workdir: in %s %s: written again, as the checkpoint says", workdir, " and ".join(missing))
 
 
 def check_corpus(workdir: Location, fingerprint: str) -> None:
-    """ConfigError unless the corpus is, to the byte, the one that the run in `workdir` was begun with."""
+    """Raises ConfigError unless the corpus is, to the byte, the one that the run in `workdir` was trained on."""
     trained = _fingerprint(workdir) or "none"
     if trained != fingerprint:
         raise ConfigError(
@@ -130,7 +129,7 @@ def check_corpus(workdir: Location, fingerprint: str) -> None:
 
 
 def saved_steps(workdir: Location) -> list[int]:
-    """Steps with a whole checkpoint in workdir/checkpoints, in order, as they are now: no listing is remembered."""
+    """Returns the steps with a whole checkpoint in workdir/checkpoints, sorted, from a fresh listing."""
     folder = workdir / "checkpoints"
     if in_bucket(folder):
         store, path = fsspec.core.url_to_fs(str(folder), use_listings_cache=False)
