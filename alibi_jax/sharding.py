@@ -67,7 +67,8 @@ def _arranged(sizes: Sequence[int], devices: list) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    across, left = [], slices
+    across = []
+    left = slices
     for size in sizes:
         across.append(math.gcd(size, left))
         left //= across[-1]

@@ -224,7 +224,7 @@ def test_a_mesh_that_does_not_divide_a_cluster_is_refused(mesh, message):
     [
         (
             {"adaptive_cutoffs": (30, 101)},
-            r"adaptive_cutoffs: got \(30, 101\) with a vocabulary of 101, expected growing",
+            r"adaptive_cutoffs: got \(30, 101\) with a vocabulary of 101, expected increasing",
         ),
         ({"adaptive_cutoffs": (60, 30)}, r"adaptive_cutoffs: got \(60, 30\)"),
         ({"adaptive_cutoffs": (0, 30)}, r"adaptive_cutoffs: got 0, expected 1 to"),

@@ -54,7 +54,8 @@ def checked_bias(bias: Any, heads: int) -> Bias | None:
             f"attend: got a bias of type {type(bias).__name__}, expected LinearBias, BucketBias or None. Pass "
             "LinearBias(slopes) for slopes."
         )
-    name, arrays = type(bias).__name__, bias.arrays()
+    name = type(bias).__name__
+    arrays = bias.arrays()
     if len(arrays) != len(bias.dimensions) or any(np.ndim(array) != len(names) for names, array in arrays):
         expected = ", ".join(f"{field} [{', '.join(names)}]" for field, names in bias.dimensions.items())
         shapes = [np.shape(array) for _, array in arrays]

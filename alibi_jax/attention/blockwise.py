@@ -91,7 +91,8 @@ def _last_key_block(layout: Layout, start: Array, key_blocks: int) -> Int[Array,
 
 def _first_key_block(layout: Layout, inputs: PassInputs, i: Array, start: Array, log_mass: Array) -> Int[Array, ""]:
     """Returns the first block of keys that the queries of block i need, from the log of the sum over some keys of each row."""
-    options, one_block = layout.options, inputs.k.shape[1] == layout.block_k
+    options = layout.options
+    one_block = inputs.k.shape[1] == layout.block_k
     may_skip = options.causal and options.reach_tolerance is not None and inputs.bias is not None and not one_block
     slopes = inputs.bias.decay() if may_skip else None
     if slopes is None:

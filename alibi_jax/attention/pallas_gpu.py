@@ -270,7 +270,8 @@ def _query_major(x: PaddedInputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
 
 def _key_major(x: PaddedInputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
     """Returns the block specs on the grid (block of keys, batch row, key head); a program sees all its query heads."""
-    group, length = x.q.shape[2] // x.k.shape[2], x.q.shape[1]
+    group = x.q.shape[2] // x.k.shape[2]
+    length = x.q.shape[1]
     return {
         "queries": pl.BlockSpec((None, length, group, x.q.shape[3]), lambda j, b, h: (b, 0, h, 0)),
         "keys": pl.BlockSpec((None, tiles.block_k, None, x.k.shape[3]), lambda j, b, h: (b, j, h, 0)),

@@ -33,7 +33,8 @@ class Embedding(nn.Module):
 
     def setup(self) -> None:
         """Creates the table and, with cutoffs, the projection of each cluster."""
-        config, normal = self.config, nn.initializers.normal
+        config = self.config
+        normal = nn.initializers.normal
         self.tables = [
             self.param(
                 _name("table", config, b), normal(cluster.width**-0.5), (cluster.size, cluster.width), jnp.float32
@@ -76,7 +77,8 @@ class Softmax(nn.Module):
         self, x: Float[Array, "B L E"], embedding: Embedding, targets: Int[Array, "B L"] | None, train: bool
     ) -> Float32[Array, "B L V"] | Float32[Array, "B L"]:
         """Returns the nats of `targets`, or without targets the log-probability (one cluster: the logit) of every token."""
-        config, tables, tails = self.config, embedding.tables, embedding.projections[1:]
+        config = self.config
+        tables, tails = embedding.tables, embedding.projections[1:]
         if not config.tied_embedding:
             tables = [
                 self.param(_name("table", config, b), xavier(1.0, 1, 0), (cluster.size, cluster.width), jnp.float32)
