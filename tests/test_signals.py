@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 
@@ -30,16 +31,29 @@ def ctrl_c_as_in_a_terminal():
 
 def begun(*options: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, *options, MAIN, "report", "nothing"],
+        [sys.executable, *options, "report", "nothing"],
+        cwd=Path(MAIN).parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-@pytest.mark.parametrize("module", ["numpy", "jax._src.lib", "orbax.checkpoint"])
-def test_ends_at_once_while_modules_are_imported(module):
-    with begun("-X", "importtime") as process:
+WAYS = {"script": [MAIN], "module": ["-m", "alibi_jax"], "experiment": ["-m", "experiments.pods"]}
+
+
+@pytest.mark.parametrize(
+    ("way", "module"),
+    [
+        ("script", "numpy"),
+        ("script", "jax._src.lib"),
+        ("script", "orbax.checkpoint"),
+        ("module", "jax._src.lib"),
+        ("experiment", "jax._src.lib"),
+    ],
+)
+def test_ends_at_once_while_modules_are_imported(way, module):
+    with begun("-X", "importtime", *WAYS[way]) as process:
         for line in process.stderr:
             if line.rpartition("|")[2].strip() == module:
                 break
@@ -54,7 +68,7 @@ def test_ends_at_any_moment_of_a_command(tries=60):
     """From 0.2 seconds on, when Python itself has begun; the command takes some three, and refuses what it is given."""
     ended = []
     for _ in range(tries):
-        with begun() as process:
+        with begun(MAIN) as process:
             time.sleep(random.uniform(0.2, 3))
             process.send_signal(signal.SIGINT)
             said, errors = process.communicate(timeout=LIMIT)
