@@ -29,7 +29,7 @@ from alibi_jax.storage import write_atomically
 from benchmarks.shapes import GPU_SHAPES
 
 PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989}  # bfloat16, dense, SXM: NVIDIA's data sheets
-LARGEST_ERROR = 3e-2  # bfloat16, of outputs near 1; of gradients, as a share of the largest
+LARGEST_ERROR = 3e-2  # bfloat16, of outputs near 1; of gradients, relative to the largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,7 @@ def make_flex(options: Options, inputs: list[np.ndarray]) -> dict[str, Callable[
 
 
 def make_contenders(options: Options, inputs: list[np.ndarray]) -> dict[str, dict[str, Callable[[], Any]]]:
+    """Returns name -> direction -> a call, of our kernel and, on a GPU, of its peers."""
     bias = LinearBias(jnp.asarray(alibi_slopes(options.num_heads)))
 
     def ours(q, k, v):
@@ -158,6 +159,7 @@ def measure(options: Options, length: int, width: int) -> list[dict[str, Any]]:
 
 
 def main(options: Options) -> None:
+    """Checks the kernel's errors, times all contenders, and prints and writes the results."""
     kind = jax.devices()[0].device_kind
     peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if kind.startswith(name)), None)
     if not options.interpret and peak is None:

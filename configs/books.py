@@ -14,6 +14,7 @@ from alibi_jax.config import Config, DataConfig, replace
 
 
 def get_config() -> Config:
+    """Returns the recipe's config."""
     base = runpy.run_path(str(Path(__file__).with_name("wikitext103.py")))["get_config"]()
     plain = replace(base, "model", vocab_size=None, adaptive_cutoffs=(), adaptive_dropout=0.0)
     data = DataConfig(

@@ -1,4 +1,4 @@
-"""The books recipe made small: bytes of whole books on two cores, a run of minutes.
+"""The books recipe in small: bytes of whole books on two cores, a run of minutes.
 
 Bytes in place of subwords, because after a million tokens a model of bytes leans on positions (letters make words by their
 order) and one of subwords hardly does; experiments/LOG.md has both.
@@ -8,6 +8,7 @@ from alibi_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig, Op
 
 
 def get_config() -> Config:
+    """Returns the recipe's config."""
     return Config(
         model=ModelConfig(position="alibi", num_layers=3, width=128, num_heads=4, mlp_width=512),
         data=DataConfig(

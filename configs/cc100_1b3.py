@@ -9,6 +9,7 @@ from alibi_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, Mod
 
 
 def get_config() -> Config:
+    """Returns the recipe's config."""
     return Config(
         model=ModelConfig(
             position="alibi",
@@ -17,8 +18,8 @@ def get_config() -> Config:
             num_heads=16,
             mlp_width=8192,
             final_norm=True,  # ours: pre-norm models of this size are trained with one (Brown et al. 2020)
-            residual_dropout=0.0,  # ours: less than one epoch, nothing to regularise
-            compute_dtype="bfloat16",  # the paper: fp16; the same range problems need no loss scaling here
+            residual_dropout=0.0,  # ours: less than one epoch needs no regularisation
+            compute_dtype="bfloat16",  # the paper: fp16; bfloat16 needs no loss scaling
             scan_layers=True,
             remat=True,
         ),

@@ -1,13 +1,14 @@
 """A small model on the text of the Python standard library, as bytes: minutes on two cores.
 
 Bytes, because a model of bytes leans on positions (letters make words by their order) after the million tokens there is
-time for here; the sizes are the largest for which five methods train and are evaluated in ten minutes.
+time for here. The sizes are the largest for which five methods are trained and evaluated within ten minutes.
 """
 
 from alibi_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 
 def get_config() -> Config:
+    """Returns the recipe's config."""
     return Config(
         model=ModelConfig(position="alibi", num_layers=3, width=128, num_heads=4, mlp_width=512),
         data=DataConfig(source="stdlib", tokenizer="bytes"),

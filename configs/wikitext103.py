@@ -11,6 +11,7 @@ from alibi_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig, Op
 
 
 def get_config() -> Config:
+    """Returns the recipe's config."""
     return Config(
         model=ModelConfig(
             position="alibi",

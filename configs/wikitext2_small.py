@@ -1,13 +1,15 @@
-"""The WikiText-103 recipe made small for WikiText-2 on two cores: a run of minutes.
+"""The WikiText-103 recipe in small, for WikiText-2 on two cores: a run of minutes.
 
-Kept: words, adaptive input and softmax with tied words and projections, pre-norm without a final norm, biases, ReLU, scaled
-embeddings. Changed, because there is time for 0.4 epochs and not for 200: the sizes, no dropout, and AdamW in place of NAG.
+Kept: words as tokens, adaptive input and softmax with tied embeddings and projections, pre-norm without a final norm, biases,
+ReLU, scaled embeddings. Changed, because there is time for 0.4 epochs and not for 200: the sizes, no dropout, and AdamW in
+place of NAG.
 """
 
 from alibi_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 
 def get_config() -> Config:
+    """Returns the recipe's config."""
     return Config(
         model=ModelConfig(
             position="alibi",

@@ -71,7 +71,7 @@ class ModelConfig(Section):
     t5_max_distance: int = 128  # T5 bias: distances from here on share the last bucket, tokens
     learned_length: int = 1024  # learned: rows of the position table, tokens; longer inputs are refused
     attention: Attention = "auto"  # implementation of attention
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # data type of activations; parameters are float32
     scan_layers: bool = False  # compile one layer and scan it over stacked parameters
     remat: bool = False  # recompute each layer's activations in the backward pass instead of storing them
     remat_saves: Literal["inputs", "attention", "products"] = "inputs"  # with remat: what is stored anyway
@@ -203,13 +203,13 @@ class OptimizerConfig(Section):
     peak_learning_rate: float = 1e-3  # learning rate after warm-up
     initial_learning_rate: float = 0.0  # learning rate at the start of warm-up
     final_learning_rate: float = 1e-4  # learning rate at the end of a cosine or linear schedule
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the learning rate after warm-up
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # learning rate after warm-up
     warmup_steps: int = 100  # updates of linear warm-up
     momentum: float = 0.99  # nag: decay of the accumulated gradient
     beta1: float = 0.9  # adamw: decay of the first moment
     beta2: float = 0.98  # adamw: decay of the second moment
     epsilon: float = 1e-8  # adamw: added to the square root of the second moment
-    weight_decay: float = 0.1  # decoupled, on matrices only
+    weight_decay: float = 0.1  # decoupled weight decay, on matrices only
     clip_norm: float = 1.0  # largest global gradient norm; 1e9 clips nothing
 
     def check(self) -> None:
@@ -239,12 +239,12 @@ class TrainConfig(Section):
     train_length: int = 128  # tokens of a training sequence
     batch_size: int = 32  # sequences per update, over all devices
     gradient_accumulation: int = 1  # micro-batches per update, computed one after the other; must divide batch_size
-    steps: int = 1000  # updates
-    seed: int = 0  # of initial parameters, batch order and dropout
+    steps: int = 1000  # number of updates
+    seed: int = 0  # seed of initial parameters, batch order and dropout
     log_every: int = 10  # steps between lines of metrics
     validate_every: int = 250  # steps between validations; 0: only at the end
     validate_tokens: int = 16_384  # validation tokens scored each time
-    # validation lengths, tokens; empty: train_length; the first decides the best
+    # validation lengths, tokens; empty: train_length; the best checkpoint is the best at the first of them
     validate_lengths: tuple[int, ...] = ()
     checkpoint_every: int = 250  # steps between checkpoints; the best is one of those that were validated
     max_to_keep: int = 2  # latest checkpoints kept, in addition to the best by validation loss
@@ -306,11 +306,11 @@ class EvaluateConfig(Section):
     strides: tuple[str, ...] = ("L", "L/4")  # tokens between windows: L is non-overlapping, L/4 or 64 sliding
     # stride at the training length that the gain from far context is measured against; 1 is exact
     far_stride: str = "L/16"
-    split: Literal["valid", "test"] = "valid"  # held-out text
+    split: Literal["valid", "test"] = "valid"  # held-out split to score
     max_tokens: int = 0  # score only this many tokens from the start; 0: all
     batch_tokens: int = 8192  # tokens per batch of windows; at least one window
-    memory_limit_gib: float = 0.0  # lengths that need more are recorded as out of memory; 0: the free memory
-    checkpoint: Literal["best", "last"] = "best"  # which checkpoint
+    memory_limit_gib: float = 0.0  # a length that needs more is recorded as out of memory; 0: the free memory
+    checkpoint: Literal["best", "last"] = "best"  # checkpoint to evaluate
     attention: Attention = "auto"  # implementation of attention, whatever the model was trained with
 
     def memory(self) -> int:
@@ -343,7 +343,7 @@ class MeshConfig(Section):
 
     section: ClassVar[str] = "mesh"
 
-    data: int = -1  # devices with a copy of the parameters and their own sequences; -1: the rest
+    data: int = -1  # devices with copies of the parameters and different sequences; -1: the rest
     fsdp: int = 1  # devices over which parameters and optimizer moments are sharded
     tensor: int = 1  # devices over which heads, MLP channels and vocabulary are sharded
     sequence: int = 1  # devices over which each sequence is sharded
