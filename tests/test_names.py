@@ -1,6 +1,7 @@
 """Names of corpora: the fields that the source and the tokenizer use decide them, and earlier names are found."""
 
 import logging
+import shutil
 import typing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_a_corpus_of_an_earlier_name_is_used_in_its_place(earlier, monkeypatch, 
     assert corpus.folder == folder and corpus_folders(data) == [folder] == [each.folder for each in verify(data)]
     assert open_corpus(data, corpus.fingerprint).folder == folder == prepare(data).folder
     assert text_is_there is not ("could not be compared" in caplog.text)
+
+
+def test_of_two_corpora_of_one_text_the_one_that_is_opened_is_replaced_with_force(earlier):
+    """As where an earlier version has prepared it, too."""
+    data, folder = earlier
+    other = shutil.copytree(folder, folder.with_name(folder.name.replace(earlier_name(data), corpus_name(data))))
+    assert open_corpus(data).folder == open_corpus(data, open_corpus(data).fingerprint).folder == other
+    (other / "train.bin").write_bytes(b"")
+    assert prepare(data, force=True, quiet=True).folder == other and len(verify(data)) == 2
 
 
 def test_a_corpus_of_an_earlier_name_is_replaced_with_force_and_stands_beside_those_of_other_texts(earlier):

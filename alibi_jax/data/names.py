@@ -56,6 +56,7 @@ def corpus_folders(data: DataConfig) -> list[Path]:
 
 
 def corpus_folder(data: DataConfig, fingerprint: str) -> Path:
-    """Returns <directory>/<corpus_name>-<12 hex digits of the fingerprint>, or the folder of an earlier name that is there."""
-    earlier = Path(data.directory) / f"{earlier_name(data)}-{fingerprint[:12]}"
-    return earlier if earlier.exists() else Path(data.directory) / f"{corpus_name(data)}-{fingerprint[:12]}"
+    """Returns <directory>/<corpus_name>-<12 hex digits of the fingerprint>; where only an earlier name is there, that one."""
+    names = corpus_name(data), earlier_name(data)
+    folders = [Path(data.directory) / f"{name}-{fingerprint[:12]}" for name in names]
+    return next((folder for folder in folders if folder.exists()), folders[0])
