@@ -471,7 +471,7 @@ def test_a_damaged_array_is_named(tmp_path):
     (folder,) = write_sweeps(tmp_path, run_records("alibi", "alibi", (8.0, 7.5, 7.25)))
     path = folder / "nats" / "64-64.npy"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"64-64\.npy: got no array .*Evaluate again"):
+    with pytest.raises(ValueError, match=r"64-64\.npy: got no array .*Evaluate again with length 64 and stride 64"):
         report.write_report(read_records([folder]), tmp_path / "out", TITLE, "")
 
 
@@ -535,6 +535,15 @@ def test_a_line_that_is_no_record_is_named(tmp_path, case):
     (tmp_path / "sweep.jsonl").write_text(strict_json(fields("a", "alibi", 16, 16, 8.0)) + "\n\n" + bad + "\n")
     with pytest.raises(ValueError, match=r"sweep\.jsonl, line 3: got .*Evaluate again"):
         read_records([tmp_path])
+
+
+@pytest.mark.parametrize("changes", [{"nats_file": "nats/16-16.npy"}, {"mean_nats": None}])
+def test_what_a_line_says_beside_a_failure_is_not_used(tmp_path, changes):
+    write_sweeps(tmp_path, [record("alibi", "alibi", 16, 16, 8.0)])
+    line = strict_json(fields("alibi", "alibi", 16, 8) | changes)
+    (tmp_path / "alibi" / "sweep.jsonl").write_text(line + "\n")
+    (failed,) = read_records([tmp_path / "alibi"])
+    assert failed.status == "out of memory" and failed.nats_file is None
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):

@@ -17,6 +17,7 @@ from alibi_jax.config import EvaluateConfig, ModelConfig
 from alibi_jax.errors import HeldError, ResultsError
 from alibi_jax.evaluate import nats as nats_module
 from alibi_jax.evaluate import results as results_module
+from alibi_jax.evaluate import statistics
 from alibi_jax.evaluate import sweep as sweep_module
 from alibi_jax.evaluate.memory import Limits
 from alibi_jax.evaluate.reader import read_records
@@ -37,6 +38,9 @@ FACTS = {
 }
 
 
+SHORT = EvaluateConfig(lengths=(8, 16), strides=("L",), far_stride="L/2", batch_tokens=64)
+
+
 def make(**changes):
     model = TransformerLM(ModelConfig(num_layers=1, width=16, num_heads=2, mlp_width=32, vocab_size=23, **changes))
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
@@ -51,6 +55,11 @@ def run(model, folder, config=None, facts=FACTS, stream=STREAM):
     config = config or EvaluateConfig(lengths=(8, 16, 64), strides=("L", "L/4"), batch_tokens=64)
     model, params = model
     return sweep(model, params, stream, config=config, first_input=0, num_bytes=500, folder=folder, facts=facts)
+
+
+def named_in(folder, records):
+    """The records as they are read, with their files named from where the program runs."""
+    return [dataclasses.replace(record, nats_file=str(folder / record.nats_file)) for record in records]
 
 
 def losses_of(records):
@@ -70,7 +79,7 @@ def test_plan_puts_the_training_length_first_and_repeats_no_pair():
 def test_records_hold_statistics_that_follow_from_the_arrays(tiny, tmp_path):
     records = run(tiny, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "sweep.jsonl").read_text().splitlines()]
-    assert [line | {"nats_file": None} for line in lines] == [fields_of(r) | {"nats_file": None} for r in records]
+    assert lines == [fields_of(record) for record in records]
     for record in records:
         nats = np.load(tmp_path / record.nats_file).astype(np.float64)
         assert len(nats) == record.num_tokens == 200
@@ -140,6 +149,44 @@ def test_gains_come_when_what_they_need_has_come(tiny, tmp_path):
     assert gains[0] == gains[1]
     assert len(gains[0]) == 1
     assert gains[0][0]["far_stride"] == 1
+    lines = [json.loads(line) for line in (tmp_path / "two" / "sweep.jsonl").read_text().splitlines()]
+    assert [line["gain"] for line in lines if "gain" in line] == gains[0], "for those who have no file of losses"
+
+
+def test_lines_lack_a_gain_no_longer_once_a_killed_sweep_is_run_again(tiny, tmp_path):
+    records = run(tiny, tmp_path, SHORT)
+    path = tmp_path / "sweep.jsonl"
+    whole = path.read_bytes()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert lines[2].pop("gain")
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert run(tiny, tmp_path, SHORT) == records
+    assert path.read_bytes() == whole
+
+
+def test_losses_that_are_damaged_but_not_asked_for_do_not_end_a_sweep(tiny, tmp_path):
+    run(tiny, tmp_path, SHORT)
+    path = tmp_path / "nats" / "16-16.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    only_8 = dataclasses.replace(SHORT, lengths=(8,))
+    assert statuses(run(tiny, tmp_path, only_8))[16, 16] == "ok"
+    with pytest.raises(ResultsError, match=r"16-16\.npy: got no array.*again with length 16 and stride 16 among those"):
+        read_records([tmp_path])
+    run(tiny, tmp_path, SHORT)
+    assert path.read_bytes() == whole and read_records([tmp_path])
+
+
+def test_a_statistic_may_return_a_number_of_numpy(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(statistics.STATISTICS, "median", lambda scored: np.median(scored.nats))
+    monkeypatch.setitem(
+        statistics.STATISTICS, "above", lambda scored: np.count_nonzero(scored.nats > 3, keepdims=True)[0]
+    )
+    records = run(tiny, tmp_path, dataclasses.replace(SHORT, lengths=(8,)))
+    lines = [json.loads(line) for line in (tmp_path / "sweep.jsonl").read_text().splitlines()]
+    for name in ("median", "above"):
+        assert isinstance(records[0].statistics[name], np.generic)
+        assert [line[name] for line in lines] == [record.statistics[name] for record in records]
 
 
 def test_out_of_memory_is_tried_again_with_more(tmp_path):
@@ -196,13 +243,6 @@ def test_lengths_a_method_refuses_are_recorded(tmp_path):
     assert statuses[16][0] == "ok"
     assert statuses[64][0] == "refused"
     assert "64 tokens, expected at most 16" in statuses[64][1]
-
-
-SHORT = EvaluateConfig(lengths=(8, 16), strides=("L",), far_stride="L/2", batch_tokens=64)
-
-
-def statuses(records):
-    return {(r.length, r.stride): r.status for r in records}
 
 
 def test_a_length_of_which_the_text_has_no_full_window_is_refused(tiny, tmp_path):
@@ -267,6 +307,10 @@ def test_more_tokens_of_a_batch_than_the_text_has_make_no_more_windows(tiny, tmp
     assert statuses(run(tiny, tmp_path, config)) == {(8, 8): "out of memory", (8, 1): "out of memory"}
 
 
+def statuses(records):
+    return {(r.length, r.stride): r.status for r in records}
+
+
 def scoring(monkeypatch, scores):
     """Every length is scored as scores(length)."""
     monkeypatch.setattr(sweep_module, "token_nats", lambda *_, **options: scores(options["length"]))
@@ -284,7 +328,7 @@ def test_a_perplexity_past_the_largest_number_is_infinite_and_kept(tiny, tmp_pat
     assert by_length[16].statistics["mean_nats"] == 33_798.0 and by_length[16].statistics["gain"]["total"] == -33_796.0
     for line in (tmp_path / "sweep.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=no_constant)
-    assert read_records([tmp_path]) == records
+    assert read_records([tmp_path]) == named_in(tmp_path, records)
     assert run(tiny, tmp_path, SHORT) == records
 
 
@@ -438,7 +482,7 @@ def test_a_disk_that_fails_is_named_and_nothing_saved_is_lost(tiny, tmp_path, mo
         patch.setattr(results_module, what, failing)
         with pytest.raises(OSError, match=f"results: could not read or write in {tmp_path}: no luck.*--out"):
             run(tiny, tmp_path, SHORT)
-    assert read_records([tmp_path]) == first
+    assert read_records([tmp_path]) == named_in(tmp_path, first)
     assert run(tiny, tmp_path, SHORT)[0] == first[0]
 
 

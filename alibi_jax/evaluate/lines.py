@@ -12,6 +12,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from alibi_jax.config import PositionName
 from alibi_jax.errors import ResultsError
 from alibi_jax.evaluate.records import FACTS, STATUSES, Record, fields_of, nats_file, record_of, too_short
@@ -126,11 +128,12 @@ def parse_record(line: bytes) -> Record:
 
 
 def _strict(value: Any) -> Any:
-    """The value without numbers that JSON has no name for."""
+    """The value without numbers that JSON has no name for, and those of numpy as Python's."""
     if isinstance(value, dict):
         return {name: _strict(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from alibi_jax.errors import ResultsError
 from alibi_jax.evaluate.axes import (
     COLOURS,
     INK,
@@ -26,9 +25,9 @@ from alibi_jax.evaluate.axes import (
     readable_ticks,
     style,
 )
-from alibi_jax.evaluate.reader import load_nats
+from alibi_jax.evaluate.reader import losses_of
 from alibi_jax.evaluate.records import Record, line_name, non_overlapping, sliding
-from alibi_jax.evaluate.statistics import Nats, position_loss
+from alibi_jax.evaluate.statistics import position_loss
 from alibi_jax.run.display import number
 from alibi_jax.storage import locate
 
@@ -160,13 +159,6 @@ def longest_windows(records: Sequence[Record]) -> list[Record]:
     return [longest[run] for run in dict.fromkeys(record.run for record in records) if run in longest]
 
 
-def _nats(record: Record) -> Nats:
-    try:
-        return load_nats(locate(record.nats_file), record)
-    except ResultsError as error:
-        raise ResultsError(f"{error}. Evaluate again: what is damaged is scored anew.") from error
-
-
 def position_figure(records: Sequence[Record]) -> Figure | None:
     """Draws mean nats by position in each run's longest non-overlapping window; None when no run's nats are at hand.
 
@@ -176,7 +168,8 @@ def position_figure(records: Sequence[Record]) -> Figure | None:
     chosen = longest_windows(records)
     if not chosen:
         return None
-    curves = [log_bins(position_loss(_nats(record), record.length)) for record in chosen]
+    losses = (losses_of(locate(record.nats_file), record) for record in chosen)
+    curves = [log_bins(position_loss(nats, record.length)) for nats, record in zip(losses, chosen, strict=True)]
     figure = new_figure(height=4.3)
     axes = figure.subplots()
     style(axes, "Loss by position in the window", "inputs the target sees, tokens", "nats per token")

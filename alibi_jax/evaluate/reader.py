@@ -70,14 +70,26 @@ def load_nats(path: Location, record: Record) -> Nats:
     return array
 
 
+def losses_of(path: Location, record: Record) -> Nats:
+    """Returns what `load_nats` returns; its error ends with what to do."""
+    try:
+        return load_nats(path, record)
+    except ResultsError as error:
+        raise ResultsError(
+            f"{error}. Evaluate again with length {record.length} and stride {record.stride} among those asked for: what is "
+            "damaged is scored anew."
+        ) from error
+
+
 class Losses(Mapping[tuple[int, int], Nats]):
     """The losses of one run by (length, stride), those that are at hand; each is loaded when asked for, a few are held."""
 
     def __init__(self, folder: Location, records: Sequence[Record]) -> None:
         """records: of one run. folder: the one that their files' names begin in."""
-        files = {record.pair: (folder / record.nats_file, record) for record in records if record.nats_file}
+        scored = [record for record in records if record.status == "ok"]
+        files = {record.pair: (folder / record.nats_file, record) for record in scored}
         self._files = {pair: (path, record) for pair, (path, record) in files.items() if path.is_file()}
-        self._load = functools.lru_cache(HELD)(lambda pair: load_nats(*self._files[pair]))
+        self._load = functools.lru_cache(HELD)(lambda pair: losses_of(*self._files[pair]))
 
     def __getitem__(self, pair: tuple[int, int]) -> Nats:
         """Returns an array; KeyError where it is not at hand, ResultsError where it is damaged."""
@@ -117,13 +129,9 @@ def _measured(folder: Location, records: Sequence[Record]) -> Iterator[Record]:
     for _, run in itertools.groupby(records, key=lambda record: (record.run, record.split)):
         run = list(run)
         losses = Losses(folder, run)
-        try:
-            measured = [with_statistics(record, losses) for record in run]
-        except ResultsError as error:
-            raise ResultsError(f"{error}. Evaluate again: what is damaged is scored anew.") from error
-        for record in measured:
-            file = record.nats_file and str(folder / record.nats_file)
-            yield dataclasses.replace(record, nats_file=file)
+        for record in run:
+            file = str(folder / record.nats_file) if record.status == "ok" else None
+            yield dataclasses.replace(with_statistics(record, losses), nats_file=file)
 
 
 def read_records(folders: Sequence[str | Location]) -> list[Record]:

@@ -91,7 +91,7 @@ def _damage(folder: Location, record: Record) -> str:
 class Results:
     """The records of a folder, read at construction: `records` are those that need no other scoring.
 
-    For the process that holds the folder (`workdir.only_run`): what a killed one left half-written there is removed.
+    For the process that holds the folder (`run.lock.only_run`): what a killed one left half-written there is removed.
     """
 
     def __init__(self, folder: Location, facts: Mapping[str, Any], pairs: list[tuple[int, int]]) -> None:
@@ -137,3 +137,13 @@ class Results:
                 save_array(self.folder / record.nats_file, nats)
                 self.whole.append(record)
             write_records(self.folder / "sweep.jsonl", self.records)
+
+    def finish(self) -> list[Record]:
+        """Returns all records; the first host writes them with the statistics that losses added later have brought."""
+        with explained(self.folder):
+            losses = Losses(self.folder, self.whole)
+            records = [with_statistics(record, losses) for record in self.records]
+            if records != self.records and is_first():
+                write_records(self.folder / "sweep.jsonl", records)
+            self.records = records
+        return records

@@ -18,11 +18,10 @@ from alibi_jax.config import EvaluateConfig, parse_stride
 from alibi_jax.errors import LengthError, ResultsError
 from alibi_jax.evaluate.memory import Limits, memory_limits
 from alibi_jax.evaluate.nats import HOST_BYTES, least_memory, memory_needed, token_nats, windows_per_batch
-from alibi_jax.evaluate.reader import checksum, read_records
+from alibi_jax.evaluate.reader import checksum
 from alibi_jax.evaluate.records import Record, nats_file, record_of, too_short
 from alibi_jax.evaluate.results import Results
 from alibi_jax.run.exchange import first_host_first, from_first_host
-from alibi_jax.run.hosts import is_first
 from alibi_jax.run.lock import only_run
 from alibi_jax.run.progress import Bar
 from alibi_jax.storage import Location
@@ -133,9 +132,9 @@ def sweep(
     read there is. A length that needs more memory than config.memory_limit_gib (0: than is free) is recorded as "out of
     memory" and tried again next time; one that the method refuses, or of which the text has no full window, as "refused";
     one at which a loss is NaN or infinite as "not finite".
-    Returns the records, on the first host as `read_records` does. ResultsError for a folder that holds another evaluation, and
-    for a text of one token; HeldError where another evaluation is at work in the folder; OSError, with what to do, where the
-    disk fails.
+    Returns the records; their files of losses are named from `folder` on. ResultsError for a folder that holds another
+    evaluation, and for a text of one token; HeldError where another evaluation is at work in the folder; OSError, with what
+    to do, where the disk fails.
     """
     if len(stream) < 2:
         raise ResultsError(
@@ -160,7 +159,7 @@ def sweep(
             }
             scored = _score(model, params, stream, limits, **options)
             results.add(record_of({**facts, **_facts(length, stride, scored), **provenance()}), scored.nats)
-    return read_records([folder]) if is_first() else results.records
+        return results.finish()
 
 
 def _facts(length: int, stride: int, scored: _Scored) -> dict[str, Any]:
