@@ -164,8 +164,8 @@ def exact(arrays: Arrays, rows: np.ndarray) -> list[np.ndarray]:
 
 
 def errors_of(direction: Direction, arrays: Arrays, outputs: dict[str, tuple]) -> dict[str, float]:
-    """Returns the largest error of each against float64: of out, absolute; or of dq (dk and dv too where all rows are compared),
-    relative to the largest gradient. ValueError where one is too large."""
+    """Returns the largest error of each against float64: of out, absolute; or of dq (dk and dv too where all rows are
+    compared), relative to the largest gradient. ValueError where one is too large."""
     length, errors = arrays[0].shape[1], {}
     sample = np.random.default_rng(length).permutation(length)[: length if length <= CHECKED else SAMPLED]
     rows = np.sort(sample)
