@@ -14,16 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from alibi_jax.config.checks import Section, without_unused
+from alibi_jax.config.model import Attention, Cluster, ModelConfig, PositionName
 from alibi_jax.config.recipes import named_recipe, parse_json, run_recipe
 from alibi_jax.config.sections import (
-    Attention,
-    Cluster,
     DataConfig,
     EvaluateConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
-    PositionName,
     TrainConfig,
     parse_stride,
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from alibi_jax.positions.methods import POSITIONS
 
 if TYPE_CHECKING:
-    from alibi_jax.config.sections import ModelConfig
+    from alibi_jax.config.model import ModelConfig
 
 STATE = 16  # bytes of a parameter in training: itself, its gradient and two moments, float32
 
