@@ -17,7 +17,7 @@ from alibi_jax.evaluate.records import Record
 from alibi_jax.evaluate.statistics import STATISTICS, Nats, Scored
 from alibi_jax.storage import Location, locate
 
-HELD = 3  # arrays of losses held at once: a gain needs the training length's two beside its own
+HELD = 4  # arrays of losses held at once: a gain needs three, and a sliding window's come between those of two gains
 
 
 @contextlib.contextmanager
