@@ -126,7 +126,8 @@ def token_nats(
     _check_ids(stream, first_input, getattr(model, "vocab_size", None))
     if not getattr(model, "causal", True):
         raise ValueError(
-            "token_nats: got a model that is not causal, expected one that is. It would see what it predicts."
+            "token_nats: got a model that is not causal, expected one that is: another sees what it predicts. Pass one with "
+            "causal=True."
         )
     scores = np.full(len(stream), np.nan, np.float32)
     waiting: list[tuple] = []
