@@ -16,6 +16,7 @@ import pytest
 from alibi_jax.config import EvaluateConfig, ModelConfig
 from alibi_jax.errors import HeldError, ResultsError
 from alibi_jax.evaluate import nats as nats_module
+from alibi_jax.evaluate import reader as reader_module
 from alibi_jax.evaluate import results as results_module
 from alibi_jax.evaluate import statistics
 from alibi_jax.evaluate import sweep as sweep_module
@@ -175,6 +176,18 @@ def test_losses_that_are_damaged_but_not_asked_for_do_not_end_a_sweep(tiny, tmp_
         read_records([tmp_path])
     run(tiny, tmp_path, SHORT)
     assert path.read_bytes() == whole and read_records([tmp_path])
+
+
+def test_other_hosts_than_the_first_score_alike_read_no_losses_and_write_nothing(tiny, tmp_path, monkeypatch):
+    first = run(tiny, tmp_path / "first", SHORT)
+    monkeypatch.setattr(results_module, "is_first", lambda: False)
+    monkeypatch.setattr(reader_module, "load_nats", lambda path, _: pytest.fail(f"read {path}"))
+    other = run(tiny, tmp_path / "other", SHORT)
+    assert [r.statistics["mean_nats"] for r in other] == [r.statistics["mean_nats"] for r in first]
+    assert not [path for path in (tmp_path / "other").rglob("*") if path.suffix in (".jsonl", ".npy")]
+    before = (tmp_path / "first" / "sweep.jsonl").read_bytes()
+    assert statuses(run(tiny, tmp_path / "first", dataclasses.replace(SHORT, lengths=(8, 16, 32))))[32, 32] == "ok"
+    assert (tmp_path / "first" / "sweep.jsonl").read_bytes() == before
 
 
 def test_a_statistic_may_return_a_number_of_numpy(tiny, tmp_path, monkeypatch):
