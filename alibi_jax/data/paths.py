@@ -16,8 +16,10 @@ from alibi_jax.errors import DataError
 
 Pattern = tuple[str, ...]  # one a folder level; "**" stands for any number of levels
 EVERYTHING = frozenset({("**",)})
-SOURCES, TOKENIZERS = "|".join(get_args(SourceName)), "|".join(get_args(TokenizerName))
-CORPUS = rf"(?:{SOURCES})-(?:{TOKENIZERS})-[0-9a-f]{{12}}(?:-[0-9a-f]{{12}})?"  # how a prepared one's folder is named
+# how the folder of a prepared corpus is named
+CORPUS = (
+    rf"(?:{'|'.join(get_args(SourceName))})-(?:{'|'.join(get_args(TokenizerName))})-[0-9a-f]{{12}}(?:-[0-9a-f]{{12}})?"
+)
 NO_TEXT = re.compile(rf"\..*|{CORPUS}", re.DOTALL)  # names that are left out
 
 
