@@ -83,12 +83,12 @@ def test_what_belongs_to_another_user_stops_nobody(tmp_path, monkeypatch, caplog
 @pytest.mark.parametrize("text_is_there", [True, False])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_replacement_killed_between_its_renames_loses_nothing(data, text_is_there, named):
-    made = prepare(data, quiet=True)
-    made.folder.rename(made.folder.with_name(f".{made.folder.name}-01234567-old"))
+    corpus = prepare(data, quiet=True)
+    corpus.folder.rename(corpus.folder.with_name(f".{corpus.folder.name}-01234567-old"))
     if not text_is_there:
         Path(data.train_path).unlink()
-    assert open_corpus(data, made.fingerprint if named else None).folder == made.folder
-    assert entries(data.directory) == [made.folder.name] and verify(data)
+    assert open_corpus(data, corpus.fingerprint if named else None).folder == corpus.folder
+    assert entries(data.directory) == [corpus.folder.name] and verify(data)
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EROFS])
@@ -163,7 +163,7 @@ def test_an_error_of_another_file_is_not_laid_to_the_disk(data, monkeypatch):
 
 def test_a_corpus_that_is_there_is_used_where_nothing_can_be_written(data, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "alibi_jax")
-    made = prepare(data, quiet=True)
+    corpus = prepare(data, quiet=True)
     os.utime(data.train_path)
     caplog.clear()
 
@@ -172,8 +172,8 @@ def test_a_corpus_that_is_there_is_used_where_nothing_can_be_written(data, monke
 
     monkeypatch.setattr("alibi_jax.data.facts.write_atomically", refused)
     monkeypatch.setattr("alibi_jax.data.corpus.preparing", refused)
-    assert open_corpus(data).folder == made.folder and not caplog.text
-    assert prepare(data).folder == made.folder
+    assert open_corpus(data).folder == corpus.folder and not caplog.text
+    assert prepare(data).folder == corpus.folder
     assert "the times of the text were not kept" in caplog.text
 
 

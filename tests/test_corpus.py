@@ -41,18 +41,18 @@ def entries(data):
 @pytest.mark.versions
 def test_a_corpus_holds_every_document_in_order_and_counts_it(data, name):
     data = with_tokenizer(data, name)
-    made = prepare(data, quiet=True)
+    corpus = prepare(data, quiet=True)
     for split in SPLITS:
         texts = ["".join(document) for document in documents(data, split)]
-        expected = np.concatenate([made.tokenizer.encode(text) for text in texts])
-        np.testing.assert_array_equal(made.tokens(split), expected)
-        facts = made.facts["splits"][split]
+        expected = np.concatenate([corpus.tokenizer.encode(text) for text in texts])
+        np.testing.assert_array_equal(corpus.tokens(split), expected)
+        facts = corpus.facts["splits"][split]
         assert facts["tokens"] == len(expected) and facts["documents"] == len(texts)
-        assert facts["bytes"] == made.num_bytes(split)
+        assert facts["bytes"] == corpus.num_bytes(split)
         if name != "words":
             assert facts["bytes"] == sum(len(text.encode()) for text in texts)
-    assert made.facts["vocab_size"] == made.tokenizer.vocab_size and made.facts["tokenizer"] == name
-    assert made.folder == corpus_folder(data, made.fingerprint) and made.folder.name.startswith(f"files-{name}-")
+    assert corpus.facts["vocab_size"] == corpus.tokenizer.vocab_size and corpus.facts["tokenizer"] == name
+    assert corpus.folder == corpus_folder(data, corpus.fingerprint) and corpus.folder.name.startswith(f"files-{name}-")
 
 
 def test_unknown_words_count_the_bytes_they_were_written_with(tmp_path):
@@ -60,27 +60,27 @@ def test_unknown_words_count_the_bytes_they_were_written_with(tmp_path):
     for split, text in texts.items():
         (tmp_path / split).write_text(text, encoding="utf-8")
     paths = {f"{split}_path": str(tmp_path / split) for split in SPLITS}
-    made = prepare(DataConfig("files", **paths, tokenizer="words", directory=str(tmp_path / "corpora")), quiet=True)
+    corpus = prepare(DataConfig("files", **paths, tokenizer="words", directory=str(tmp_path / "corpora")), quiet=True)
     words = "a café <unk> x \n \n longer b <unk> \n".split(" ")
-    tokens = made.tokens("valid")
+    tokens = corpus.tokens("valid")
     assert len(tokens) == len(words) == 10
     for count in range(11):
         written = "".join(f" {word}" for word in words[:count])
-        assert made.num_bytes("valid", count) == len(written.encode()), count
-        assert made.num_unknown("valid", count) == len({"café", "x", "longer"} & set(words[:count]))
-    facts = made.facts["splits"]
-    assert facts["valid"]["bytes"] == made.num_bytes("valid") and facts["valid"]["unknown"] == 3
+        assert corpus.num_bytes("valid", count) == len(written.encode()), count
+        assert corpus.num_unknown("valid", count) == len({"café", "x", "longer"} & set(words[:count]))
+    facts = corpus.facts["splits"]
+    assert facts["valid"]["bytes"] == corpus.num_bytes("valid") and facts["valid"]["unknown"] == 3
     assert facts["train"]["unknown"] == facts["test"]["unknown"] == 0
-    assert made.tokenizer.decode(made.tokens("train")) == " a <unk> b \n" * 9, "a written <unk> is text"
+    assert corpus.tokenizer.decode(corpus.tokens("train")) == " a <unk> b \n" * 9, "a written <unk> is text"
     assert facts["train"]["bytes"] == len(" a <unk> b \n") * 9
-    assert "valid 10 tokens (30.00% unknown words), test 2 tokens; vocabulary 4" in summary(made)
+    assert "valid 10 tokens (30.00% unknown words), test 2 tokens; vocabulary 4" in summary(corpus)
 
 
 def test_tokens_are_a_read_only_map_of_a_little_endian_file(data):
-    made = prepare(data, quiet=True)
-    tokens = made.tokens("train")
+    corpus = prepare(data, quiet=True)
+    tokens = corpus.tokens("train")
     assert tokens.dtype == "<u2" and not tokens.flags.writeable
-    raw = (made.folder / "train.bin").read_bytes()
+    raw = (corpus.folder / "train.bin").read_bytes()
     assert [int.from_bytes(raw[i : i + 2], "little") for i in range(0, 40, 2)] == tokens[:20].tolist()
 
 
@@ -92,9 +92,9 @@ def test_a_vocabulary_above_65536_is_kept_in_32_bits(data):
         valid_path=str(Path(data.train_path) / "1.txt"),
         test_path=str(Path(data.train_path) / "2.txt"),
     )
-    made = prepare(data, quiet=True)
-    assert made.tokens("train").dtype == "<u4" and made.tokens("train").max() > 70_000
-    assert "w69999" in made.tokenizer.decode(made.tokens("train"))
+    corpus = prepare(data, quiet=True)
+    assert corpus.tokens("train").dtype == "<u4" and corpus.tokens("train").max() > 70_000
+    assert "w69999" in corpus.tokenizer.decode(corpus.tokens("train"))
 
 
 def test_opening_prepares_once_and_progress_goes_to_standard_error(data, capsys):
@@ -150,8 +150,8 @@ def test_a_process_killed_before_the_rename_leaves_nothing_that_opens(data):
         assert process.wait() == -signal.SIGKILL
     (left,) = entries(data)
     assert left.startswith(".files-bytes-") and not corpus_folders(data)
-    made = prepare(data, quiet=True)
-    assert entries(data) == [made.folder.name], "what a killed preparation left is removed by the next"
+    corpus = prepare(data, quiet=True)
+    assert entries(data) == [corpus.folder.name], "what a killed preparation left is removed by the next"
 
 
 def test_two_processes_prepare_at_once(data):
@@ -253,17 +253,17 @@ BREAKAGES = {
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
 def test_a_corpus_that_is_not_whole_is_refused_and_made_again_with_force(data, breakage):
-    made = prepare(data, quiet=True)
-    size = (made.folder / "test.bin").stat().st_size
+    corpus = prepare(data, quiet=True)
+    size = (corpus.folder / "test.bin").stat().st_size
     damage, message = BREAKAGES[breakage]
-    damage(made.folder)
+    damage(corpus.folder)
     for open_it in (open_corpus, verify):
         with pytest.raises(
             DataError, match=message.replace("{size}", str(size)) + r".*Prepare the corpus again with --force"
         ):
             open_it(data)
-    assert prepare(data, force=True, quiet=True).fingerprint == made.fingerprint
-    assert verify(data)[0].fingerprint == made.fingerprint and entries(data) == [made.folder.name]
+    assert prepare(data, force=True, quiet=True).fingerprint == corpus.fingerprint
+    assert verify(data)[0].fingerprint == corpus.fingerprint and entries(data) == [corpus.folder.name]
 
 
 @pytest.mark.parametrize(("name", "file"), [("words", "vocabulary.txt"), ("bpe", "tokenizer.json")])
@@ -277,16 +277,16 @@ def test_a_tokenizer_edited_at_equal_size_is_refused(data, name, file):
 def test_a_large_file_is_sampled_when_opened_and_read_in_full_to_verify(data, monkeypatch):
     monkeypatch.setattr("alibi_jax.data.facts.BLOCK", 16)
     monkeypatch.setattr("alibi_jax.data.facts.OPENED_BLOCKS", 3)
-    made = prepare(data, quiet=True)
-    flip(made.folder / "train.bin", 17)  # in the second block
+    corpus = prepare(data, quiet=True)
+    flip(corpus.folder / "train.bin", 17)  # in the second block
     open_corpus(data)
     with pytest.raises(DataError, match=r"train\.bin: got other content in bytes 16 to 32"):
         verify(data)
     for at in (0, -1):
-        flip(made.folder / "train.bin", at)
+        flip(corpus.folder / "train.bin", at)
         with pytest.raises(DataError, match=r"train\.bin: got other content"):
             open_corpus(data)
-        flip(made.folder / "train.bin", at)
+        flip(corpus.folder / "train.bin", at)
 
 
 def test_nothing_to_verify_is_said(data):

@@ -70,9 +70,9 @@ def test_a_byte_order_mark_is_no_text(tmp_path, tokenizer, name):
     content = codecs.BOM_UTF8 + b"word and word\r\n" * 40
     path = put(tmp_path / name, gzip.compress(content) if name.lower().endswith("gz") else content)
     data = DataConfig(source="files", train_path=str(path), **TOKENIZERS[tokenizer])
-    made = make_tokenizer(data, documents(data, "train"))
-    assert made.decode(made.encode(read(path))).startswith((" " if tokenizer == "words" else "") + "word and")
-    assert "\ufeff" not in made.decode(range(made.vocab_size))
+    built = make_tokenizer(data, documents(data, "train"))
+    assert built.decode(built.encode(read(path))).startswith((" " if tokenizer == "words" else "") + "word and")
+    assert "\ufeff" not in built.decode(range(built.vocab_size))
 
 
 def tar(content):
@@ -180,11 +180,11 @@ def test_preparing_holds_no_more_for_a_longer_file(tmp_path, monkeypatch, tokeni
     values = {"directory": str(tmp_path / "corpora"), **TOKENIZERS[tokenizer]}
     tracemalloc.start()
     try:
-        made = prepare(DataConfig(source="files", train_path=str(path), **values), quiet=True)
+        corpus = prepare(DataConfig(source="files", train_path=str(path), **values), quiet=True)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert made.facts["splits"]["train"]["tokens"] > 100_000
+    assert corpus.facts["splits"]["train"]["tokens"] > 100_000
     assert peak < 1_800_000
 
 

@@ -140,9 +140,9 @@ def test_a_corpus_of_the_earlier_format_is_prepared_again_and_said(data, caplog)
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe", "words"])
 def test_a_run_that_an_earlier_version_began_goes_on_without_its_text(data, tokenizer, caplog):
     data = replace(data, tokenizer=tokenizer, **({"bpe_vocab_size": 270} if tokenizer == "bpe" else {}))
-    made = prepare(data, quiet=True)
-    earlier, tokens = made.folder.with_name(earlier_name(data)), np.array(made.tokens("valid"))
-    made.folder.rename(earlier)
+    corpus = prepare(data, quiet=True)
+    earlier, tokens = corpus.folder.with_name(earlier_name(data)), np.array(corpus.tokens("valid"))
+    corpus.folder.rename(earlier)
     facts = read_facts(earlier / "corpus.json", 2) | {"format": 1}
     del facts["files"]
     for split in facts["splits"].values():
@@ -151,21 +151,21 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_its_text(data, toke
     shutil.rmtree("text")
     if tokenizer == "words":  # which bytes its unknown words had is not known
         with pytest.raises(DataError, match=r"data\.train_path: got 'text', which matches no file"):
-            open_corpus(data, made.fingerprint)
+            open_corpus(data, corpus.fingerprint)
         return
-    again = open_corpus(data, made.fingerprint)
+    again = open_corpus(data, corpus.fingerprint)
     np.testing.assert_array_equal(again.tokens("valid"), tokens)
-    assert (again.folder, again.facts) == (made.folder, made.facts) and earlier.exists()
+    assert (again.folder, again.facts) == (corpus.folder, corpus.facts) and earlier.exists()
     assert "of an earlier version, is taken over as" in caplog.text
     caplog.clear()
     caplog.set_level(logging.INFO, "alibi_jax")
-    assert open_corpus(data, made.fingerprint).folder == again.folder
+    assert open_corpus(data, corpus.fingerprint).folder == again.folder
     assert "whose text an earlier version did not keep" in caplog.text and "edited" not in caplog.text
     shutil.rmtree(again.folder)
     with open(earlier / "valid.bin", "ab") as file:
         file.write(b"a")
     with pytest.raises(DataError, match=r"valid\.bin: got \d+ bytes, expected \d+ tokens of 2"):
-        open_corpus(data, made.fingerprint)
+        open_corpus(data, corpus.fingerprint)
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(data, monkeypatch):
