@@ -38,7 +38,8 @@ def decayed(params: Any) -> Any:
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Returns AdamW (Loshchilov & Hutter 2019) or Nesterov's accelerated gradient, after a clip of the global gradient norm."""
-    clip, rate = optax.clip_by_global_norm(config.clip_norm), learning_rate(config, steps)
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    rate = learning_rate(config, steps)
     if config.name == "nag":
         return optax.chain(clip, nag(rate, config.momentum, config.weight_decay))
     adamw = optax.adamw(

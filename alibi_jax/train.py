@@ -209,7 +209,8 @@ class Programs(NamedTuple):
 
 def programs(config: Config, mesh: Mesh) -> Programs:
     """Returns the programs of a run, jitted. Called inside `jax.set_mesh(mesh)`."""
-    model, optimizer = TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
+    model = TransformerLM(config.model)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
     make_state = functools.partial(init_state, config, model, optimizer)
     shardings = tree_shardings(config.model, jax.eval_shape(make_state), mesh)
     step = functools.partial(train_step, config, model, optimizer)

@@ -73,10 +73,12 @@ def _too_large(section: Any, path: str, value: int) -> ConfigError:
 def _check_used(section: Any, name: str) -> None:
     """Raises ConfigError for a field that is not at its default although, by the values of the others, it has no effect."""
     for field in dataclasses.fields(section):
-        belongs, value = BELONGS.get(f"{name}.{field.name}"), getattr(section, field.name)
+        belongs = BELONGS.get(f"{name}.{field.name}")
+        value = getattr(section, field.name)
         if belongs is None or value == field.default or belongs.holds(getattr(section, belongs.other)):
             continue
-        other, held = f"{name}.{belongs.other}", getattr(section, belongs.other)
+        other = f"{name}.{belongs.other}"
+        held = getattr(section, belongs.other)
         wanted = " or ".join(map(repr, belongs.values))
         raise ConfigError(
             f"{name}.{field.name}: got {shown(value)} with {other} {held!r}, expected {other} "

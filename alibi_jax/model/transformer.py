@@ -243,7 +243,8 @@ class TransformerLM(nn.Module):
         config = self.config
         embedding = Embedding(config, name="embedding")
         position = POSITIONS[config.position].from_config(config).copy(name="position")
-        x, bias = embedding(tokens), position.bias()
+        x = embedding(tokens)
+        bias = position.bias()
         if positions is None:
             positions = jnp.arange(tokens.shape[1])
         elif bias is not None:

@@ -17,10 +17,10 @@ def parse_steps(text: str) -> range:
     """Returns the steps of "10-12", counted from 1; none of "". ConfigError for anything else."""
     if not text:
         return range(0)
-    found = re.fullmatch(r"([0-9]{1,10})-([0-9]{1,10})", text)
-    ordered = found is not None and 1 <= int(found[1]) <= int(found[2])
+    match = re.fullmatch(r"([0-9]{1,10})-([0-9]{1,10})", text)
+    ordered = match is not None and 1 <= int(match[1]) <= int(match[2])
     require(ordered, "profile", repr(text), "first-last, steps counted from 1, such as 10-12", "Write it so.")
-    return range(int(found[1]), int(found[2]) + 1)
+    return range(int(match[1]), int(match[2]) + 1)
 
 
 class Trace:
