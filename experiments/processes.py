@@ -66,12 +66,14 @@ def spread(
     One job is run in this process. Several have a process of one core each: the first that fails stops all others, which
     save first, and ends the program with its exit status.
     """
-    cores, waiting, spawn = _cores(jobs), list(calls), multiprocessing.get_context("spawn")
+    cores = _cores(jobs)
     if jobs == 1:
         for call in calls:
             function(*call)
             finished(call)
         return
+    waiting = list(calls)
+    spawn = multiprocessing.get_context("spawn")
     with _processes() as running:
         while waiting or running:
             while waiting and len(running) < jobs:

@@ -166,7 +166,7 @@ def test_lines_lack_a_gain_no_longer_once_a_killed_sweep_is_run_again(tiny, tmp_
 
 
 def test_losses_that_are_damaged_but_not_asked_for_do_not_end_a_sweep(tiny, tmp_path):
-    run(tiny, tmp_path, SHORT)
+    records = run(tiny, tmp_path, SHORT)
     path = tmp_path / "nats" / "16-16.npy"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -174,6 +174,8 @@ def test_losses_that_are_damaged_but_not_asked_for_do_not_end_a_sweep(tiny, tmp_
     assert statuses(run(tiny, tmp_path, only_8))[16, 16] == "ok"
     with pytest.raises(ResultsError, match=r"16-16\.npy: got no array.*again with length 16 and stride 16 among those"):
         read_records([tmp_path])
+    path.unlink()
+    assert read_records([tmp_path]) == named_in(tmp_path, records)
     run(tiny, tmp_path, SHORT)
     assert path.read_bytes() == whole and read_records([tmp_path])
 

@@ -76,8 +76,8 @@ def losses_of(path: Location, record: Record) -> Nats:
         return load_nats(path, record)
     except ResultsError as error:
         raise ResultsError(
-            f"{error}. Evaluate again with length {record.length} and stride {record.stride} among those asked for: what is "
-            "damaged is scored anew."
+            f"{error}. Evaluate again with length {record.length} and stride {record.stride} among those asked for, or remove "
+            "the file: then the statistics in sweep.jsonl are used."
         ) from error
 
 

@@ -150,7 +150,8 @@ def evaluate_run(
     workdir = locate(workdir)
     label = run_label(workdir, label)
     config = _config_of_run(workdir, evaluate, mesh)
-    evaluate, corpus = config.evaluate, _corpus_of_run(workdir, config.data)
+    evaluate = config.evaluate
+    corpus = _corpus_of_run(workdir, config.data)
     stream = corpus.tokens(evaluate.split)
     stream = np.asarray(stream[: evaluate.max_tokens or None])
     out = locate(out) if out else workdir / "evaluation" / evaluate.split
