@@ -9,6 +9,7 @@ import json
 import math
 import re
 import typing
+import weakref
 
 import matplotlib.image
 import numpy as np
@@ -167,13 +168,22 @@ def test_a_statistic_more_reaches_runs_scored_before(tmp_path, monkeypatch):
 
 
 def test_each_array_is_loaded_once_and_few_are_held(tmp_path, monkeypatch):
-    loaded, load = [], reader.load_nats
-    monkeypatch.setattr(reader, "load_nats", lambda path, one: loaded.append(path.name) or load(path, one))
+    loaded, arrays, held, load = [], [], [], reader.load_nats
+
+    def watched(path, one):
+        held.append(sum(array() is not None for array in arrays))
+        losses = load(path, one)
+        loaded.append(path.name)
+        arrays.append(weakref.ref(losses))
+        return losses
+
+    monkeypatch.setattr(reader, "load_nats", watched)
     pairs = plan(EvaluateConfig(lengths=(16, 32, 64, 128, 256)), TRAIN_LENGTH)
     folders = write_sweeps(tmp_path, [record("alibi", "alibi", *pair, 8.0) for pair in pairs])
     read = read_records(folders)
     assert [one.length for one in read if one.statistics.get("gain")] == [32, 64, 128, 256]
     assert loaded == [f"{length}-{stride}.npy" for length, stride in pairs]
+    assert len(pairs) > 2 * reader.HELD >= 2 * max(held)
 
 
 def test_a_folder_without_results_says_to_evaluate(tmp_path):
