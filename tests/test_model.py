@@ -19,10 +19,18 @@ ANY_LENGTH = [name for name in POSITIONS if POSITIONS[name].from_config(ModelCon
 SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_width": 64, "vocab_size": 37}
 
 
+TOKENS = np.random.default_rng(1).integers(0, 37, (2, 24), dtype=np.int32)
+
+
+@functools.cache
+def initial(config: ModelConfig):
+    """Parameters before training, compiled once per config."""
+    return jax.jit(TransformerLM(config).init)(jax.random.key(0), TOKENS)["params"]
+
+
 def make(**changes):
-    model = TransformerLM(ModelConfig(**(SMALL | changes)))
-    tokens = jax.random.randint(jax.random.key(1), (2, 24), 0, 37)
-    return model, jax.jit(model.init)(jax.random.key(0), tokens)["params"], tokens
+    config = ModelConfig(**(SMALL | changes))
+    return TransformerLM(config), dict(initial(config)), jnp.asarray(TOKENS)
 
 
 def logits(model, params, tokens, **options):
@@ -131,7 +139,9 @@ def test_parameters_are_float32_dicts_and_bfloat16_computes_nearly_the_same():
 
 def test_options_change_the_parameters_they_name():
     def names(**changes):
-        leaves = jax.tree_util.tree_leaves_with_path(make(**changes)[1])
+        model = TransformerLM(ModelConfig(**(SMALL | changes)))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)["params"]
+        leaves = jax.tree_util.tree_leaves_with_path(shapes)
         return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
 
     assert names() - names(use_biases=False) == {
@@ -205,15 +215,24 @@ def test_positions_passed_in_are_those_of_none_and_a_shift_shows_where_they_are_
 def test_positions_that_are_not_consecutive_serve_methods_without_a_bias_alone():
     apart = jnp.arange(24).at[12:].add(5)
     for position in ("rotary", "sinusoidal", "none"):
-        model, params, tokens = make(position=position)
-        assert np.isfinite(model.apply({"params": params}, tokens, apart)).all()
-    model, params, tokens = make()
+        model, params, tokens = make(position=position, num_layers=1)
+        moved = logits(model, params, tokens, positions=apart)
+        changed = jnp.abs(moved - logits(model, params, tokens)).max((0, 2))
+        assert float(changed[:12].max()) < TOLERANCE["logits"]
+        assert (float(changed[12:].min()) > 1e-4) == (position != "none")
+    model, params, tokens = make(num_layers=1)
     with pytest.raises(ValueError, match=r"positions: got 17 after 11, expected 12: a bias of distances"):
         model.apply({"params": params}, tokens, apart)
     assert np.isnan(jax.jit(model.apply)({"params": params}, tokens, apart)).all()
-    for wrong in (jnp.arange(23), jnp.arange(24.0), jnp.int32(1)):
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("position", POSITIONS)
+def test_positions_that_do_not_fit_are_refused_by_every_method(position):
+    model, params, tokens = make(position=position, num_layers=1)
+    for wrong in (jnp.arange(23), jnp.arange(24.0), jnp.int32(1), jnp.zeros((2, 24), int)):
         with pytest.raises(ValueError, match="for 24 tokens, expected one integer for each"):
-            model.apply({"params": params}, tokens, wrong)
+            jax.eval_shape(functools.partial(model.apply, positions=wrong), {"params": params}, tokens)
 
 
 def test_a_config_without_vocabulary_is_refused():

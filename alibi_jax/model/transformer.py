@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32, Int
 from alibi_jax.attention import SAVED_NAME, attend
 from alibi_jax.config import ModelConfig
 from alibi_jax.model.adaptive import Embedding, Softmax, xavier
-from alibi_jax.positions.base import PositionMethod, check_consecutive
+from alibi_jax.positions.base import PositionMethod, check_consecutive, check_positions
 from alibi_jax.positions.bias import Bias, LinearBias, concrete
 from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.sharding import shard
@@ -247,7 +247,9 @@ class TransformerLM(nn.Module):
         bias = position.bias()
         if positions is None:
             positions = jnp.arange(tokens.shape[1])
-        elif bias is not None:
+        elif bias is None:
+            check_positions(x, positions)
+        else:
             x = check_consecutive(x, positions)
         x = position.embed(x, positions)
         x = nn.Dropout(config.embedding_dropout, deterministic=not train)(x)
