@@ -38,7 +38,7 @@ def check_same(**own: Any) -> None:
 
 
 def software() -> dict[str, Any]:
-    """What compiled programs depend on beside a config: versions, this package's own text, JAX's settings and XLA's flags."""
+    """Returns what compiled programs depend on beside a config: versions, this package's own text, JAX's settings, XLA's flags."""
     names = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
     texts = [name.encode() + (PACKAGE / name).read_bytes() for name in names if not name.startswith("configs/")]
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(OWN_FLAGS)]
@@ -53,7 +53,7 @@ def software() -> dict[str, Any]:
 
 
 def differences(one: Any, other: Any, name: str = "") -> list[str]:
-    """ "a.b: 1 -> 2" for each value in nested dicts that is not the same; NaN, written as JSON, is what it is."""
+    """Returns "a.b: 1 -> 2" for each value that differs between nested dicts; two NaNs are the same."""
     if isinstance(one, dict) and isinstance(other, dict):
         names = [*one, *(key for key in other if key not in one)]
         return [

@@ -54,7 +54,7 @@ def label(text: str) -> str:
 
 def markdown_text(text: str) -> str:
     r"""The text for a paragraph or a table's cell in Markdown: markup is escaped with backslashes."""
-    return MARKDOWN.sub(lambda found: "\\" + found[0], plain(text))
+    return MARKDOWN.sub(lambda match: "\\" + match[0], plain(text))
 
 
 def markdown_code(text: str) -> str:

@@ -46,8 +46,8 @@ def _events(events: list[dict[str, Any]]) -> bytes:
     from tensorboardX.record_writer import masked_crc32c
 
     datas = [Event(**event).SerializeToString() for event in events]
-    parts = [part for data in datas for part in (struct.pack("<Q", len(data)), data)]
-    return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
+    fields = [field for data in datas for field in (struct.pack("<Q", len(data)), data)]
+    return b"".join(field + struct.pack("<I", masked_crc32c(field)) for field in fields)
 
 
 class MetricsLog:

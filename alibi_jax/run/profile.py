@@ -35,7 +35,7 @@ class Trace:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around the dispatch of one step."""
+        """Traces the dispatch of one step, where it is one of the steps."""
         if step in self.steps and not self.running:
             jax.profiler.start_trace(str(self.folder))
             self.running = True
@@ -47,7 +47,7 @@ class Trace:
             yield
 
     def after(self, step: int, results: Any) -> None:
-        """Once a step is dispatched: after the last the trace is written."""
+        """Writes the trace once the last of the steps is dispatched and computed."""
         if self.running and step >= self.steps[-1]:
             jax.block_until_ready(results)
             self.close()
@@ -63,7 +63,7 @@ class Trace:
 
 
 def _signature(arguments: dict[str, Any]) -> dict[str, str]:
-    """Name of each array -> what a compilation depends on: its type, shape and place."""
+    """Returns by the name of each array what a compilation depends on: its type, shape and place."""
     leaves = jax.tree_util.tree_leaves_with_path(arguments)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.aval.str_short()} {leaf.sharding}"

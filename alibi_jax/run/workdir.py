@@ -133,7 +133,7 @@ def saved_steps(workdir: Location) -> list[int]:
     folder = workdir / "checkpoints"
     if in_bucket(folder):
         store, path = fsspec.core.url_to_fs(str(folder), use_listings_cache=False)
-        names = [found.split("/")[-2] for found in store.glob(f"{path}/*/{COMMITTED}")]
+        names = [marker.split("/")[-2] for marker in store.glob(f"{path}/*/{COMMITTED}")]
     else:
-        names = [found.name for found in folder.glob("*")]
+        names = [entry.name for entry in folder.glob("*")]
     return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))
