@@ -38,7 +38,7 @@ def check_same(**own: Any) -> None:
 
 
 def software() -> dict[str, Any]:
-    """Returns what compiled programs depend on beside a config: versions, this package's own text, JAX's settings, XLA's flags."""
+    """Returns what compiled programs depend on beside a config: versions, this package's text, JAX's settings, XLA's flags."""
     names = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
     texts = [name.encode() + (PACKAGE / name).read_bytes() for name in names if not name.startswith("configs/")]
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(OWN_FLAGS)]
