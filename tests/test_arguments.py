@@ -1,13 +1,31 @@
 """Arguments of attend that cannot be served are refused before work, and those that can are served alike in every type."""
 
+import dataclasses
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from alibi_jax.attention import attend
-from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
+from alibi_jax.positions import Bias, BucketBias, LinearBias, alibi_slopes
 from conftest import assert_close
+
+
+@dataclasses.dataclass(frozen=True)
+class UnregisteredBias(Bias):
+    dimensions: ClassVar[dict[str, tuple[str, ...]]] = {"slopes": ("heads",)}
+
+    slopes: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FlatBias(UnregisteredBias):
+    def block(self, q_positions, k_positions):
+        return -self.slopes[:, None] * k_positions[None]
+
 
 Q = jnp.ones((1, 8, 2, 4))
 KEY = jax.random.key(0)
@@ -25,6 +43,11 @@ REFUSED = {
     "slopes without a bias": ({"bias": alibi_slopes(2)}, r"bias of type ndarray.*Pass LinearBias\(slopes\)"),
     "list of slopes": ({"bias": LinearBias([0.5, 0.25])}, r"expected slopes \[heads\]"),
     "too many slopes": ({"bias": LinearBias(alibi_slopes(4))}, "LinearBias of 4 heads for q of 2"),
+    "bias that is no pytree": (
+        {"bias": UnregisteredBias(jnp.ones(2))},
+        "is no pytree.*Decorate it with @jax.tree_util",
+    ),
+    "bias without queries": ({"bias": FlatBias(jnp.ones(2))}, r"has shape \[2, 3\], expected \[2, 2, 3\]"),
     "slope of NaN": ({"bias": LinearBias(jnp.array([0.5, jnp.nan]))}, "holds nan, expected finite"),
     "infinite slope": ({"bias": LinearBias(jnp.array([0.5, -jnp.inf]))}, "holds -inf, expected finite"),
     "complex slopes": ({"bias": LinearBias(np.ones(2, complex))}, "complex128, expected real"),

@@ -116,8 +116,14 @@ COMMANDS = {
         "command: got 'trian', expected one of prepare, train,",
         "'train'?",
     ),
+    "misspelt option": (("--versoin",), "command: got '--versoin'", "Did you mean '--version'?"),
+    "stride of nothing": (
+        ("evaluate", "RECIPE", "--strides", "0"),
+        "strides: got '0', expected 1 token or more",
+        "Raise it",
+    ),
     "no command": (("-v",), "command: got '-v', expected one of", "See --help."),
-    "long": (("e" * 10**5,), "(100,002 characters), expected one of", "Did you mean"),
+    "long": (("e" * 10**5,), "(100,002 characters), expected one of", "See --help."),
     "no workdir": (("train", "RECIPE", "--workdir", ""), "workdir: got '', expected the name of a folder", "Name one"),
     "blank workdir": (("evaluate", " "), "path: got ' ', expected the name of a file or folder", "Name one"),
     "no out": (("evaluate", "RECIPE", "--out", ""), "out: got '', expected the name of a folder", "Name one"),
@@ -310,7 +316,9 @@ def test_run_of_another_config_is_refused(call, recipe, tiny_data, tmp_path):
 
 def test_report_needs_results(call, tmp_path):
     status, text = call("report", tmp_path, "--out", tmp_path / "report")
-    assert status == Refused.status and "expected the results of an evaluation. Run evaluate." in text
+    assert (
+        status == Refused.status and "expected the results of an evaluation. Name a folder that evaluate wrote" in text
+    )
     assert not (tmp_path / "report").exists()
 
 

@@ -75,6 +75,8 @@ def test_an_id_outside_the_vocabulary_is_refused_and_under_jit_gives_nan(cutoffs
     assert np.argwhere(np.isnan(as_target)).tolist() == [[1, 5]]
     with pytest.raises(ValueError, match="tokens: got float32, expected integers"):
         model.apply({"params": params}, jnp.zeros((1, 4)))
+    with pytest.raises(ValueError, match=r"tokens: got shape \[4\], expected \[B, L\]"):
+        model.apply({"params": params}, jnp.zeros(4, int))
 
 
 def test_learned_positions_refuse_longer_inputs():

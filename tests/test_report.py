@@ -24,6 +24,7 @@ from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import FACTS, STATUSES, Record, fields_of, record_of, sliding
 from alibi_jax.evaluate.results import write_records
 from alibi_jax.evaluate.sweep import plan
+from alibi_jax.evaluate.tables import warnings
 from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.run import display
 
@@ -187,7 +188,7 @@ def test_each_array_is_loaded_once_and_few_are_held(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_results_says_to_evaluate(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"sweep\.jsonl.*Run evaluate"):
+    with pytest.raises(FileNotFoundError, match=r"sweep\.jsonl.*evaluate wrote"):
         read_records([tmp_path])
 
 
@@ -280,6 +281,7 @@ def test_runs_scored_on_different_text_carry_a_warning(tmp_path):
     assert "not scored on the same tokens" not in page_of(records, tmp_path).text
     records[-1] = changed(records[-1], corpus_fingerprint="beef")
     assert "not scored on the same tokens" in page_of(records, tmp_path).text
+    assert len(warnings(records)) == 1
 
 
 def test_many_unknown_words_carry_a_warning(tmp_path):

@@ -52,7 +52,9 @@ def _choose(q: Array, k: Array, bias: Bias | None) -> str:
 def _named(name: str, q: Array, bias: Bias | None, interpret: bool) -> Implementation:
     """Returns the implementation of that name; NotImplementedError where there is none or it cannot serve."""
     if name not in IMPLEMENTATIONS:
-        raise NotImplementedError(f"attend: got implementation {name!r}, expected auto, {', '.join(IMPLEMENTATIONS)}.")
+        raise NotImplementedError(
+            f"attend: got implementation {name!r}, expected one of auto, {', '.join(IMPLEMENTATIONS)}. Choose one."
+        )
     named = IMPLEMENTATIONS[name]
     reason = named.unsupported(q, bias)
     platform, _ = device()

@@ -51,10 +51,15 @@ def checked_bias(bias: Any, heads: int) -> Bias | None:
         return None
     if not isinstance(bias, Bias):
         raise ValueError(
-            f"attend: got a bias of type {type(bias).__name__}, expected LinearBias, BucketBias or None. Pass "
-            "LinearBias(slopes) for slopes."
+            f"attend: got a bias of type {type(bias).__name__}, expected a Bias, such as LinearBias, or "
+            "None. Pass LinearBias(slopes) for slopes."
         )
     name = type(bias).__name__
+    if jax.tree_util.all_leaves([bias]):
+        raise ValueError(
+            f"attend: got a {name} whose class is no pytree, expected a registered one. Decorate it with "
+            "@jax.tree_util.register_dataclass."
+        )
     arrays = bias.arrays()
     if len(arrays) != len(bias.dimensions) or any(np.ndim(array) != len(names) for names, array in arrays):
         expected = ", ".join(f"{field} [{', '.join(names)}]" for field, names in bias.dimensions.items())
@@ -70,6 +75,13 @@ def checked_bias(bias: Any, heads: int) -> Bias | None:
         )
     for _, array in arrays:
         _check_numbers(name, array, bias.may_hide)
+    queries, keys = (jax.ShapeDtypeStruct((count,), jnp.int32) for count in (2, 3))
+    shape = jax.eval_shape(bias.block, queries, keys).shape
+    if shape != (heads, 2, 3):
+        raise ValueError(
+            f"attend: got a {name} whose block for 2 queries and 3 keys has shape {list(shape)}, expected {[heads, 2, 3]}, a "
+            "number for each head, query and key. Correct its block()."
+        )
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bias)
 
 

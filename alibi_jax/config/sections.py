@@ -56,14 +56,14 @@ class DataConfig(Section):
             "data.train_path",
             "''",
             f"a file, folder or glob when data.source is {self.source!r}",
-            "Pass --data.train_path PATH.",
+            "Pass --data.train-path PATH.",
         )
         require(
             self.source != "tfds" or self.tfds_name != "",
             "data.tfds_name",
             "''",
             "a data set's name when data.source is 'tfds'",
-            "Pass --data.tfds_name NAME.",
+            "Pass --data.tfds-name NAME.",
         )
         require(
             len(self.tfds_splits) == 3,
@@ -175,7 +175,14 @@ def parse_stride(stride: str, length: int) -> int:
     if form[1]:
         return max(1, length // int(form[2]))
     require(
-        1 <= int(text) <= length,
+        int(text) > 0,
+        "evaluate.strides",
+        repr(stride),
+        "1 token or more",
+        "Raise it.",
+    )
+    require(
+        int(text) <= length,
         "evaluate.strides",
         f"{text} tokens at length {length}",
         "1 to the length (a longer stride would leave tokens unscored)",

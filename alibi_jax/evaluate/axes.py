@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from alibi_jax.positions.methods import POSITIONS
-from alibi_jax.run.display import label
+from alibi_jax.run.display import label, multiple
 
 # Okabe and Ito's palette, distinct under the common kinds of colour blindness: fixed colours and markers of the methods in
 # published figures. Any other method takes the next of the further ones; 4 and 5 of them make 20 pairs before one returns.
@@ -109,7 +109,7 @@ def length_ticks(axes: Axes, lengths: Sequence[int], train_lengths: Sequence[int
         if all(abs(np.log2(length / other)) >= room for other in kept):
             kept.append(length)
     unit = train_lengths[0] if len(train_lengths) == 1 else None
-    labels = [f"{length:,}" + (f"\n{length / unit:.3g}x" if unit and length >= unit else "") for length in kept]
+    labels = [f"{length:,}" + (f"\n{multiple(length / unit)}" if unit and length >= unit else "") for length in kept]
     axes.set_xscale("log", base=2)
     axes.set_xlim(low / 2**0.2, high * 2**0.2)
     axes.xaxis.set_major_locator(FixedLocator(kept))

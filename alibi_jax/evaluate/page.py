@@ -8,11 +8,11 @@ from string import Template
 
 from alibi_jax.evaluate.axes import png_bytes
 from alibi_jax.evaluate.plots import position_figure
-from alibi_jax.evaluate.records import MANY_UNKNOWN, Record, non_overlapping, sliding, unknown_rate
+from alibi_jax.evaluate.records import Record, non_overlapping, sliding
 from alibi_jax.evaluate.statistics import longest_useful_length
-from alibi_jax.evaluate.tables import DASH, Grid
+from alibi_jax.evaluate.tables import DASH, Grid, warnings
 from alibi_jax.positions.methods import POSITIONS
-from alibi_jax.run.display import html_text, number, perplexity_digits
+from alibi_jax.run.display import html_text, multiple, number, perplexity_digits
 
 
 def _rows(rows: Iterable[Sequence[str]], heading: Sequence[str]) -> str:
@@ -42,7 +42,7 @@ def _useful(records: Sequence[Record]) -> str:
     if train_length not in losses:
         return DASH
     length = longest_useful_length(losses, train_length)
-    return f"{length:,}" + (f" ({length / train_length:.3g}x)" if length > train_length else "")
+    return f"{length:,}" + (f" ({multiple(length / train_length)})" if length > train_length else "")
 
 
 def perplexity_html(records: Sequence[Record]) -> str:
@@ -76,22 +76,6 @@ def gain_html(records: Sequence[Record]) -> str:
     runs = list(dict.fromkeys(html_text(record.run) for record in records))
     rows.sort(key=lambda row: runs.index(row[0]))
     return _rows(rows, ["run", "length", "total gain", "far context", "early tokens", "reading further"])
-
-
-def _warning(records: Sequence[Record]) -> str:
-    """What makes numbers misleading, different text or many unknown words, to stand first on the page."""
-    texts = {(record.corpus_fingerprint, record.num_tokens) for record in records}
-    warnings = []
-    if len(texts) > 1:
-        warnings.append("<b>These runs were not scored on the same tokens:</b> do not compare their numbers.")
-    unknown = {record.run: unknown_rate(record) for record in records if unknown_rate(record) > MANY_UNKNOWN}
-    if unknown:
-        rates = ", ".join(f"{html_text(run)} {rate:.1%}" for run, rate in unknown.items())
-        warnings.append(
-            f"<b>Many words scored are outside the vocabulary</b> ({rates}): the model only has to predict that they are, "
-            "which makes every number look better."
-        )
-    return "".join(f'<p class="warning">{warning}</p>' for warning in warnings)
 
 
 def _provenance(records: Sequence[Record]) -> str:
@@ -155,15 +139,15 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6p
   overflow-x: auto; font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 details { border-bottom: 1px solid var(--line); padding: .4rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
-.warning { border-left: 4px solid var(--accent); padding: .4rem .9rem; background: var(--panel); }
+.warning { border-left: 4px solid var(--accent); font-weight: bold; padding: .4rem .9rem; background: var(--panel); }
 </style></head><body><main>
 <h1>$title</h1>
 <p class="faint">$subtitle</p>
 $warning
 $figure
 $table
-<p class="faint">± is one standard error, from blocks of neighbouring tokens; runs are scored on the same tokens, so
-differences between them are better known than that. Bold: best in its column. Useful up to: the longest length whose
+<p class="faint">± is one standard error, from blocks of neighbouring tokens. Differences between runs scored on the
+same tokens are better known than that. Bold: best in its column. Useful up to: the longest length whose
 loss is not above that at the training length.</p>
 $sliding
 <h2>Where the gain comes from</h2>
@@ -213,7 +197,7 @@ def page(records: Sequence[Record], title: str, command: str, picture: bytes) ->
     return PAGE.substitute(
         title=html_text(title),
         subtitle=html_text(f"{counted} trained at {lengths} tokens · {tokens} tokens of the {records[0].split} split"),
-        warning=_warning(records),
+        warning="".join(f'<p class="warning">{html_text(message)}</p>' for message in warnings(records)),
         figure=_image(picture, "Perplexity against evaluation length, non-overlapping and sliding"),
         table=_perplexity_section("non-overlapping windows", whole),
         sliding=_perplexity_section(f"sliding window, stride {stride}", slid),

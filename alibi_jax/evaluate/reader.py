@@ -146,7 +146,10 @@ def read_records(folders: Sequence[str | Location]) -> list[Record]:
     places: dict[tuple, str] = {}
     for path in (locate(folder) / "sweep.jsonl" for folder in folders):
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: got no such file, expected the results of an evaluation. Run evaluate.")
+            raise FileNotFoundError(
+                f"{path}: got no such file, expected the results of an evaluation. Name a folder that evaluate wrote, such "
+                "as WORKDIR/evaluation/valid."
+            )
         lines = _lines(path)
         for place, record in lines:
             key = (record.run, record.split, *record.pair)

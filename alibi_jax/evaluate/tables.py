@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from alibi_jax.evaluate.records import Record, fields_of, non_overlapping, sliding
+from alibi_jax.evaluate.records import MANY_UNKNOWN, Record, fields_of, non_overlapping, sliding, unknown_rate
 from alibi_jax.evaluate.statistics import STATISTICS, Gain
-from alibi_jax.run.display import csv_cell, label, markdown_text, perplexity_number
+from alibi_jax.run.display import csv_cell, label, markdown_text, multiple, perplexity_number
 
 COLUMNS = (  # in an order that readers of older files know; other statistics follow
     *("run", "position", "train_length", "length", "stride", "status", "detail", "split", "num_tokens", "num_bytes"),
@@ -79,12 +79,27 @@ class Grid:
     def heading(self, length: int) -> str:
         """Returns the length, with its multiple of the training length where all runs share one."""
         units = set(self.train_lengths.values())
-        return f"{length:,}" + (f" ({length / units.pop():.3g}x)" if len(units) == 1 else "")
+        return f"{length:,}" + (f" ({multiple(length / units.pop())})" if len(units) == 1 else "")
 
     def text(self, run: str, length: int) -> str:
         """Returns the text of a cell."""
         record = self.cells.get((run, length))
         return perplexity_text(record) if record else DASH
+
+
+def warnings(records: Sequence[Record]) -> list[str]:
+    """Returns what makes the numbers of these records misleading: different texts, or many unknown words."""
+    messages = []
+    if len({(record.corpus_fingerprint, record.num_tokens) for record in records}) > 1:
+        messages.append("These runs were not scored on the same tokens: do not compare their numbers.")
+    unknown = {record.run: unknown_rate(record) for record in records if unknown_rate(record) > MANY_UNKNOWN}
+    if unknown:
+        rates = ", ".join(f"{label(run)} {rate:.1%}" for run, rate in unknown.items())
+        messages.append(
+            f"Many words scored are outside the vocabulary ({rates}): the model only has to predict that they are, which makes "
+            "every number look better."
+        )
+    return messages
 
 
 def summary_table(records: Sequence[Record]) -> str:

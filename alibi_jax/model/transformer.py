@@ -53,9 +53,11 @@ def implementation(name: str, position: PositionMethod, bias: Bias | None) -> st
 
 
 def check_ids(name: str, ids: Array, vocab_size: int) -> None:
-    """ValueError where ids are not integers, or are known now and outside the vocabulary."""
+    """ValueError where ids are no batch of integers, or are known now and outside the vocabulary."""
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"{name}: got {ids.dtype}, expected integers, the tokens' ids. Cast them.")
+    if ids.ndim != 2:
+        raise ValueError(f"{name}: got shape {list(ids.shape)}, expected [B, L]. Pass {name}[None] for one sequence.")
     values = concrete(ids)
     wrong = np.empty(0) if values is None else values[(values < 0) | (values >= vocab_size)]
     if wrong.size:

@@ -26,8 +26,8 @@ KEPT = {
     "inputs": "layers recomputed in the backward pass",
 }
 QUICK = (
-    "The memory time is that of this quick compilation, and too long: all of XLA's optimization (--full) keeps more in the "
-    "chip's own memory, and moved 123 GB instead of 187 where both were tried."
+    "The memory time comes from this quick compilation and is too long. With --full, XLA optimizes more and keeps more in the "
+    "chip's own memory: one program that was compiled both ways moved 123 GB in place of 187."
 )
 
 

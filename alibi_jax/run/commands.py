@@ -1,6 +1,7 @@
 """The commands, one class each: its fields are the options, calling it runs it and returns the text to print."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -13,7 +14,7 @@ from alibi_jax.errors import ConfigError, Failed, require
 from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.run import evaluate_run
-from alibi_jax.evaluate.tables import summary_table
+from alibi_jax.evaluate.tables import summary_table, warnings
 from alibi_jax.plan.run import plan_run
 from alibi_jax.run.connect import connect
 from alibi_jax.run.display import decoded
@@ -22,6 +23,8 @@ from alibi_jax.run.invocation import command_line, own_command, recorded_command
 from alibi_jax.run.supervise import supervise
 from alibi_jax.storage import locate
 from alibi_jax.train import train
+
+logger = logging.getLogger("alibi_jax")
 
 
 def _check_named(command: object, *options: str) -> None:
@@ -56,7 +59,7 @@ class Train:
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: str = "runs/train"  # folder of the run, for its config, checkpoints and metrics
     profile: str = ""  # steps to trace for TensorBoard's Profile page, such as 10-12; the first is 1
-    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # for several hosts, each of which runs this command
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # For several hosts, each of which runs this command.
 
     def __post_init__(self) -> None:
         _check_named(self, "workdir")
@@ -131,12 +134,12 @@ class Plan:
 class Evaluate:
     """Score held-out text at many input lengths, non-overlapping and sliding."""
 
-    workdir: tyro.conf.Positional[str]  # folder of a trained run
+    workdir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WORKDIR")]  # folder of a trained run
     evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
-    mesh: MeshConfig  # devices to evaluate on, whatever the model was trained on
+    mesh: MeshConfig  # Devices to evaluate on, whatever the model was trained on.
     out: str | None = None  # folder of the results; None: WORKDIR/evaluation/SPLIT
     label: str | None = None  # name of the run in tables and figures; None: its folder's name
-    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # for several hosts, each of which runs this command
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)  # For several hosts, each of which runs this command.
 
     def __post_init__(self) -> None:
         _check_named(self, "workdir", "out")
@@ -152,9 +155,10 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Write report.html, extrapolation.png and sweep.csv from folders of results."""
+    """Write report.html, extrapolation.png, table.md and sweep.csv from folders of results."""
 
-    folders: tyro.conf.Positional[tuple[str, ...]]  # folders of results that `evaluate` wrote
+    # folders of results that `evaluate` wrote
+    folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FOLDER ...")]
     out: str = "report"  # folder of the report
     title: str = "Length extrapolation"  # title of the page
 
@@ -165,5 +169,7 @@ class Report:
     def __call__(self) -> str:
         """Writes the report, and returns a table of perplexities and the path of its page."""
         records = read_records(self.folders)
+        for message in warnings(records):
+            logger.warning("%s", message)
         page = write_report(records, self.out, decoded(self.title), recorded_command())
         return f"{summary_table(records)}\n\n{page}"

@@ -84,6 +84,11 @@ def number(value: float, digits: int, comma: str = ",", sign: str = "") -> str:
     return f"{value:{sign}.3g}"
 
 
+def multiple(ratio: float) -> str:
+    """A length over another, such as "8x" or "1,024x"."""
+    return f"{ratio:,.0f}x" if ratio >= 1000 else f"{ratio:.3g}x"
+
+
 def exponential(value: float) -> float:
     """e^value; inf where that is more than a float64 holds."""
     try:

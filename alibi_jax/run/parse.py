@@ -58,8 +58,8 @@ def parse(arguments: list[str]) -> Command | Callable[[], str]:
     name, *rest = arguments
     if name == "--version":
         return version_text
-    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
-    do = f"Did you mean {near!r}? See --help."
+    near = difflib.get_close_matches(name, (*COMMANDS, "--help", "--version"), n=1)
+    do = f"Did you mean {near[0]!r}?" if near else "See --help."
     require(name in COMMANDS, "command", shown(name), f"one of {', '.join(COMMANDS)}", do)
     if name == "report":
         return tyro.cli(Report, args=rest, prog=command_line("report"))

@@ -55,7 +55,7 @@ def _documents(data: DataConfig, split: Split) -> Iterator[Document]:
     if len(names) < HELD_OUT_EVERY:
         raise DataError(
             f"data.source: got 'stdlib' with {len(names)} source files in {root}, expected hundreds. "
-            "This Python ships without its sources; use --data.source files --data.train_path PATH."
+            "This Python ships without its sources; use --data.source files --data.train-path PATH."
         )
     splits = split_names(names)
     for name in names:

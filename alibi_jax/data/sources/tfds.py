@@ -97,7 +97,7 @@ def _check_feature(data: DataConfig, builder: Any) -> None:
     if data.tfds_text not in features:
         raise DataError(
             f"data.tfds_text: got {data.tfds_text!r}, expected one of {', '.join(features)}. "
-            "Pass --data.tfds_text NAME."
+            "Pass --data.tfds-text NAME."
         )
 
 
