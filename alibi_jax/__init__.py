@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from alibi_jax.attention import attend
-    from alibi_jax.config import Config, load_config
+    from alibi_jax.config import Config, ModelConfig, load_config
     from alibi_jax.evaluate.nats import token_nats
     from alibi_jax.evaluate.run import evaluate_run
     from alibi_jax.evaluate.sweep import sweep
@@ -24,6 +24,7 @@ __all__ = [
     "BucketBias",
     "Config",
     "LinearBias",
+    "ModelConfig",
     "TransformerLM",
     "alibi_slopes",
     "attend",
@@ -38,6 +39,7 @@ _MODULES = {  # public name -> its module; `train` is below
     "BucketBias": "alibi_jax.positions",
     "Config": "alibi_jax.config",
     "LinearBias": "alibi_jax.positions",
+    "ModelConfig": "alibi_jax.config",
     "TransformerLM": "alibi_jax.model",
     "alibi_slopes": "alibi_jax.positions",
     "attend": "alibi_jax.attention",

@@ -130,6 +130,12 @@ def token_shards() -> tuple[int, int]:
 
 
 def _spec(dimensions: tuple[str, ...]) -> PartitionSpec:
+    unknown = [dimension for dimension in dimensions if dimension not in RULES]
+    if unknown:
+        raise ValueError(
+            f"sharding: got a dimension {unknown[0]!r}, expected one of {', '.join(RULES)}. Correct it where the dimensions of "
+            "the array are named, or give it a row in RULES."
+        )
     return PartitionSpec(*(RULES[dimension] for dimension in dimensions))
 
 

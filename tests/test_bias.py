@@ -164,3 +164,19 @@ def test_a_bias_of_several_arrays_has_the_same_output_and_gradients_wherever_its
     assert_close(out, expected_out, "attention")
     assert all(np.abs(array).max() > 1e-3 for array in jax.tree.leaves(expected))
     jax.tree.map(lambda x, y: assert_close(x, y, "attention gradient"), gradients, expected)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class UnboundedBias(LinearBias):
+    """A bias of which nothing is known but its values."""
+
+    decay = Bias.decay
+    largest = Bias.largest
+
+
+def test_a_bias_with_values_alone_is_served_and_skips_nothing():
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 1100, 2, 8)) for i in range(3))
+    slopes = jnp.array([0.5, 0.01])
+    outputs = [attend(q, k, v, bias=UnboundedBias(slopes), implementation=name) for name in ("reference", "blockwise")]
+    assert_close(outputs[1], outputs[0], "attention")

@@ -360,17 +360,17 @@ def test_a_run_goes_on_with_its_own_text_and_a_new_one_takes_the_edited(call, re
     train = "train", recipe, "--workdir", run, "--train.steps", "1"
     assert call(*train)[0] == 0
     text.write_text(text.read_text().replace("north", "NORTH"))
-    status, said = call(*train)
-    assert status == 0 and "which the run was begun with; its text was edited or touched since" in said
-    status, said = call("prepare", recipe)
+    status, output = call(*train)
+    assert status == 0 and "which the run was begun with; its text was edited or touched since" in output
+    status, output = call("prepare", recipe)
     assert (
         status == 0
-        and "is of another text" in said
-        and (run / "corpus.txt").read_text()[:12] not in said.split(";")[-1]
+        and "is of another text" in output
+        and (run / "corpus.txt").read_text()[:12] not in output.split(";")[-1]
     )
     text.unlink()
-    status, said = call("evaluate", run, "--lengths", "16", "--strides", "L", "--far-stride", "L")
-    assert status == 0 and "could not be compared with its text: data.train_path: got" in said
+    status, output = call("evaluate", run, "--lengths", "16", "--strides", "L", "--far-stride", "L")
+    assert status == 0 and "could not be compared with its text: data.train_path: got" in output
 
 
 def test_an_altered_corpus_is_neither_scored_nor_trained_on(call, recipe, tmp_path):
@@ -385,20 +385,20 @@ def test_an_altered_corpus_is_neither_scored_nor_trained_on(call, recipe, tmp_pa
         ("train", recipe, "--workdir", run, "--train.steps", "1"),
         ("prepare", recipe, "--verify"),
     ):
-        status, said = call(*command)
-        assert status == Refused.status and "valid.bin: got other content in bytes 0 to 4,194,304" in said
+        status, output = call(*command)
+        assert status == Refused.status and "valid.bin: got other content in bytes 0 to 4,194,304" in output
     assert call("prepare", recipe, "--force")[0] == 0
-    status, said = call("prepare", recipe, "--verify")
+    status, output = call("prepare", recipe, "--verify")
     assert (
         status == 0
-        and "whole: " in said
+        and "whole: " in output
         and call("evaluate", run, "--lengths", "16", "--strides", "L", "--far-stride", "L")[0] == 0
     )
 
 
 def test_force_and_verify_together_are_refused(call, recipe, untouched):
-    status, said = call("prepare", recipe, "--force", "--verify")
-    assert status == Refused.status and "expected one of them" in said
+    status, output = call("prepare", recipe, "--force", "--verify")
+    assert status == Refused.status and "expected one of them" in output
 
 
 def test_unknown_words_are_counted_and_warned_of(call, recipe, tmp_path, tiny_data):
@@ -414,10 +414,14 @@ def test_unknown_words_are_counted_and_warned_of(call, recipe, tmp_path, tiny_da
         "1",
     )
     assert call("train", recipe, "--workdir", tmp_path / "run", *options)[0] == 0
-    status, said = call("evaluate", tmp_path / "run", "--lengths", "32", "--strides", "8", "--out", tmp_path / "slid")
-    assert status == 0 and "32 (2x)" in said, said  # sliding windows alone are results, too
-    status, said = call("evaluate", tmp_path / "run", "--lengths", "16", "--strides", "L", "--far-stride", "L")
-    assert status == 0 and "evaluate: 42.1% of the words are outside the vocabulary" in said
+    status, output = call("evaluate", tmp_path / "run", "--lengths", "32", "--strides", "8", "--out", tmp_path / "slid")
+    assert status == 0 and "32 (2x)" in output and "Next: " in output, output  # sliding windows alone are results, too
+    status, output = call(
+        "evaluate", tmp_path / "run", "--lengths", "100000", "--strides", "L", "--out", tmp_path / "long"
+    )
+    assert status == 0 and "refused" in output and "Next: " not in output, output  # nothing to report
+    status, output = call("evaluate", tmp_path / "run", "--lengths", "16", "--strides", "L", "--far-stride", "L")
+    assert status == 0 and "evaluate: 42.1% of the words are outside the vocabulary" in output
     (record,) = map(json.loads, (tmp_path / "run/evaluation/valid/sweep.jsonl").read_text().splitlines())
     assert record["num_bytes"] == len(" north <unk> café \n south pole here".encode()) * 8 + 2
     assert (record["num_tokens"], record["unknown_words"]) == (57, 24)

@@ -180,7 +180,7 @@ def test_constraint_acts_under_a_mesh_and_refuses_what_it_does_not_know():
     mesh = mesh_of((2, 2, 2, 1))
     with jax.set_mesh(mesh):
         assert constrained(x).sharding.spec == P(("data", "fsdp"), None, "tensor")
-        with pytest.raises(KeyError):
+        with pytest.raises(ValueError, match="got a dimension 'hands', expected one of .*heads"):
             shard(x, "batch", "length", "hands", "head_width")
     assert len(shard(x, "batch", "length", "heads", "head_width").devices()) == 1
 

@@ -51,8 +51,9 @@ class Bias:
         return None
 
     def largest(self) -> Float32[Array, " H"]:
-        """Returns b such that no bias is above b and none at distance 0 below -b; infinite where nothing is known."""
-        raise NotImplementedError
+        """Returns b such that no bias is above b and none at distance 0 below -b; infinite where nothing is known, as here."""
+        heads = next(array.shape[names.index("heads")] for names, array in self.arrays() if "heads" in names)
+        return jnp.full(heads, jnp.inf, jnp.float32)
 
 
 def _geometric(num_heads: int, bias_max: float) -> list[float]:

@@ -150,7 +150,10 @@ class Evaluate:
         folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label, self.mesh)
         if not is_first():  # the first host alone writes the results and prints them
             return ""
-        return f"{summary_table(read_records([folder]))}\n\n{folder}. Next: {command_line('report', str(folder))}"
+        records = read_records([folder])
+        scored = any(record.status == "ok" for record in records)
+        following = f" Next: {command_line('report', str(folder))}" if scored else ""
+        return f"{summary_table(records)}\n\n{folder}.{following}"
 
 
 @dataclasses.dataclass(frozen=True)
