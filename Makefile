@@ -12,12 +12,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests install libtpu, which complains where there is no accelerator.
 ifeq ($(wildcard /dev/accel* /dev/vfio/* /dev/nvidia* /dev/dxg /dev/kfd),)
 export JAX_PLATFORMS ?= cpu
+# The quickstart's five models train one to a core (Linux): on two cores that is faster than all cores for one after the other.
+MODELS_AT_ONCE := $(shell [ "$$(uname)" = Linux ] && nproc | awk '{ print $$1 < 5 ? $$1 : 5 }')
 endif
 
 .PHONY: quickstart environments test test-ids test-peers test-slow test-versions test-newest test-oldest lint bench bench-attention clean
 
 quickstart: .venv/.ready  ## train five small models short, test them long, write runs/quickstart/report.html
-	$(RUN) -m experiments.extrapolation --config configs/quickstart.py --out runs/quickstart
+	$(RUN) -m experiments.extrapolation --config configs/quickstart.py --out runs/quickstart --jobs $(or $(MODELS_AT_ONCE),1)
 
 environments: .venv/.peers $(NEWEST_READY:dev=packages)  ## what CI installs, side by side with --jobs 2
 
