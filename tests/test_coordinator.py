@@ -136,7 +136,7 @@ def test_a_coordinator_that_does_not_answer_is_named_in_time():
 
 def test_a_host_that_a_save_waited_for_is_named(tmp_path):
     """JAX's message, as it is in a failed barrier of Orbax."""
-    said = (
+    output = (
         "DEADLINE_EXCEEDED: Barrier timed out. Id: 50.save::0. This usually happens because a task triggered the barrier too "
         "early or too slowly.\n# of tasks that reached the barrier: 1/3.\nThe first task at the barrier: 0. Some timed out "
         "task names:\n1\n2\n [type.googleapis.com/tensorflow.CoordinationServiceError='']"
@@ -145,6 +145,6 @@ def test_a_host_that_a_save_waited_for_is_named(tmp_path):
         pytest.raises(HostsError, match="waited in vain for host 1, 2 to reach the same save"),
         _Explained("write", tmp_path),
     ):
-        raise RuntimeError(said)
+        raise RuntimeError(output)
     with pytest.raises(CheckpointError, match="No space left"), _Explained("write", tmp_path):
         raise RuntimeError("No space left on device")

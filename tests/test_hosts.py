@@ -31,20 +31,20 @@ from test_kill import lines
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as observed:
+        observed.bind(("127.0.0.1", 0))
+        return observed.getsockname()[1]
 
 
 class Host:
     """One process of `main.py`, with so many devices; what it says is in a file."""
 
-    def __init__(self, arguments: list[str], devices: int, said: Path) -> None:
+    def __init__(self, arguments: list[str], devices: int, output: Path) -> None:
         flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(said.parent / "compiled")}
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(output.parent / "compiled")}
         cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        self.said = said
-        with said.open("ab") as file:
+        self.said = output
+        with output.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, MAIN, *arguments],
                 stdout=file,
@@ -115,8 +115,10 @@ def test_two_hosts_train_are_killed_and_one_goes_on(hosts, tiny_data, tmp_path):
     assert 4 <= reached < 16
     train(config, tmp_path / "whole")
     assert_close_states(saved_state(config, tmp_path / "run"), saved_state(config, tmp_path / "whole"))
-    found = lines(tmp_path / "run")
-    assert [line["step"] for line in found if "loss" in line] == list(range(1, 17)), "logged once by all hosts together"
+    observed = lines(tmp_path / "run")
+    assert [line["step"] for line in observed if "loss" in line] == list(range(1, 17)), (
+        "logged once by all hosts together"
+    )
     assert "trained" not in second.text() and "attention" not in second.text(), "said by the first host alone"
 
 
@@ -127,9 +129,9 @@ def test_a_signal_to_one_host_stops_all_at_the_same_step(hosts, tiny_data, tmp_p
     wait_for(lambda: len(lines(tmp_path / "run")) > 3 or first.process.poll() is not None)
     second.process.send_signal(signal.SIGTERM)
     assert (first.status(), second.status()) == (Interrupted.status, Interrupted.status), first.text() + second.text()
-    said = [re.search(r"(\S.*): step (\d+) of 1000000 is saved", host.text()) for host in (first, second)]
-    assert said[0][1] == "a signal to another host" and said[1][1] == "SIGTERM"
-    assert int(said[0][2]) == int(said[1][2]) == latest(tmp_path / "run")
+    output = [re.search(r"(\S.*): step (\d+) of 1000000 is saved", host.text()) for host in (first, second)]
+    assert output[0][1] == "a signal to another host" and output[1][1] == "SIGTERM"
+    assert int(output[0][2]) == int(output[1][2]) == latest(tmp_path / "run")
 
 
 @pytest.mark.versions
@@ -182,8 +184,8 @@ def test_two_supervised_hosts_killed_at_random_lose_nothing(hosts, tiny_data, tm
     whole = pair(hosts, config, tmp_path / "whole", 1)
     assert [host.status() for host in whole] == [0, 0]
     assert_identical(saved_state(config, workdir), saved_state(config, tmp_path / "whole"))
-    found = [line for line in lines(workdir) if "loss" in line]
-    assert [line["step"] for line in found] == list(range(1, config.train.steps + 1))
+    observed = [line for line in lines(workdir) if "loss" in line]
+    assert [line["step"] for line in observed] == list(range(1, config.train.steps + 1))
     starts = [int(step) for step in re.findall(r"last checkpoint: step (\d+)", supervised[0].text())]
     assert starts == sorted(starts)
 

@@ -50,13 +50,13 @@ def for_type_checkers(node: ast.AST) -> bool:
 
 def imports(node: ast.AST, stop: type | tuple = ()) -> list[ast.Import | ast.ImportFrom]:
     """The imports within a node that run, without those inside nodes of the types `stop`."""
-    found = []
+    actual = []
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
-            found.append(child)
+            actual.append(child)
         elif not isinstance(child, stop) and not for_type_checkers(child):
-            found += imports(child, stop)
-    return found
+            actual += imports(child, stop)
+    return actual
 
 
 def module_names(node: ast.Import | ast.ImportFrom) -> list[str]:

@@ -114,12 +114,12 @@ def endless(tiny_data, tmp_path) -> list[str]:
 
 def stopped_at(errors: str, name: str, workdir: Path) -> int:
     """The step a message names, once the whole message is as it should be."""
-    said = re.search(
+    output = re.search(
         rf"{name}: step (\d+) of 1000000 is saved in (.*)\. Run the same command to go on from it\.", errors
     )
-    assert said, errors
-    assert said[2] == str(workdir) and "Traceback" not in errors
-    return int(said[1])
+    assert output, errors
+    assert output[2] == str(workdir) and "Traceback" not in errors
+    return int(output[1])
 
 
 def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(endless, tmp_path):

@@ -123,9 +123,9 @@ def another(value):
 def settings(path: str) -> tuple[str, str, object, object, list]:
     """(section, field, a value that is not its default, a value of the other field that does not go with it, those that do)."""
     name, field = path.split(".")
-    kind, made = type(MAKE[name]()), MAKE[name]()
+    kind, built = type(MAKE[name]()), MAKE[name]()
     belongs, choices = BELONGS[path], typing.get_args(typing.get_type_hints(kind)[field])
-    default, other = getattr(made, field), getattr(made, belongs.other)
+    default, other = getattr(built, field), getattr(built, belongs.other)
     value = next((choice for choice in choices if isinstance(choice, str) and choice != default), None) or another(
         default
     )

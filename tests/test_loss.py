@@ -13,7 +13,7 @@ EDGES = (0, 11, 20, 37)  # of three clusters
 WIDTHS = (8, 4, 2)
 
 
-def made(dtype=np.float32, clusters=3, scale=1.0):
+def built(dtype=np.float32, clusters=3, scale=1.0):
     """features [2, 13, w] of each cluster, weights, targets over the whole vocabulary."""
     rng = np.random.default_rng(0)
     features = [rng.normal(size=(2, 13, width)).astype(dtype) * scale for width in WIDTHS[:clusters]]
@@ -45,7 +45,7 @@ def expected_nats(features, weights, targets):
 @pytest.mark.parametrize("clusters", [1, 2, 3])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_nats_and_log_probabilities_equal_the_definition_in_float64(clusters, scale):
-    features, weights, targets = made(clusters=clusters, scale=scale)
+    features, weights, targets = built(clusters=clusters, scale=scale)
     nats, everything = expected_nats(features, weights, targets)
     got = target_nats(features, jnp.asarray(targets), weights, logits_mib=1)
     np.testing.assert_allclose(got, nats, rtol=2e-6, atol=2e-6 * scale)
@@ -58,7 +58,7 @@ def test_nats_and_log_probabilities_equal_the_definition_in_float64(clusters, sc
 @pytest.mark.parametrize("tokens", [1, 4, 5, 13, 100])
 def test_a_chunk_at_a_time_is_the_whole_forward_and_backward(tokens):
     """Also where some chunks hold no token of a cluster, and the others hold nothing else."""
-    features, weights, targets = made()
+    features, weights, targets = built()
 
     def total(features, weights, tokens):
         with pytest.MonkeyPatch.context() as patch:
@@ -74,7 +74,7 @@ def test_a_chunk_at_a_time_is_the_whole_forward_and_backward(tokens):
 
 
 def test_bfloat16_features_are_scored_in_float32():
-    features, weights, targets = made(jnp.bfloat16)
+    features, weights, targets = built(jnp.bfloat16)
     nats = target_nats(features, jnp.asarray(targets), weights, logits_mib=1)
     assert nats.dtype == jnp.float32
     np.testing.assert_allclose(nats, expected_nats(features, weights, targets)[0], rtol=2e-5)
@@ -93,7 +93,7 @@ def test_the_gradients_of_many_chunks_are_summed_in_float32():
 
 @pytest.mark.parametrize("clusters", [1, 3])
 def test_a_target_outside_the_vocabulary_has_no_loss(clusters):
-    features, weights, targets = made(clusters=clusters)
+    features, weights, targets = built(clusters=clusters)
     targets[0, :2] = -1, EDGES[clusters]
     nats = target_nats(features, jnp.asarray(targets), weights, logits_mib=1)
     assert np.isnan(nats[0, :2]).all() and np.isfinite(nats[1]).all()
@@ -117,7 +117,7 @@ def test_only_the_logits_of_a_chunk_are_ever_held():
 
 def test_chunks_without_a_token_of_the_cluster_are_not_computed():
     """NaN in the vectors of the last cluster: it shows where its logits are computed, and nowhere else."""
-    features, weights, targets = made()
+    features, weights, targets = built()
     weights.tables[2] = jnp.full_like(weights.tables[2], jnp.nan)
     features = [jnp.tile(x, (1, 100, 1)) for x in features]
     targets = jnp.zeros((2, 1300), int).at[1, -1].set(30)

@@ -99,7 +99,7 @@ def bias_gradient(case: Case, d_scores, distances):
     return np.stack([d_scores[:, buckets == row].sum(-1) for row in range(len(case.table))])
 
 
-def found(case: Case, implementation: str, q, k, v, d_out):
+def observed(case: Case, implementation: str, q, k, v, d_out):
     """The same five of attend, the last only where the implementation knows it; q_offset is traced, as it may be negative."""
     learned = case.bias is not None and implementation not in KERNELS
 
@@ -133,7 +133,7 @@ def assert_exact(case, actual, expected):
 def test_outputs_and_gradients_are_finite_and_those_of_float64(case, implementation):
     case = CASES[case]
     arrays = inputs(case)
-    assert_exact(case, found(case, implementation, *arrays), exact(case, *arrays))
+    assert_exact(case, observed(case, implementation, *arrays), exact(case, *arrays))
 
 
 def test_a_ring_whose_parts_are_padded():
@@ -157,8 +157,8 @@ def test_gradients_of_a_bias_in_float32_are_the_same_where_float64_is_enabled(na
     bias = LinearBias(jnp.float32([0.5])) if name == "linear" else BucketBias(jnp.zeros((8, 1)), 16)
 
     def gradient():
-        made = jax.grad(lambda bias: jnp.square(attend(q, q, q, bias=bias, implementation="blockwise")).sum())(bias)
-        return jax.tree.leaves(made)[0]
+        built = jax.grad(lambda bias: jnp.square(attend(q, q, q, bias=bias, implementation="blockwise")).sum())(bias)
+        return jax.tree.leaves(built)[0]
 
     expected = gradient()
     with jax.enable_x64(True):

@@ -17,9 +17,9 @@ def make(folder, *names):
 
 
 def names(path):
-    found = text_files(str(path))
-    assert all(file.is_file() for _, file in found)
-    return [name for name, _ in found]
+    actual = text_files(str(path))
+    assert all(file.is_file() for _, file in actual)
+    return [name for name, _ in actual]
 
 
 def test_links_are_followed_by_folder_and_glob_alike(tmp_path):

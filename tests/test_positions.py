@@ -116,8 +116,8 @@ def test_a_method_makes_exactly_the_parameters_that_it_lists(changes):
     config = ModelConfig(num_layers=1, width=16, num_heads=2, mlp_width=8, vocab_size=9, **changes)
     listed = POSITIONS[config.position].from_config(config).parameters()
     shapes = jax.eval_shape(TransformerLM(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    made = {name: (array.shape, array.dtype) for name, array in shapes.get("position", {}).items()}
-    assert made == {name: (parameter.shape, jnp.float32) for name, parameter in listed.items()}
+    built = {name: (array.shape, array.dtype) for name, array in shapes.get("position", {}).items()}
+    assert built == {name: (parameter.shape, jnp.float32) for name, parameter in listed.items()}
     assert all(len(parameter.dimensions) == len(parameter.shape) for parameter in listed.values())
     assert {name for parameter in listed.values() for name in parameter.dimensions} <= set(RULES)
     assert parameter_count(config) == sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -56,10 +56,10 @@ def on_mesh(sizes, implementation, rate, *inputs):
         return jax.jit(functools.partial(forward_and_backward, implementation, rate))(*inputs)
 
 
-def assert_same(found, expected):
-    assert_close(found[0], expected[0], "attention")
-    found, found_bias, expected, expected_bias = *(found[1][:3], found[1][3:]), *(expected[1][:3], expected[1][3:])
-    for gradient, other in zip(found, expected, strict=True):
+def assert_same(actual, expected):
+    assert_close(actual[0], expected[0], "attention")
+    actual, found_bias, expected, expected_bias = *(actual[1][:3], actual[1][3:]), *(expected[1][:3], expected[1][3:])
+    for gradient, other in zip(actual, expected, strict=True):
         assert_close(gradient, other, "attention gradient")
     for gradient, other in zip(jax.tree.leaves(found_bias), jax.tree.leaves(expected_bias), strict=bool(found_bias)):
         size = np.abs(other).max()  # of slopes: a sum over all distances
@@ -115,11 +115,11 @@ def test_kernels_know_what_was_seen_elsewhere(kernel, known_mass):
         fraction = jnp.exp(logsumexp - known_mass).swapaxes(1, 2)[..., None]
         return out * fraction, *implementation.backward(options, inputs, residuals, False)[:3]
 
-    found = jax.jit(functools.partial(both, kernel, Options(True, 0.0, 2.0**-25, True)))()
+    actual = jax.jit(functools.partial(both, kernel, Options(True, 0.0, 2.0**-25, True)))()
     expected = jax.jit(functools.partial(both, blockwise.IMPLEMENTATION, Options(True, 0.0, None)))()
-    for x, y in zip(found, expected, strict=True):
+    for x, y in zip(actual, expected, strict=True):
         assert_close(x, y, "attention")
-    assert all(bool(jnp.any(x)) == (known_mass == 0.0) for x in found)
+    assert all(bool(jnp.any(x)) == (known_mass == 0.0) for x in actual)
 
 
 def test_large_scores_and_a_far_key_that_outweighs_the_near():
@@ -127,8 +127,8 @@ def test_large_scores_and_a_far_key_that_outweighs_the_near():
     k = k.at[:, 3].multiply(300.0)
     inputs = q, k, v, biases("alibi"), d_out
     whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)
-    found = on_mesh((1, 1, 1, 4), "blockwise", 0.0, *inputs)
-    assert_close(found[0], whole[0], "attention")
+    actual = on_mesh((1, 1, 1, 4), "blockwise", 0.0, *inputs)
+    assert_close(actual[0], whole[0], "attention")
 
 
 def test_heads_look_back_no_farther_than_their_reach():
@@ -152,9 +152,9 @@ def test_a_key_that_is_not_a_number_is_seen_by_all_that_see_it():
     q, k, v, d_out = arrays()
     inputs = q, k.at[0, 5, 0].set(jnp.nan), v, biases("steep"), d_out
     whole = jax.jit(functools.partial(forward_and_backward, "blockwise", 0.0))(*inputs)[0]
-    found = on_mesh(MESHES["four"], "blockwise", 0.0, *inputs)[0]
+    actual = on_mesh(MESHES["four"], "blockwise", 0.0, *inputs)[0]
     assert np.isnan(whole).any()
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(whole))
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(whole))
 
 
 def test_blocks_within_a_shard_are_skipped_too(monkeypatch):

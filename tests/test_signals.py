@@ -71,9 +71,9 @@ def test_ends_at_any_moment_of_a_command(tries=60):
         with begun(MAIN) as process:
             time.sleep(random.uniform(0.2, 3))
             process.send_signal(signal.SIGINT)
-            said, errors = process.communicate(timeout=LIMIT)
+            output, errors = process.communicate(timeout=LIMIT)
         ended.append(process.returncode)
-        assert "Traceback" not in errors and "ignored" not in errors and said == "", errors
+        assert "Traceback" not in errors and "ignored" not in errors and output == "", errors
     print({status: ended.count(status) for status in set(ended)})
     assert set(ended) <= {KILLED, Refused.status}  # refused: before the signal came
 

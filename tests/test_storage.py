@@ -181,8 +181,8 @@ def keeps_generations(handler: type) -> type:
         def generation(self) -> str:
             address = urllib.parse.urlsplit(self.path)
             name = urllib.parse.parse_qs(address.query).get("name", [address.path.rpartition("/o/")[2]])[0]
-            found = self.storage.objects.get("bucket", {}).get(urllib.parse.unquote(name))
-            return found["generation"] if found else "0"
+            actual = self.storage.objects.get("bucket", {}).get(urllib.parse.unquote(name))
+            return actual["generation"] if actual else "0"
 
         def do_POST(self) -> None:  # noqa: N802
             query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)

@@ -106,14 +106,14 @@ PLANS = {  # what the runs do, patience -> status, number of runs, the last line
 
 @pytest.mark.parametrize("case", PLANS)
 def test_is_started_again_where_that_helps(tmp_path, capfd, pauses, case):
-    plan, patience, expected, runs, said = PLANS[case]
+    plan, patience, expected, runs, output = PLANS[case]
     if case == "no patience":
         (tmp_path / "checkpoints/1").mkdir(parents=True)
     assert supervise.supervise(stand_in(STAND_IN, tmp_path, *plan), tmp_path, patience, 10**6) == expected
     lines = capfd.readouterr().err.splitlines()
     assert len((tmp_path / "runs").read_text()) == len(lines) == runs == len(pauses) + 1
     assert all(re.match(r"supervise: 20\d\d-\d\d-\d\dT\S+ the run ended with (SIG|status)", line) for line in lines)
-    assert said in lines[-1], lines
+    assert output in lines[-1], lines
 
 
 def test_last_step_ends_it_once_its_checkpoint_is_whole(tmp_path, capfd, pauses):

@@ -105,15 +105,15 @@ def test_text_in_wikitext_layout_comes_back_exactly_and_counts_its_bytes(lines):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_saved_and_loaded_it_is_the_same(name, tmp_path):
-    made = make(name)
-    made.save(tmp_path)
+    built = make(name)
+    built.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
-    assert (loaded.name, loaded.vocab_size, loaded.first_input) == (name, made.vocab_size, made.first_input)
-    np.testing.assert_array_equal(loaded.token_bytes, made.token_bytes)
+    assert (loaded.name, loaded.vocab_size, loaded.first_input) == (name, built.vocab_size, built.first_input)
+    np.testing.assert_array_equal(loaded.token_bytes, built.token_bytes)
     assert loaded.token_bytes.shape == (loaded.vocab_size,) and loaded.token_bytes.dtype == np.int32
     for text in TEXTS:
-        assert made.encode(text).dtype == np.int32
-        np.testing.assert_array_equal(loaded.encode(text), made.encode(text))
+        assert built.encode(text).dtype == np.int32
+        np.testing.assert_array_equal(loaded.encode(text), built.encode(text))
 
 
 @pytest.mark.parametrize(

@@ -87,11 +87,11 @@ def test_parameters_and_moments_lie_where_the_table_says(scan_layers):
     with jax.set_mesh(mesh):
         state = programs(config, mesh).make_state()
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.sharding for path, leaf in leaves}
+    actual = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.sharding for path, leaf in leaves}
     for name, spec in PLACED.items():
         stacked = scan_layers and not name.startswith(("embedding", "position"))
         expected = jax.NamedSharding(mesh, P(None, *spec) if stacked else spec)
-        placed = {path: sharding for path, sharding in found.items() if path.endswith("/" + name)}
+        placed = {path: sharding for path, sharding in actual.items() if path.endswith("/" + name)}
         assert (
             len(placed) == 3 and sum("/mu/" in path for path in placed) == sum("/nu/" in path for path in placed) == 1
         )
@@ -117,8 +117,8 @@ def loss_and_gradients(position: str, sizes):
     params, mesh = initial(position), mesh_of(sizes)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, tree_shardings(model.config, params, mesh))
-        found = jax.jit(jax.value_and_grad(loss))(placed, place_rows(rows(0)), place_rows(rows(1)))
-    return jax.tree.map(np.asarray, found)
+        actual = jax.jit(jax.value_and_grad(loss))(placed, place_rows(rows(0)), place_rows(rows(1)))
+    return jax.tree.map(np.asarray, actual)
 
 
 @functools.cache
@@ -133,9 +133,9 @@ loss_and_gradients_alone = functools.cache(functools.partial(loss_and_gradients,
 @pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("position", POSITIONS)
 def test_every_position_method_has_the_same_loss_and_gradients_on_every_mesh(position, sizes):
-    found, alone = loss_and_gradients(position, sizes), loss_and_gradients_alone(position)
-    assert_close(found[0], alone[0], "loss")
-    jax.tree.map(functools.partial(assert_close, what="attention gradient"), found[1], alone[1])
+    actual, alone = loss_and_gradients(position, sizes), loss_and_gradients_alone(position)
+    assert_close(actual[0], alone[0], "loss")
+    jax.tree.map(functools.partial(assert_close, what="attention gradient"), actual[1], alone[1])
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 2, 2), (1, 8, 1, 1), (1, 1, 1, 8), (1, 1, 4, 2)])
@@ -260,13 +260,13 @@ def test_run_stops_when_asked_and_a_whole_run_is_left_alone(tiny_data, tmp_path,
         train(replace(config, "optimizer", beta1=0.5), tmp_path / "run")
 
     train(replace(replace(config, "mesh", fsdp=2), "evaluate", max_tokens=100), tmp_path / "run")
-    found = lines(tmp_path / "run")
-    assert [line["step"] for line in found] == [1, 2, 2, 3, 4, 4]
+    actual = lines(tmp_path / "run")
+    assert [line["step"] for line in actual] == [1, 2, 2, 3, 4, 4]
     measured = {"step", "loss", "bits_per_byte", "grad_norm", "parameter_norm", "learning_rate", "tokens_per_second"}
-    assert set(found[0]) == measured | {"flops_per_second"}
-    assert set(found[2]) == {"step", "valid_loss_16", "valid_bits_per_byte_16"}
-    assert all(line.get("tokens_per_second", 1) > 0 for line in found), "a speed of 0 was logged"
-    assert found[0]["bits_per_byte"] == pytest.approx(found[0]["loss"] / np.log(2))
+    assert set(actual[0]) == measured | {"flops_per_second"}
+    assert set(actual[2]) == {"step", "valid_loss_16", "valid_bits_per_byte_16"}
+    assert all(line.get("tokens_per_second", 1) > 0 for line in actual), "a speed of 0 was logged"
+    assert actual[0]["bits_per_byte"] == pytest.approx(actual[0]["loss"] / np.log(2))
 
     before = (tmp_path / "run/metrics.jsonl").stat().st_mtime_ns
     train(config, tmp_path / "run")
@@ -380,12 +380,12 @@ def test_signals_are_given_back():
 
 def events(path) -> list[Event]:
     """A TensorBoard file: records of length, checksum, event, checksum."""
-    content, found = path.read_bytes(), []
+    content, actual = path.read_bytes(), []
     while content:
         (length,) = struct.unpack("<Q", content[:8])
-        found.append(Event.FromString(content[12 : 12 + length]))
+        actual.append(Event.FromString(content[12 : 12 + length]))
         content = content[16 + length :]
-    return found
+    return actual
 
 
 def test_log_drops_what_came_after_the_checkpoint(tmp_path):
