@@ -58,10 +58,11 @@ def on_mesh(sizes, implementation, rate, *inputs):
 
 def assert_same(actual, expected):
     assert_close(actual[0], expected[0], "attention")
-    actual, found_bias, expected, expected_bias = *(actual[1][:3], actual[1][3:]), *(expected[1][:3], expected[1][3:])
+    actual, actual_bias = actual[1][:3], actual[1][3:]
+    expected, expected_bias = expected[1][:3], expected[1][3:]
     for gradient, other in zip(actual, expected, strict=True):
         assert_close(gradient, other, "attention gradient")
-    for gradient, other in zip(jax.tree.leaves(found_bias), jax.tree.leaves(expected_bias), strict=bool(found_bias)):
+    for gradient, other in zip(jax.tree.leaves(actual_bias), jax.tree.leaves(expected_bias), strict=bool(actual_bias)):
         size = np.abs(other).max()  # of slopes: a sum over all distances
         assert_close(gradient / size, other / size, "attention gradient")
 
