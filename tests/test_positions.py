@@ -11,7 +11,7 @@ from flax import linen as nn
 from alibi_jax.config import ModelConfig, PositionName
 from alibi_jax.config.sizes import parameter_count
 from alibi_jax.errors import LengthError
-from alibi_jax.model import TransformerLM
+from alibi_jax.model import TransformerLM, placement
 from alibi_jax.optimizer import decayed
 from alibi_jax.positions.alibi import Alibi
 from alibi_jax.positions.learned import Learned
@@ -132,3 +132,11 @@ def test_nothing_of_a_method_is_decayed(changes):
 
 def test_labels_are_all_different():
     assert len({method.label for method in POSITIONS.values()}) == len(POSITIONS)
+
+
+def test_a_parameter_whose_name_ends_in_a_number_is_placed():
+    path = tuple(map(jax.tree_util.DictKey, ("position", "rate_1")))
+    rows = {"position/rate_1": ("heads",), "embedding/table": ("vocab", "width")}
+    assert placement._row(path, rows) == ("heads",)
+    path = tuple(map(jax.tree_util.DictKey, ("embedding", "table_1")))
+    assert placement._row(path, rows) == ("vocab", "width")

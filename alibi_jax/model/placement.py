@@ -45,8 +45,8 @@ def dimensions_of(model: ModelConfig) -> dict[str, tuple[str, ...]]:
 def _row(path: tuple, rows: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     """Returns the names of the dimensions of the parameter, or moment, at a path."""
     name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path[-2:])
-    name = re.sub(r"_\d+$", "", name)  # of a cluster
-    known = [row for row in rows if name == row or name.endswith("_" + row)]
+    names = name, re.sub(r"_\d+$", "", name)  # without the number of a cluster
+    known = [row for each in names for row in rows if each == row or each.endswith("_" + row)]
     if not known:
         raise ConfigError(f"sharding: got a parameter {name!r}, expected a row for it in DIMENSIONS. Add one.")
     return rows[known[0]]
