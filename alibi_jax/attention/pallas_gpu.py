@@ -20,15 +20,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Float32, Int32, UInt32
+from jaxtyping import Array, Float, Float32
 
 from alibi_jax.attention.dropout import keep_scale
 from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE, Implementation, Inputs, Options, Residuals
-from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
+from alibi_jax.attention.padded import PaddedInputs, padded_inputs, padded_residuals
 
 log = logging.getLogger(__name__)
 
 LOG2E = math.log2(math.e)  # exp(x) = exp2(LOG2E x), and the hardware has exp2
+LEAST_WIDTH = 16  # channels: Triton's products are at least so wide
 
 
 class Tiles(NamedTuple):
@@ -48,22 +49,6 @@ class Kernel(NamedTuple):
     width: int  # of a head, before padding
     forward: Tiles
     backward: Tiles
-
-
-class PaddedInputs(NamedTuple):
-    """The arrays, padded: lengths to whole blocks, head width to a power of two."""
-
-    q: Float[Array, "B T H D"]
-    k: Float[Array, "B S K D"]
-    v: Float[Array, "B S K D"]
-    slopes: Float32[Array, " H"]
-    q_offset: Int32[Array, " 1"]
-    seeds: UInt32[Array, "B H 2"]
-    first: Int32[Array, "B H N"]  # the first key block a block of queries visits, in blocks of the forward pass
-    first_backward: Int32[Array, "B H n"]  # the same in blocks of the backward pass
-    last_query: Int32[
-        Array, "B H m"
-    ]  # the last block of queries that visits a key block, in blocks of the backward pass
 
 
 def _tiles(dtype: jnp.dtype, width: int) -> tuple[Tiles, Tiles]:
@@ -322,54 +307,22 @@ def _kernel(options: Options, inputs: Inputs) -> Kernel:
     return Kernel(options, inputs.k.shape[1], width, *_tiles(inputs.q.dtype, width))
 
 
-def _first(kernel: Kernel, tiles: Tiles, inputs: Inputs) -> Int32[Array, "B H N"]:
-    """Returns the first key block each block of queries visits, for the padded queries too."""
-    options = kernel.options
-    batch, queries, heads, _ = inputs.q.shape
-    blocks = -(-queries // kernel.forward.block_q) * kernel.forward.block_q // tiles.block_q
-    if inputs.bias is None or options.reach_tolerance is None or not options.causal:
-        return jnp.zeros((batch, heads, blocks), jnp.int32)
-    sizes = options.reach_tolerance, tiles.block_q, tiles.block_k
-    first = first_key_blocks(inputs.q, inputs.k, inputs.bias.slopes, inputs.q_offset, *sizes, inputs.row_bounds)
-    return jnp.pad(first, ((0, 0), (0, 0), (0, blocks - first.shape[2])), mode="edge")
-
-
-def _pad(kernel: Kernel, x: Float[Array, "B L H D"], block: int) -> Float[Array, "B l H d"]:
-    """Returns `x` padded to whole blocks; Triton's blocks are powers of two, its products at least 16 wide."""
-    full = max(16, 1 << (kernel.width - 1).bit_length())
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, full - kernel.width)))
-
-
-def _padded_inputs(kernel: Kernel, inputs: Inputs) -> PaddedInputs:
-    forward, backward = kernel.forward, kernel.backward
-    first_backward = _first(kernel, backward, inputs)
-    key_blocks = -(-inputs.k.shape[1] // forward.block_k) * forward.block_k // backward.block_k
-    return PaddedInputs(
-        _pad(kernel, inputs.q, forward.block_q),
-        *(_pad(kernel, x, forward.block_k) for x in (inputs.k, inputs.v)),
-        jnp.zeros(inputs.q.shape[2], jnp.float32) if inputs.bias is None else inputs.bias.slopes,
-        inputs.q_offset[None],
-        inputs.seeds,
-        _first(kernel, forward, inputs),
-        first_backward,
-        last_query_blocks(first_backward, key_blocks),
-    )
+def _padded(kernel: Kernel, inputs: Inputs) -> PaddedInputs:
+    return padded_inputs(kernel.options, inputs, kernel.forward, kernel.backward, LEAST_WIDTH)
 
 
 def _forward(options: Options, inputs: Inputs) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
     kernel = _kernel(options, inputs)
     queries = inputs.q.shape[1]
-    out, logsumexp = _run_forward(kernel, _padded_inputs(kernel, inputs))
+    out, logsumexp = _run_forward(kernel, _padded(kernel, inputs))
     return out[:, :queries, :, : kernel.width], logsumexp[:, :, :queries]
 
 
 def _backward(options: Options, inputs: Inputs, residuals: Residuals, wants_bias_gradient: bool) -> tuple:
     kernel = _kernel(options, inputs)
     queries, keys = inputs.q.shape[1], inputs.k.shape[1]
-    block = kernel.forward.block_q
-    paddings = (residuals.logsumexp, jnp.inf), (residuals.delta, 0.0)
-    numbers = (jnp.pad(x, ((0, 0), (0, 0), (0, -queries % block)), constant_values=value) for x, value in paddings)
-    dq, dk, dv = _run_backward(kernel, _padded_inputs(kernel, inputs), _pad(kernel, residuals.d_out, block), *numbers)
+    padded = padded_residuals(residuals, kernel.forward.block_q, LEAST_WIDTH)
+    dq, dk, dv = _run_backward(kernel, _padded(kernel, inputs), *padded)
     width = slice(kernel.width)
     return dq[:, :queries, :, width], dk[:, :keys, :, width], dv[:, :keys, :, width], None
 

@@ -1,0 +1,84 @@
+"""What a GPU kernel is called with: lengths padded to whole blocks, head widths to a power of two, and the blocks to visit."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32, UInt32
+
+from alibi_jax.attention.implementation import Inputs, Options, Residuals
+from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
+
+
+@runtime_checkable
+class Blocks(Protocol):
+    """The queries and keys of a block."""
+
+    @property
+    def block_q(self) -> int: ...
+
+    @property
+    def block_k(self) -> int: ...
+
+
+class PaddedInputs(NamedTuple):
+    """The arrays of `Inputs`, padded, and which blocks see each other."""
+
+    q: Float[Array, "B T H D"]
+    k: Float[Array, "B S K D"]
+    v: Float[Array, "B S K D"]
+    slopes: Float32[Array, " H"]
+    q_offset: Int32[Array, " 1"]
+    seeds: UInt32[Array, "B H 2"]
+    first: Int32[Array, "B H N"]  # the first key block a block of queries visits, in blocks of the forward pass
+    first_backward: Int32[Array, "B H n"]  # the same in blocks of the backward pass
+    last_query: Int32[
+        Array, "B H m"
+    ]  # the last block of queries that visits a key block, in blocks of the backward pass
+
+
+def padded_inputs(
+    options: Options, inputs: Inputs, forward: Blocks, backward: Blocks, least_width: int
+) -> PaddedInputs:
+    """Returns the inputs padded. Blocks of the forward pass are multiples of those of the backward pass."""
+    queries = -(-inputs.q.shape[1] // forward.block_q) * forward.block_q
+    keys = -(-inputs.k.shape[1] // forward.block_k) * forward.block_k
+    first_backward = _first(options, inputs, backward, queries)
+    return PaddedInputs(
+        _pad(inputs.q, forward.block_q, least_width),
+        _pad(inputs.k, forward.block_k, least_width),
+        _pad(inputs.v, forward.block_k, least_width),
+        jnp.zeros(inputs.q.shape[2], jnp.float32) if inputs.bias is None else inputs.bias.slopes,
+        inputs.q_offset[None],
+        inputs.seeds,
+        _first(options, inputs, forward, queries),
+        first_backward,
+        last_query_blocks(first_backward, keys // backward.block_k),
+    )
+
+
+def padded_residuals(
+    residuals: Residuals, block_q: int, least_width: int
+) -> tuple[Float[Array, "B t H d"], Float32[Array, "B H t"], Float32[Array, "B H t"]]:
+    """Returns (gradient of the output, log-sum-exp, delta), padded so that padding queries have weights of 0."""
+    widths = (0, 0), (0, 0), (0, -residuals.delta.shape[2] % block_q)
+    return (
+        _pad(residuals.d_out, block_q, least_width),
+        jnp.pad(residuals.logsumexp, widths, constant_values=jnp.inf),
+        jnp.pad(residuals.delta, widths),
+    )
+
+
+def _pad(x: Float[Array, "B L H D"], block: int, least_width: int) -> Float[Array, "B l H d"]:
+    width = max(least_width, 1 << (x.shape[3] - 1).bit_length())
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, width - x.shape[3])))
+
+
+def _first(options: Options, inputs: Inputs, blocks: Blocks, queries: int) -> Int32[Array, "B H N"]:
+    """Returns the first key block each block of queries visits, for all `queries`, those of the padding too."""
+    batch, _, heads, _ = inputs.q.shape
+    count = queries // blocks.block_q
+    if inputs.bias is None or options.reach_tolerance is None or not options.causal:
+        return jnp.zeros((batch, heads, count), jnp.int32)
+    sizes = options.reach_tolerance, blocks.block_q, blocks.block_k
+    first = first_key_blocks(inputs.q, inputs.k, inputs.bias.slopes, inputs.q_offset, *sizes, inputs.row_bounds)
+    return jnp.pad(first, ((0, 0), (0, 0), (0, count - first.shape[2])), mode="edge")
