@@ -1,4 +1,4 @@
-# Every target sets up a virtual environment by itself, from nothing.
+# Every target sets up a virtual environment by itself, from nothing; `gpu` alone takes the machine's own Python as it is.
 PYTHON ?= python3
 RUN := .venv/bin/python
 # The newest Python above the default one, of those on PATH or in ~/.pyenv; empty where there is none.
@@ -16,7 +16,7 @@ export JAX_PLATFORMS ?= cpu
 MODELS_AT_ONCE := $(shell [ "$$(uname)" = Linux ] && nproc | awk '{ print $$1 < 5 ? $$1 : 5 }')
 endif
 
-.PHONY: quickstart environments test test-ids test-peers test-slow test-versions test-newest test-oldest lint bench bench-attention clean
+.PHONY: quickstart environments test test-ids test-peers test-slow test-versions test-newest test-oldest lint bench bench-attention gpu clean
 
 quickstart: .venv/.ready  ## train five small models short, test them long, write runs/quickstart/report.html
 	$(RUN) -m experiments.extrapolation --config configs/quickstart.py --out runs/quickstart --jobs $(or $(MODELS_AT_ONCE),1)
@@ -55,6 +55,9 @@ bench-attention: .venv/.peers  ## ALiBi attention beside PyTorch's, 8 minutes
 	mkdir -p runs
 	$(RUN) -m benchmarks.attention --out runs/attention.json
 	$(RUN) -m benchmarks.attention_plot runs/attention.json --out runs/attention.png
+
+gpu:  ## on a machine with a GPU, 9 minutes: correctness, a step, speed; its own Python, installs nothing (INTERPRET=1: here)
+	$(PYTHON) -m benchmarks.gpu $(if $(INTERPRET),--interpret)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

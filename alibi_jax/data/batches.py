@@ -4,12 +4,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 from jaxtyping import Int32, Integer
 
 from alibi_jax.errors import DataError, require
+
+if TYPE_CHECKING:  # imported where it is used, as a model can be trained where it is not installed
+    import grain
 
 Rows = Int32[np.ndarray, "B L"]
 
@@ -49,8 +52,10 @@ class Batches:
         num_sequences(self.tokens, self.length)
 
     @cached_property
-    def order(self) -> grain.MapDataset:
+    def order(self) -> "grain.MapDataset":
         """Maps a global row to its sequence: an endless chain of permutations of the sequences."""
+        import grain
+
         return grain.MapDataset.range(num_sequences(self.tokens, self.length)).seed(self.seed).shuffle().repeat()
 
     def batch_at(self, step: int) -> tuple[Rows, Rows]:
@@ -66,6 +71,8 @@ class Batches:
 
         Threads read `prefetch` batches ahead. They end when the iterator is closed, dropped, or the program exits.
         """
+        import grain
+
         ahead = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
         steps = grain.MapDataset.range(first_step, sys.maxsize)
         yield from steps.map(lambda step: (step, *self.batch_at(step))).to_iter_dataset(ahead)

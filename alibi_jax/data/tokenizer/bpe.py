@@ -4,16 +4,17 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import ClassVar, SupportsInt
+from typing import TYPE_CHECKING, ClassVar, SupportsInt
 
 import numpy as np
-import tokenizers
 from jaxtyping import Int32
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.tokenizer.base import Tokenizer
 from alibi_jax.errors import DataError
+
+if TYPE_CHECKING:  # imported where it is used, as a model can be trained where it is not installed
+    import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
 BATCH_PIECES = 8  # that BPE encodes at once, on several cores; an encoding takes some 70 bytes a character
@@ -29,7 +30,7 @@ class BpeTokenizer(Tokenizer):
     file: ClassVar[str] = "tokenizer.json"
     fields: ClassVar[tuple[str, ...]] = ("bpe_vocab_size",)
 
-    def __init__(self, model: tokenizers.Tokenizer) -> None:
+    def __init__(self, model: "tokenizers.Tokenizer") -> None:
         model.encode_special_tokens = True  # the letters of a special token in a text stay text; not kept in the file
         self.model = model
         self.vocab_size = model.get_vocab_size()
@@ -41,7 +42,9 @@ class BpeTokenizer(Tokenizer):
     @classmethod
     def train(cls, data: DataConfig, documents: Iterable[Iterable[str]]) -> "BpeTokenizer":
         """Returns a tokenizer of `data.bpe_vocab_size` tokens; DataError for a text with fewer pairs to merge."""
-        model = tokenizers.Tokenizer(models.BPE())
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        model = Tokenizer(models.BPE())
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         model.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -61,9 +64,11 @@ class BpeTokenizer(Tokenizer):
     @classmethod
     def load(cls, folder: Path) -> "BpeTokenizer":
         """Returns the tokenizer that was saved in a folder. JSONDecodeError where its file was cut."""
+        from tokenizers import Tokenizer
+
         text = (folder / cls.file).read_text(encoding="utf-8")
         json.loads(text)  # a truncated file is named as such: the library raises a bare Exception
-        return cls(tokenizers.Tokenizer.from_str(text))
+        return cls(Tokenizer.from_str(text))
 
     @classmethod
     def configured_size(cls, data: DataConfig) -> int:

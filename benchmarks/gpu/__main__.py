@@ -1,0 +1,103 @@
+"""All parts of the benchmark on a GPU, within nine minutes; each in a process of its own, and none stops the others.
+
+make gpu                                            # on a machine with a GPU; installs nothing, needs no network
+python -m benchmarks.gpu --only correctness,step    # some parts; the report joins them with those of earlier calls
+python -m benchmarks.gpu --interpret                # anywhere: small shapes, kernels step by step; shows that it works
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.gpu.part import ROOT, failures, write
+
+PARTS = {"correctness": 100, "step": 80, "speed": 210, "training": 110}  # seconds each may take, start-up included
+REPORT_SECONDS = 40
+RESULTS = ROOT / "experiments" / "results" / "gpu"
+INTERPRETED = ROOT / "runs" / "gpu"  # where results of the interpreter go, which are none of a GPU
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the options: only (names of parts, in the order of PARTS), out (a folder), interpret."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description="What one GPU shows within 9 minutes."
+    )
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts to run, of {','.join(PARTS)}")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--interpret", action="store_true", help="small shapes on any device, kernels step by step")
+    options = parser.parse_args(arguments)
+    unknown = set(options.only.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(
+            f"--only: got {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}. Correct the name."
+        )
+    options.only = [part for part in PARTS if part in options.only.split(",")]
+    options.out = (options.out or (INTERPRETED if options.interpret else RESULTS)).resolve()
+    return options
+
+
+def run_within(command: Sequence[str], seconds: float) -> str:
+    """Runs a command in the checkout, kills its processes at the limit, and returns what went wrong in a line, or ""."""
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return f"killed at its limit of {seconds} s"
+    finally:  # also where we are interrupted, and what it leaves behind
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return "" if status == 0 else f"ended with status {status}"
+
+
+def run(part: str, command: Sequence[str], out: Path, seconds: float) -> list[str]:
+    """Runs a part that writes the file `out`, and returns what went wrong in lines; the file says so, too."""
+    out.unlink(missing_ok=True)  # else an earlier run's would be taken for this one's
+    problem = run_within([*command, "--out", str(out)], seconds)
+    if not out.exists():
+        return [f"{part}: {problem or 'it ended well'}, and wrote nothing. What it printed says why."]
+    record = json.loads(out.read_text())
+    if record["error"] is None and not record["finished"]:
+        record["error"] = problem
+        write(record, out)
+    return [f"{part}: {line}" for line in failures(record) or ([problem] if problem else [])]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the parts, then the report; prints what went wrong, and returns the exit status."""
+    options, started, problems = options_of(arguments), time.monotonic(), []
+    python = [sys.executable, "-m"]
+    if not options.interpret:
+        check_gpu()
+    flags = ["--interpret"] if options.interpret else []
+    for part in options.only:
+        out = options.out / "parts" / f"{part}.json"
+        problems += run(part, [*python, f"benchmarks.gpu.{part}", *flags], out, PARTS[part])
+    report = run_within([*python, "benchmarks.gpu.report", "--out", str(options.out)], REPORT_SECONDS)
+    problems += [f"report: {report}"] if report else []
+    print(*problems, sep="\n")
+    print(
+        f"{', '.join(options.only)}: {time.monotonic() - started:.0f} s, {len(problems) or 'no'} problems; {options.out}"
+    )
+    return 1 if problems else 0
+
+
+def check_gpu() -> None:
+    """Ends the program where JAX sees no GPU. Asked in a process of its own, which leaves the device alone."""
+    code = "import jax; print(jax.default_backend())"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    if done.stdout.strip() != "gpu":
+        raise SystemExit(
+            f"make gpu: got the platform {done.stdout.strip() or 'none'}, expected a GPU and a JAX with its CUDA plugin. "
+            "Run it on such a machine, or try it here with `make gpu INTERPRET=1`."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
