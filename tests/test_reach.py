@@ -12,44 +12,16 @@ from hypothesis import strategies as st
 from alibi_jax.attention import attend
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
 from alibi_jax.positions import LinearBias, alibi_slopes
+from benchmarks.inputs import INPUTS, normal
+from benchmarks.shapes import Shape
 from conftest import assert_close
 
 LENGTH, WIDTH = 320, 8
 
 
-def normal(seed, heads, size=1.0):
-    q, k, v = (jax.random.normal(jax.random.key(3 * seed + i), (1, LENGTH, heads, WIDTH)) for i in range(3))
-    return size * q, size * k, v
-
-
-def far_huge_key(seed, heads, size):
-    q, k, v = normal(seed, heads)
-    return q, k.at[:, seed % LENGTH].multiply(100 * size), v
-
-
-def far_sink(seed, heads, size):
-    """Every query points at key 0."""
-    q, k, v = normal(seed, heads)
-    return q + size, k.at[:, 0].set(10 * size), v
-
-
-def equal_keys(seed, heads, size):
-    q, k, v = normal(seed, heads, size)
-    return q, jnp.broadcast_to(k[:, :1], k.shape), v
-
-
-def zero_queries(seed, heads, size):
-    q, k, v = normal(seed, heads, size)
-    return jnp.where(jnp.arange(LENGTH)[None, :, None, None] % 3 == seed % 3, 0.0, q), k, v
-
-
-def against_itself(seed, heads, size):
-    """The nearest keys are the worst, so that what is known of a row's sum is small."""
-    q, _, v = normal(seed, heads, size)
-    return q, -q, v
-
-
-INPUTS = [normal, far_huge_key, far_sink, equal_keys, zero_queries, against_itself]
+def made(make, seed, heads, size=1.0, dtype=jnp.float32):
+    """(q, k, v) [1, LENGTH, heads, WIDTH]."""
+    return [jnp.asarray(x, dtype) for x in make(seed, Shape(1, LENGTH, LENGTH, heads, heads, WIDTH), size)]
 
 
 def masses(q, k, slopes, q_offset=0):
@@ -81,7 +53,7 @@ def first_blocks(q, k, slopes, q_offset, tolerance, block_q, block_k):
 )
 def test_skipped_mass_is_below_the_tolerance(make, seed, size, heads, group, q_offset, tolerance, dtype, blocks):
     """Key head h // group serves head h; of several, the last has keys a hundred times shorter."""
-    q, k, _ = (x.astype(dtype) for x in make(seed, heads, size))
+    q, k, _ = made(make, seed, heads, size, dtype)
     k = k.at[:, :, -1].divide(100 if heads > 1 else 1)
     q = jnp.repeat(q, group, axis=2)[:, q_offset:]
     slopes, (block_q, block_k) = alibi_slopes(heads * group), blocks
@@ -99,7 +71,7 @@ def test_skipped_mass_is_below_the_tolerance(make, seed, size, heads, group, q_o
 def test_a_coarse_tolerance_moves_the_output_no_more_than_it_allows(make, implementation, monkeypatch):
     """Leaving out a share e of a row's mass moves its mean of the values by at most 2 e max |v|."""
     monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)  # several blocks in a short sequence
-    q, k, v = make(1, 3, 2.0)
+    q, k, v = made(make, 1, 3, 2.0)
     slopes = alibi_slopes(3)
     exact = np.einsum("hts,shd->thd", masses(q, k, slopes), np.asarray(v[0], np.float64))
     for tolerance in (1e-2, 0.3):
@@ -112,7 +84,7 @@ def test_a_coarse_tolerance_moves_the_output_no_more_than_it_allows(make, implem
 def test_skipped_blocks_are_not_read_forward_or_backward(implementation, monkeypatch):
     """NaN in values far before a query, or in gradients of outputs far after a key, is not seen; without skipping it is."""
     monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)
-    q, k, v = (jnp.tile(x, (1, 2, 1, 1)) for x in normal(0, 2))
+    q, k, v = (jnp.tile(x, (1, 2, 1, 1)) for x in made(normal, 0, 2))
     slopes, ones = jnp.array([0.5, 0.25]), jnp.ones_like(q)
 
     def loss(q, k, v, weights, tolerance):
@@ -132,7 +104,7 @@ def test_skipped_blocks_are_not_read_forward_or_backward(implementation, monkeyp
 @pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
 def test_the_default_equals_the_unskipped_to_rounding(implementation, monkeypatch):
     monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)
-    q, k, v = normal(2, 3, 2.0)
+    q, k, v = made(normal, 2, 3, 2.0)
     bias = LinearBias(alibi_slopes(3))
     run = functools.partial(attend, q, k, v, bias=bias, implementation=implementation, interpret=True)
     assert_close(jax.jit(run)(), jax.jit(functools.partial(run, reach_tolerance=None))(), "skipping")
@@ -140,7 +112,7 @@ def test_the_default_equals_the_unskipped_to_rounding(implementation, monkeypatc
 
 @pytest.mark.parametrize("slope", [0.0, -0.1, np.nan])
 def test_no_bound_skips_nothing(slope):
-    q, k, _ = normal(0, 2)
+    q, k, _ = made(normal, 0, 2)
     first = first_blocks(q, k, jnp.array([slope, 0.5]), 0, 2.0**-25, 32, 32)
     assert int(first[0, 0].max()) == 0 < int(first[0, 1].max())
     first = first_blocks(q.at[0, 200, 1, 0].set(jnp.nan), k, jnp.array([0.5, 0.5]), 0, 2.0**-25, 32, 32)
@@ -149,7 +121,7 @@ def test_no_bound_skips_nothing(slope):
 
 def test_reach_of_a_cache_and_of_queries_past_the_keys():
     """Positions count from q_offset; where no key is near, nothing is known of the sum, and nothing is skipped."""
-    q, k, _ = normal(0, 2)
+    q, k, _ = made(normal, 0, 2)
     slopes = jnp.array([0.5, 0.25])
     whole = first_blocks(q, k, slopes, 0, 2.0**-25, 32, 32)
     end = first_blocks(q[:, 256:], k, slopes, 256, 2.0**-25, 32, 32)
