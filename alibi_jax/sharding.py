@@ -7,6 +7,7 @@ RULES says over which mesh axes a dimension is sharded. Parameters and their mom
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,13 +146,29 @@ def shard(x: jax.Array, *dimensions: str) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, _spec(dimensions))
 
 
-def device() -> tuple[str, str]:
-    """Returns (platform: "cpu", "gpu" or "tpu"; kind) of the devices that are traced for: those of the mesh of `jax.set_mesh`,
-    else the default device."""
+class Device(NamedTuple):
+    """What is known of the devices that are traced for."""
+
+    platform: str  # "cpu", "gpu" or "tpu"
+    kind: str
+    capability: tuple[int, int] | None = (
+        None  # NVIDIA's compute capability; None: no such card, or none of its kind is here
+    )
+
+
+def device() -> Device:
+    """Returns the devices that are traced for: those of the mesh of `jax.set_mesh`, else the default device.
+
+    Of a mesh a trace sees platform and kind: the compute capability is that of a local device of the same kind.
+    """
     default = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
     if default is None or isinstance(default, str):
         default = jax.devices(default)[0]
-    return default.platform, default.device_kind
+    here = [default, *jax.local_devices()] if default.platform == "gpu" else []
+    names = [getattr(each, "compute_capability", "") for each in here if each.device_kind == default.device_kind]
+    versions = [re.fullmatch(r"(\d+)\.(\d+)", name) for name in names]  # of AMD's cards "gfx90a"
+    capability = next(((int(version[1]), int(version[2])) for version in versions if version), None)
+    return Device(default.platform, default.device_kind, capability)
 
 
 def _local_spec(dimensions: tuple[str, ...], mesh: AbstractMesh) -> PartitionSpec:

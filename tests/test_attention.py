@@ -13,7 +13,7 @@ from alibi_jax.attention import IMPLEMENTATIONS, ImplementationName, attend
 from alibi_jax.attention.dropout import dense_keep_scale, head_seeds
 from alibi_jax.config import Attention, MeshConfig
 from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
-from alibi_jax.sharding import make_mesh
+from alibi_jax.sharding import Device, make_mesh
 from benchmarks.shapes import SHAPES, Shape
 from conftest import TOLERANCE, assert_close
 
@@ -112,7 +112,7 @@ def test_all_heads_in_one_pass_give_the_same_as_one_by_one(shape, bias_name, mon
         return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))(*qkv, bias))
 
     one_by_one = out_and_grads()
-    monkeypatch.setattr("alibi_jax.attention.blockwise.device", lambda: ("tpu", "TPU v5e"))
+    monkeypatch.setattr("alibi_jax.attention.blockwise.device", lambda: Device("tpu", "TPU v5e"))
     for actual, expected in zip(out_and_grads(), one_by_one, strict=True):
         scale = max(1.0, float(jnp.abs(expected).max()))
         assert_close(actual / scale, expected / scale, "attention gradient")

@@ -6,7 +6,7 @@ import pytest
 from alibi_jax.config import MeshConfig, ModelConfig
 from alibi_jax.errors import ConfigError
 from alibi_jax.model.served import check_served
-from alibi_jax.sharding import make_mesh
+from alibi_jax.sharding import Device, make_mesh
 
 SIZES = {"num_layers": 10_000, "width": 64, "num_heads": 4, "mlp_width": 64}  # of which one layer is traced
 
@@ -35,8 +35,7 @@ def test_length_past_a_table_is_not_a_question_of_attention():
 
 
 def test_gradient_that_a_kernel_lacks_is_refused(monkeypatch):
-    monkeypatch.setattr("alibi_jax.attention.device", lambda: ("tpu", "TPU v5e"))
-    monkeypatch.setattr("alibi_jax.attention.pallas_tpu.device", lambda: ("tpu", "TPU v5e"), raising=False)
+    monkeypatch.setattr("alibi_jax.attention.device", lambda: Device("tpu", "TPU v5e"))
     config = ModelConfig(**SIZES, attention="pallas_tpu", slopes="learned")
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         check_served("model.attention", config, (256,), trained=False)

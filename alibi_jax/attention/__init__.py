@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 DENSE_SCORES = 128 * 128  # "auto" is dense up to so many scores per head: one block, where there is nothing to skip
 ImplementationName = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS = {  # "auto" takes the first of a platform that can serve
     "reference": Implementation("reference"),
     "blockwise": blockwise.IMPLEMENTATION,
     "pallas_tpu": pallas_tpu.IMPLEMENTATION,
@@ -31,22 +31,26 @@ IMPLEMENTATIONS = {
 
 
 @functools.cache
-def _log_once(chosen: str, queries: int, keys: int) -> None:
-    log.info("attention: %s for %d queries and %d keys", chosen, queries, keys)
+def _log_once(message: str, *arguments: Any) -> None:
+    log.info(message, *arguments)
 
 
 def _choose(q: Array, k: Array, bias: Bias | None) -> str:
-    """Returns the platform's kernel if it can serve, else blockwise; the definition where everything is one small block."""
-    platform, kind = device()
-    chosen = "blockwise"
-    if q.shape[1] * k.shape[1] <= DENSE_SCORES:
-        chosen = "reference"
-    else:
-        for name, each in IMPLEMENTATIONS.items():
-            if each.platform == platform and kind.startswith(each.device_kinds) and each.unsupported(q, bias) is None:
-                chosen = name
-    _log_once(chosen, q.shape[1], k.shape[1])
+    """Returns the platform's first kernel that can serve, else blockwise; the definition where all is one small block."""
+    chosen = "reference" if q.shape[1] * k.shape[1] <= DENSE_SCORES else _fastest(q, bias)
+    _log_once("attention: %s for %d queries and %d keys", chosen, q.shape[1], k.shape[1])
     return chosen
+
+
+def _fastest(q: Array, bias: Bias | None) -> str:
+    traced_for = device()
+    for name, each in IMPLEMENTATIONS.items():
+        if each.platform == traced_for.platform:
+            reason = each.refusal(traced_for, False, q, bias)
+            if reason is None:
+                return name
+            _log_once("attention: %s cannot serve %s", name, reason)
+    return "blockwise"
 
 
 def _named(name: str, q: Array, bias: Bias | None, interpret: bool) -> Implementation:
@@ -55,16 +59,10 @@ def _named(name: str, q: Array, bias: Bias | None, interpret: bool) -> Implement
         raise NotImplementedError(
             f"attend: got implementation {name!r}, expected one of auto, {', '.join(IMPLEMENTATIONS)}. Choose one."
         )
-    named = IMPLEMENTATIONS[name]
-    reason = named.unsupported(q, bias)
-    platform, _ = device()
-    if reason is None and named.platform not in (None, platform) and not interpret:
-        reason = (
-            f"a computation for {platform}, and it is compiled for {named.platform} only (or run with interpret=True)"
-        )
+    reason = IMPLEMENTATIONS[name].refusal(device(), interpret, q, bias)
     if reason is not None:
         raise NotImplementedError(f"attend: {name} cannot serve {reason}. Use implementation='blockwise'.")
-    return named
+    return IMPLEMENTATIONS[name]
 
 
 def _check_ring(q: Array, k: Array, q_offset: Any, causal: bool, name: str) -> None:

@@ -288,14 +288,14 @@ def _backward_passes(layout: Layout, grouped: GroupedInputs, residuals: Residual
 
 
 def _forward(options: Options, inputs: Inputs) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
-    layout = passes.layout_of(options, inputs, device()[0])
+    layout = passes.layout_of(options, inputs, device().platform)
     batch, length, heads, width = inputs.q.shape
     out, logsumexp = _forward_passes(layout, passes.grouped_inputs(layout, inputs))
     return out.reshape(batch, -1, heads, width)[:, :length], logsumexp.reshape(batch, heads, -1)[:, :, :length]
 
 
 def _backward(options: Options, inputs: Inputs, residuals: Residuals, wants_bias_gradient: bool) -> tuple:
-    layout = passes.layout_of(options, inputs, device()[0])
+    layout = passes.layout_of(options, inputs, device().platform)
     batch, length, heads, width = inputs.q.shape
     keys, key_heads = inputs.k.shape[1:3]
     logsumexp = passes.group_numbers(layout, key_heads, residuals.logsumexp, jnp.inf)

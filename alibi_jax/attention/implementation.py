@@ -17,6 +17,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float, Float32, Int32, UInt32
 
 from alibi_jax.positions.bias import Bias, LinearBias
+from alibi_jax.sharding import Device
 
 SAVED_NAME = "attention"  # of output and log-sum-exp, for policies of jax.checkpoint that keep them
 # A row's running maximum before any score, near float32's lowest. Not -inf: a row that sees no key would get exp(-inf + inf).
@@ -77,7 +78,9 @@ class Implementation(NamedTuple):
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     largest_head_width: float = math.inf
     platform: str | None = None  # the only one it is compiled for; None: any
-    device_kinds: tuple[str, ...] = ("",)  # how the names begin of those devices on which "auto" takes it
+    # obstacle(device, interpret): why it cannot be had on that device of its platform, in words that follow "cannot serve" and
+    # say what to do; None: it can. Called with every trace.
+    obstacle: Callable[[Device, bool], str | None] = lambda device, interpret: None
 
     def unsupported(self, q: Array, bias: Bias | None) -> str | None:
         """Returns what the implementation cannot serve among these inputs, in words; None if it can serve them."""
@@ -88,6 +91,12 @@ class Implementation(NamedTuple):
         if q.shape[-1] > self.largest_head_width:
             return f"a head width of {q.shape[-1]} (it supports up to {self.largest_head_width})"
         return None
+
+    def refusal(self, device: Device, interpret: bool, q: Array, bias: Bias | None) -> str | None:
+        """Returns why the implementation cannot serve these inputs on this device, in words; None if it can."""
+        if self.platform not in (None, device.platform) and not interpret:
+            return f"a computation for {device.platform}: it is compiled for {self.platform} only (or run with interpret=True)"
+        return self.unsupported(q, bias) or self.obstacle(device, interpret)
 
 
 def _values_and_perturbed(primals: Inputs) -> tuple[Inputs, Inputs]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32, UInt32
 
 from alibi_jax.attention.implementation import Inputs, Options, Residuals
-from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
+from alibi_jax.attention.reach import causal_row_bounds, first_key_blocks, last_query_blocks
 
 
 @runtime_checkable
@@ -56,6 +56,13 @@ def padded_inputs(
     )
 
 
+def with_row_bounds(options: Options, inputs: Inputs) -> Inputs:
+    """Returns the inputs with bounds of their rows where blocks may be skipped: computed once for several passes."""
+    if not _skips(options, inputs) or inputs.row_bounds is not None:
+        return inputs
+    return inputs._replace(row_bounds=causal_row_bounds(inputs.q, inputs.k, inputs.bias.slopes, inputs.q_offset))
+
+
 def padded_residuals(
     residuals: Residuals, block_q: int, least_width: int
 ) -> tuple[Float[Array, "B t H d"], Float32[Array, "B H t"], Float32[Array, "B H t"]]:
@@ -73,11 +80,15 @@ def _pad(x: Float[Array, "B L H D"], block: int, least_width: int) -> Float[Arra
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, width - x.shape[3])))
 
 
+def _skips(options: Options, inputs: Inputs) -> bool:
+    return inputs.bias is not None and options.reach_tolerance is not None and options.causal
+
+
 def _first(options: Options, inputs: Inputs, blocks: Blocks, queries: int) -> Int32[Array, "B H N"]:
     """Returns the first key block each block of queries visits, for all `queries`, those of the padding too."""
     batch, _, heads, _ = inputs.q.shape
     count = queries // blocks.block_q
-    if inputs.bias is None or options.reach_tolerance is None or not options.causal:
+    if not _skips(options, inputs):
         return jnp.zeros((batch, heads, count), jnp.int32)
     sizes = options.reach_tolerance, blocks.block_q, blocks.block_k
     first = first_key_blocks(inputs.q, inputs.k, inputs.bias.slopes, inputs.q_offset, *sizes, inputs.row_bounds)

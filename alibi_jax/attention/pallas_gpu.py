@@ -24,7 +24,9 @@ from jaxtyping import Array, Float, Float32
 
 from alibi_jax.attention.dropout import keep_scale
 from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE, Implementation, Inputs, Options, Residuals
-from alibi_jax.attention.padded import PaddedInputs, padded_inputs, padded_residuals
+from alibi_jax.attention.padded import PaddedInputs, padded_inputs, padded_residuals, with_row_bounds
+from alibi_jax.attention.tiles import SHARED_MEMORY, PassTiles, Tiles, choose_tiles
+from alibi_jax.sharding import Device, device
 
 log = logging.getLogger(__name__)
 
@@ -32,30 +34,13 @@ LOG2E = math.log2(math.e)  # exp(x) = exp2(LOG2E x), and the hardware has exp2
 LEAST_WIDTH = 16  # channels: Triton's products are at least so wide
 
 
-class Tiles(NamedTuple):
-    """The queries and keys of a block, and how Triton runs it."""
-
-    block_q: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
 class Kernel(NamedTuple):
-    """The sizes that are fixed when the kernels are traced."""
+    """The sizes that are fixed when a kernel is traced."""
 
     options: Options
     num_keys: int  # before padding
     width: int  # of a head, before padding
-    forward: Tiles
-    backward: Tiles
-
-
-def _tiles(dtype: jnp.dtype, width: int) -> tuple[Tiles, Tiles]:
-    """Returns (forward, backward), which fit the registers and shared memory of Hopper; float32 takes twice the room."""
-    if dtype == jnp.float32:
-        return Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 2)
-    return (Tiles(128, 64, 4, 3), Tiles(64, 64, 4, 2)) if width <= 64 else (Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2))
+    tiles: Tiles
 
 
 def _dot(a: Array, b: Array, transposed_a: bool = False, transposed_b: bool = False) -> Float32[Array, "rows columns"]:
@@ -79,8 +64,9 @@ def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, start: Array, j_st
     return scores, q_positions, k_positions
 
 
-def _key_range(kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blocks: int) -> tuple[Array, Array]:
+def _key_range(kernel: Kernel, start: Array, first: Array, key_blocks: int) -> tuple[Array, Array]:
     """Returns (end of the key blocks that need no mask, end of all) for queries from `start` on."""
+    tiles = kernel.tiles
     whole = kernel.num_keys // tiles.block_k
     if not kernel.options.causal:
         return jnp.maximum(first, whole), jnp.int32(key_blocks)
@@ -88,11 +74,9 @@ def _key_range(kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blo
     return jnp.clip(jnp.minimum((start + 1) // tiles.block_k, whole), first, end), end
 
 
-def _loop(
-    kernel: Kernel, tiles: Tiles, start: Array, first: Array, key_blocks: int, visit: Callable, carry: Any
-) -> Any:
+def _loop(kernel: Kernel, start: Array, first: Array, key_blocks: int, visit: Callable, carry: Any) -> Any:
     """Folds visit(masked, j, carry) over the key blocks of a block of queries, those that need a mask last."""
-    unmasked_end, end = _key_range(kernel, tiles, start, first, key_blocks)
+    unmasked_end, end = _key_range(kernel, start, first, key_blocks)
     carry = jax.lax.fori_loop(first, unmasked_end, functools.partial(visit, False), carry)
     return jax.lax.fori_loop(unmasked_end, end, functools.partial(visit, True), carry)
 
@@ -101,7 +85,7 @@ def _forward_kernel(
     kernel: Kernel, key_blocks: int, q_ref, k_ref, v_ref, slope, q_offset, seeds, first, out, logsumexp
 ):
     """Serves one block of queries of one head."""
-    tiles = kernel.forward
+    tiles = kernel.tiles
     start = q_offset[0] + pl.program_id(0) * tiles.block_q
     q, slope = q_ref[...], slope[0]
 
@@ -120,7 +104,7 @@ def _forward_kernel(
 
     zeros = jnp.zeros(tiles.block_q, jnp.float32)
     carry = jnp.zeros(q.shape, jnp.float32), zeros + LOWEST_SCORE, zeros
-    accumulator, running_max, running_sum = _loop(kernel, tiles, start, first[0], key_blocks, visit, carry)
+    accumulator, running_max, running_sum = _loop(kernel, start, first[0], key_blocks, visit, carry)
     total = jnp.maximum(running_sum, LEAST_SUM)  # 0 where a row needs none of these keys
     out[...] = (accumulator / total[:, None]).astype(out.dtype)
     logsumexp[...] = (running_max + jnp.log2(total)) / LOG2E
@@ -142,7 +126,7 @@ def _dq_kernel(
     kernel: Kernel, key_blocks: int, q, k_ref, v_ref, d_out, logsumexp, delta, slope, q_offset, seeds, first, dq
 ):
     """Serves one block of queries of one head: the blocks of keys it visits."""
-    tiles = kernel.backward
+    tiles = kernel.tiles
     start = q_offset[0] + pl.program_id(0) * tiles.block_q
     q, d_out, logsumexp, delta, slope = q[...], d_out[...], logsumexp[...], delta[...], slope[0]
 
@@ -155,7 +139,7 @@ def _dq_kernel(
         return total + _dot(d_scores.astype(k.dtype), k)
 
     zeros = jnp.zeros(q.shape, jnp.float32)
-    dq[...] = _loop(kernel, tiles, start, first[0], key_blocks, visit, zeros).astype(dq.dtype)
+    dq[...] = _loop(kernel, start, first[0], key_blocks, visit, zeros).astype(dq.dtype)
 
 
 def _dkv_kernel(
@@ -175,7 +159,7 @@ def _dkv_kernel(
     dv,
 ):
     """Serves one block of keys: the blocks of queries that visit it, of each query head that shares the key head in turn."""
-    tiles = kernel.backward
+    tiles = kernel.tiles
     j_start = pl.program_id(0) * tiles.block_k
     k, v = k[...], v[...]
     first = jnp.maximum(j_start - q_offset[0], 0) // tiles.block_q if kernel.options.causal else jnp.int32(0)
@@ -209,31 +193,35 @@ def _log_deprecation() -> None:
     )
 
 
-def _expect_deprecation(interpret: bool) -> None:
+def _expect_deprecation() -> None:
     """Turns jax's DeprecationWarning about the Triton backend, that one message alone, into one line of our log.
 
     It comes with every kernel, when it is lowered: after this file's code has returned, so that only a filter of the whole
     process reaches it. It asks for another backend, which no user of attend() can choose.
     """
-    if not interpret:
-        warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
-        _log_deprecation()
+    warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+    _log_deprecation()
 
 
-def _call(
-    kernel: Kernel, tiles: Tiles, body: Callable, blocks: int, grid: tuple, inputs: list, outputs: list
-) -> Sequence[Array]:
+def _compiler_params(kernel: Kernel) -> Any:
+    """Returns what tells Pallas to take Triton; the interpreter needs nothing."""
+    if kernel.options.interpret:
+        return None
+    from jax.experimental.pallas.triton import CompilerParams  # here, for some day it will be gone
+
+    _expect_deprecation()
+    return CompilerParams(num_warps=kernel.tiles.num_warps, num_stages=kernel.tiles.num_stages)
+
+
+def _call(kernel: Kernel, body: Callable, blocks: int, grid: tuple, inputs: list, outputs: list) -> Sequence[Array]:
     """Returns the outputs of `body` on a grid; inputs are (array, block spec), outputs (shape, dtype, block spec)."""
-    from jax.experimental.pallas import triton as plgpu  # here, for some day it will be gone (see above)
-
-    _expect_deprecation(kernel.options.interpret)
     return pl.pallas_call(
         functools.partial(body, kernel, blocks),
         grid=grid,
         in_specs=[spec for _, spec in inputs],
         out_specs=[spec for *_, spec in outputs],
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs],
-        compiler_params=plgpu.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),  # and so Triton
+        compiler_params=_compiler_params(kernel),
         interpret=kernel.options.interpret,
         name=f"alibi{body.__name__}",
     )(*(array for array, _ in inputs))
@@ -270,70 +258,104 @@ def _key_major(x: PaddedInputs, tiles: Tiles) -> dict[str, pl.BlockSpec]:
 
 def _run_forward(kernel: Kernel, x: PaddedInputs) -> Sequence[Array]:
     """Returns (output [B T H D], log-sum-exp [B H T])."""
-    specs = _query_major(x, kernel.forward)
-    grid = x.q.shape[1] // kernel.forward.block_q, x.q.shape[0], x.q.shape[2]
+    block_q, block_k, *_ = kernel.tiles
+    specs = _query_major(x, kernel.tiles)
+    grid = x.q.shape[1] // block_q, x.q.shape[0], x.q.shape[2]
     arrays = [(x.q, "queries"), (x.k, "keys"), (x.v, "keys"), (x.slopes, "slopes"), (x.q_offset, "offset")]
     inputs = [(array, specs[name]) for array, name in [*arrays, (x.seeds, "seeds"), (x.first, "first")]]
     rows = x.q.shape[0], x.q.shape[2], x.q.shape[1]
     outputs = [(x.q.shape, x.q.dtype, specs["queries"]), (rows, jnp.float32, specs["numbers"])]
-    return _call(kernel, kernel.forward, _forward_kernel, x.k.shape[1] // kernel.forward.block_k, grid, inputs, outputs)
+    return _call(kernel, _forward_kernel, x.k.shape[1] // block_k, grid, inputs, outputs)
 
 
-def _run_backward(
-    kernel: Kernel, x: PaddedInputs, d_out: Array, logsumexp: Array, delta: Array
-) -> tuple[Array, Array, Array]:
-    """Returns (dq, dk, dv); log-sum-exp and delta [B H T]."""
-    tiles = kernel.backward
-    query_blocks, key_blocks = x.q.shape[1] // tiles.block_q, x.k.shape[1] // tiles.block_k
+def _backward_inputs(x: PaddedInputs, d_out: Array, logsumexp: Array, delta: Array, specs: dict) -> list:
+    """Returns the inputs that both backward kernels begin with; log-sum-exp and delta [B H T]."""
     arrays = [(x.q, "queries"), (x.k, "keys"), (x.v, "keys"), (d_out, "queries"), (logsumexp, "numbers")]
     arrays += [(delta, "numbers"), (x.slopes, "slopes"), (x.q_offset, "offset"), (x.seeds, "seeds")]
+    return [(array, specs[name]) for array, name in arrays]
 
-    def inputs(specs: dict, last: tuple) -> list:
-        return [(array, specs[name]) for array, name in [*arrays, last]]
 
-    specs = _query_major(x, tiles)
-    grid = query_blocks, x.q.shape[0], x.q.shape[2]
+def _run_dq(kernel: Kernel, x: PaddedInputs, *residuals: Array) -> Array:
+    """Returns dq."""
+    block_q, block_k, *_ = kernel.tiles
+    specs = _query_major(x, kernel.tiles)
+    inputs = [*_backward_inputs(x, *residuals, specs), (x.first, specs["first"])]
+    grid = x.q.shape[1] // block_q, x.q.shape[0], x.q.shape[2]
     outputs = [(x.q.shape, x.q.dtype, specs["queries"])]
-    dq = _call(kernel, tiles, _dq_kernel, key_blocks, grid, inputs(specs, (x.first_backward, "first")), outputs)[0]
-    specs = _key_major(x, tiles)
-    grid = key_blocks, x.k.shape[0], x.k.shape[2]
+    return _call(kernel, _dq_kernel, x.k.shape[1] // block_k, grid, inputs, outputs)[0]
+
+
+def _run_dkv(kernel: Kernel, x: PaddedInputs, *residuals: Array) -> Sequence[Array]:
+    """Returns (dk, dv)."""
+    block_q, block_k, *_ = kernel.tiles
+    specs = _key_major(x, kernel.tiles)
+    inputs = [*_backward_inputs(x, *residuals, specs), (x.last_query, specs["last_query"])]
+    grid = x.k.shape[1] // block_k, x.k.shape[0], x.k.shape[2]
     outputs = [(x.k.shape, x.k.dtype, specs["keys"])] * 2
-    dk, dv = _call(kernel, tiles, _dkv_kernel, query_blocks, grid, inputs(specs, (x.last_query, "last_query")), outputs)
-    return dq, dk, dv
-
-
-def _kernel(options: Options, inputs: Inputs) -> Kernel:
-    width = inputs.q.shape[3]
-    return Kernel(options, inputs.k.shape[1], width, *_tiles(inputs.q.dtype, width))
+    return _call(kernel, _dkv_kernel, x.q.shape[1] // block_q, grid, inputs, outputs)
 
 
 def _padded(kernel: Kernel, inputs: Inputs) -> PaddedInputs:
-    return padded_inputs(kernel.options, inputs, kernel.forward, kernel.backward, LEAST_WIDTH)
+    return padded_inputs(kernel.options, inputs, kernel.tiles, kernel.tiles, LEAST_WIDTH)
 
 
-def _forward(options: Options, inputs: Inputs) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
-    kernel = _kernel(options, inputs)
-    queries = inputs.q.shape[1]
+def _tiles(given: PassTiles | None, inputs: Inputs) -> PassTiles:
+    return given or choose_tiles(inputs.q.dtype.itemsize, inputs.q.shape[3], device().capability)
+
+
+def _forward(
+    tiles: PassTiles | None, options: Options, inputs: Inputs
+) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
+    queries, width = inputs.q.shape[1], inputs.q.shape[3]
+    kernel = Kernel(options, inputs.k.shape[1], width, _tiles(tiles, inputs).forward)
     out, logsumexp = _run_forward(kernel, _padded(kernel, inputs))
-    return out[:, :queries, :, : kernel.width], logsumexp[:, :, :queries]
+    return out[:, :queries, :, :width], logsumexp[:, :, :queries]
 
 
-def _backward(options: Options, inputs: Inputs, residuals: Residuals, wants_bias_gradient: bool) -> tuple:
-    kernel = _kernel(options, inputs)
-    queries, keys = inputs.q.shape[1], inputs.k.shape[1]
-    padded = padded_residuals(residuals, kernel.forward.block_q, LEAST_WIDTH)
-    dq, dk, dv = _run_backward(kernel, _padded(kernel, inputs), *padded)
-    width = slice(kernel.width)
-    return dq[:, :queries, :, width], dk[:, :keys, :, width], dv[:, :keys, :, width], None
+def _backward(
+    tiles: PassTiles | None, options: Options, inputs: Inputs, residuals: Residuals, wants_bias_gradient: bool
+) -> tuple:
+    queries, keys, width = inputs.q.shape[1], inputs.k.shape[1], inputs.q.shape[3]
+    _, *passes = _tiles(tiles, inputs)
+    inputs = with_row_bounds(options, inputs)
+    kernels = [Kernel(options, keys, width, each) for each in passes]
+    arrays = [
+        (kernel, _padded(kernel, inputs), *padded_residuals(residuals, kernel.tiles.block_q, LEAST_WIDTH))
+        for kernel in kernels
+    ]
+    dq, (dk, dv) = _run_dq(*arrays[0]), _run_dkv(*arrays[1])
+    return dq[:, :queries, :, :width], dk[:, :keys, :, :width], dv[:, :keys, :, :width], None
 
 
-# The same function as `reference_attention`, with gradients for q, k and v.
-IMPLEMENTATION = Implementation(
-    "pallas_gpu",
-    _forward,
-    _backward,
-    linear_bias_only=True,
-    largest_head_width=128,
-    platform="gpu",
-    device_kinds=("NVIDIA H100", "NVIDIA H200"),  # what the tiles are chosen for
-)
+def _obstacle(device: Device, interpret: bool) -> str | None:
+    """Returns why there is no Triton kernel for a device: the card, or the installed jax."""
+    if interpret:
+        return None
+    # a card that is not here has no known capability: by their names NVIDIA's are taken to be of today
+    serves = device.kind.startswith("NVIDIA") if device.capability is None else device.capability >= min(SHARED_MEMORY)
+    if not serves:
+        capability = "unknown" if device.capability is None else "{}.{}".format(*device.capability)
+        return f"{device.kind}, of compute capability {capability} (it supports NVIDIA's from {{}}.{{}} on)".format(
+            *min(SHARED_MEMORY)
+        )
+    try:
+        from jax.experimental.pallas.triton import CompilerParams  # noqa: F401
+    except ImportError as error:
+        return f"without Pallas's Triton backend, which jax {jax.__version__} lacks ({error}). Install jax 0.12, which has it"
+    return None
+
+
+def implementation(tiles: PassTiles | None = None) -> Implementation:
+    """Returns the same function as `reference_attention`, with gradients for q, k and v; None: the tiles that suit the card."""
+    return Implementation(
+        "pallas_gpu",
+        functools.partial(_forward, tiles),
+        functools.partial(_backward, tiles),
+        linear_bias_only=True,
+        largest_head_width=128,
+        platform="gpu",
+        obstacle=_obstacle,
+    )
+
+
+IMPLEMENTATION = implementation()

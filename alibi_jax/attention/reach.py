@@ -79,6 +79,13 @@ def nearest_mass(
     return jax.lax.fori_loop(0, min(NEAREST, keys), add, total).swapaxes(1, 2)
 
 
+def causal_row_bounds(
+    q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], slopes: Float32[Array, " H"], q_offset: Int[Array, ""]
+) -> RowBounds:
+    """Returns bounds of the rows of causal attention: Cauchy's of the scores, and the NEAREST keys' mass."""
+    return RowBounds(score_bounds(q, k, q_offset, True), nearest_mass(q, k, slopes, q_offset))
+
+
 def excess_within(margin: Float32[Array, "*heads T"], slopes: Float32[Array, "*heads"]) -> Float32[Array, "*heads"]:
     """Returns max over a block's queries t of (margin - m t), margin = bound - log_mass, from which `reach` is computed."""
     index = jax.lax.broadcasted_iota(jnp.float32, margin.shape, margin.ndim - 1)
@@ -118,7 +125,7 @@ def first_key_blocks(
     last block of keys: none is needed.
     """
     if row_bounds is None:
-        row_bounds = RowBounds(score_bounds(q, k, q_offset, True), nearest_mass(q, k, slopes, q_offset))
+        row_bounds = causal_row_bounds(q, k, slopes, q_offset)
     margin = row_bounds.scores - row_bounds.log_mass
     margin = jnp.pad(margin, ((0, 0), (0, 0), (0, -q.shape[1] % block_q)), constant_values=-jnp.inf)
     margin = margin.reshape(*margin.shape[:2], -1, block_q)
