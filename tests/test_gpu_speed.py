@@ -1,0 +1,166 @@
+"""The GPU benchmark's speed of attention and of training: small ones run here, and the real ones are lowered for CUDA."""
+
+import csv
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from alibi_jax.attention import IMPLEMENTATIONS
+from alibi_jax.attention.reach import DEFAULT_TOLERANCE
+from alibi_jax.sharding import AXES
+from benchmarks.gpu import contenders, inputs, speed, training
+
+REACH = Path(__file__).parents[1] / "experiments" / "results" / "reach" / "reach.csv"
+OURS = [name for name, each in IMPLEMENTATIONS.items() if each.platform == "gpu"]
+HOPPER = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+MESH = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=HOPPER)
+SETTING = speed.Setting("forward", 256, 16, 2, "random")
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch):
+    for module in (speed, training):
+        monkeypatch.setattr(module, "SECONDS", 0.0)
+        monkeypatch.setattr(module, "TURNS", 2)
+
+
+@pytest.fixture(scope="module")
+def all_rows():
+    """All rows of the speed of attention, small."""
+    return list(speed.rows(interpret=True))
+
+
+def measured_fractions():
+    """Fractions of causal blocks visited by the heads of the model "books" at 4,096 tokens, means over its layers."""
+    with REACH.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == "books" and row["length"] == "4096"]
+    rows = [row for row in rows if row["bound"].endswith("(the kernels)")]
+    heads = [[float(row["share_visited"]) for row in rows if row["head"] == str(head)] for head in range(8)]
+    return np.mean(heads, axis=1)
+
+
+def test_inputs_of_a_trained_models_bounds_visit_what_was_measured_of_one():
+    made = inputs.make_inputs(4096, 8, 64, True)
+    actual = np.asarray(inputs.visited(made, DEFAULT_TOLERANCE["float32"]))
+    expected = measured_fractions()
+    assert abs(actual.mean() - expected.mean()) < 0.01
+    assert np.abs(actual - expected).max() < 0.03
+
+
+def test_inputs_of_a_trained_models_bounds_have_them():
+    made = inputs.make_inputs(256, 8, 64, True)
+    q, k = (np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in made[:2])
+    np.testing.assert_allclose((q * k).mean((0, 1)) / 8, inputs.score_bounds(np.asarray(made.slopes)), rtol=0.01)
+
+
+def test_every_contender_of_this_machine_is_timed_in_both_directions_and_on_both_inputs(all_rows):
+    names = [*OURS, "XLA, dense"]
+    assert [(row["direction"], row["inputs"], row["contender"]) for row in all_rows] == [
+        (direction, kind, name)
+        for direction in ("forward+backward", "forward")
+        for kind in ("random", "trained")
+        for name in names
+    ]
+    assert all(row["passed"] and row["milliseconds"] > 0 for row in all_rows)
+    assert {row["compared_with"] for row in all_rows} == {OURS[0]}
+
+
+def test_rates_count_a_causal_attentions_operations_and_the_blocks_visited(all_rows):
+    row = next(row for row in all_rows if row["contender"] == "XLA, dense" and row["direction"] == "forward+backward")
+    products, seconds = 7, row["milliseconds"] / 1000
+    pairs = sum(range(256))  # strictly before each query; the diagonal's half is the other half of L^2 / 2
+    assert math.isclose(row["effective_tflops"], 1e-12 * products * 2 * 16 * 2 * (pairs + 256 / 2) / seconds)
+    assert math.isclose(row["computed_tflops"], 1e-12 * products * 2 * 16 * 2 * 256**2 / seconds)
+    assert row["of_peak"] is None
+
+
+def test_a_contender_that_fails_and_one_that_differs_are_not_timed_and_the_others_are():
+    def fails(*_):
+        raise NotImplementedError("no such kernel\nand more")
+
+    good = contenders.of_jax("XLA, dense", contenders.xla)
+    wrong = contenders.of_jax("wrong", lambda q, k, v, slopes: contenders.xla(q, k, v, 2 * slopes))
+    unbiased = contenders.of_jax("no bias", lambda q, k, v, s: contenders.xla(q, k, v, 0 * s), biased=False)
+    broken = contenders.of_jax("not finite", lambda q, k, v, slopes: q * jnp.nan)
+    several = [broken, good, wrong, contenders.of_jax("fails", fails), unbiased]
+    arrays = inputs.make_inputs(256, 2, 16, False)
+    programs = speed.compile_all(several, "forward", jax.eval_shape(lambda: arrays))
+    rows = {row["contender"]: row for row in speed.measure(SETTING, several, programs, arrays)}
+    assert [name for name, row in rows.items() if row["passed"]] == ["XLA, dense", "no bias"]
+    assert [name for name, row in rows.items() if row["milliseconds"]] == ["XLA, dense", "no bias"]
+    assert rows["fails"]["reason"] == "NotImplementedError: no such kernel"
+    assert "not finite" in rows["not finite"]["reason"]
+    assert "from XLA, dense, expected" in rows["wrong"]["reason"]
+
+
+def test_all_shapes_are_timed_most_telling_first():
+    assert set(speed.ORDER) == {(length, width) for length in (2048, 8192, 32768, 131072) for width in (64, 128)}
+    assert speed.ORDER[:2] == ((8192, 64), (32768, 64))
+
+
+@pytest.fixture
+def pretend_cudnn(monkeypatch):
+    """cuDNN's version and the card's capability, which jax asks a device for when it lowers."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_200)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda capability: capability == "9.0")
+
+
+def lower_for_cuda(function, *arguments):
+    with jax.sharding.use_abstract_mesh(MESH):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+@pytest.mark.parametrize(("length", "width"), [(131_072, 64), (8192, 128)])
+def test_contenders_lower_for_cuda(direction, length, width, pretend_cudnn):
+    shapes = jax.eval_shape(inputs.make_inputs, length, speed.HEADS, width, False)
+    for name in OURS:
+        program = contenders.program(contenders.ours(name, False), direction)
+        assert "alibi" in lower_for_cuda(program, *shapes)
+    text = lower_for_cuda(contenders.program(contenders.cudnn, direction), *shapes)
+    assert "__cudnn$fmha" in text
+    assert f"{length}x{length}x" not in text
+    if length == 8192:
+        assert f"{length}x{length}xf32" in lower_for_cuda(contenders.program(contenders.xla, direction), *shapes)
+
+
+def test_training_is_timed_with_and_without_alibi():
+    rows = list(training.rows(interpret=True))
+    assert [row["position"] for row in rows] == ["none", "alibi"]
+    assert all(row["passed"] and row["tokens_per_second"] > 0 for row in rows)
+    assert all(abs(row["loss"] - math.log(training.TINY.vocab_size)) < 1.5 for row in rows)
+    assert math.isclose(rows[1]["over_none"], rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"])
+
+
+def test_a_model_that_cannot_be_trained_is_a_row_and_the_other_is_timed(monkeypatch):
+    make = training.make_config
+
+    def without_alibi(model, position, *rest):
+        attention, *sizes = rest
+        return make(model, position, attention if position == "none" else "pallas_tpu", *sizes)
+
+    monkeypatch.setattr(training, "make_config", without_alibi)
+    none, alibi = training.rows(interpret=True)
+    assert none["passed"] and none["over_none"] == 1
+    assert not alibi["passed"] and "pallas_tpu cannot serve" in alibi["reason"] and alibi["mfu"] is None
+
+
+@pytest.mark.parametrize("attention", OURS)
+@pytest.mark.parametrize("position", ["alibi", "none"])
+def test_training_steps_of_a_hundred_million_parameters_lower_for_cuda(position, attention):
+    config = training.make_config(training.MODEL, position, attention, 16_384, training.TOKENS)
+    with jax.sharding.use_abstract_mesh(MESH):
+        step, make_state = training.make_step(config)
+        state, batch = jax.eval_shape(make_state), training.batch_shape(config)
+        text = step.trace(state, batch, batch).lower(lowering_platforms=("cuda",)).as_text()
+    assert 1.0e8 < sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)) < 1.2e8
+    assert text.count("__gpu$xla.gpu.triton") == 3
+    assert "16384x16384x" not in text
