@@ -1,6 +1,9 @@
-"""The kernels compiled for machines that are not here: by the TPU compiler whole, for GPUs as far as Triton's input."""
+"""The kernels compiled for machines that are not here: by the TPU compiler whole, for GPUs as far as Triton's input. Which
+cards the Triton kernels serve, and what happens where they cannot be had."""
 
 import functools
+import sys
+import types
 import warnings
 
 import jax
@@ -10,12 +13,13 @@ from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from alibi_jax import attention
 from alibi_jax.attention import attend, pallas_gpu
 from alibi_jax.config import MeshConfig, ModelConfig
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.placement import tree_shardings
 from alibi_jax.positions import LinearBias, alibi_slopes
-from alibi_jax.sharding import make_mesh
+from alibi_jax.sharding import Device, device, make_mesh
 from benchmarks.shapes import GPU_SHAPES, TPU_SHAPES, Shape
 
 TOPOLOGIES = ["v5e:2x2", "v5p:2x2x1", pytest.param("v6e:2x2", marks=pytest.mark.versions)]
@@ -121,6 +125,68 @@ def test_gpu_kernels_lower_to_triton(dtype, shape, rate):
     assert text.count("__gpu$xla.gpu.triton") == 3, "forward, dq, and dk with dv"
 
 
+AMPERE = Device("gpu", "NVIDIA A100-SXM4-80GB", (8, 0))
+
+
+@pytest.mark.parametrize(
+    ("card", "chosen"),
+    [
+        (AMPERE, "pallas_gpu"),
+        (Device("gpu", "NVIDIA L4", (8, 9)), "pallas_gpu"),
+        (Device("gpu", "Orin", (8, 7)), "pallas_gpu"),
+        (Device("gpu", "NVIDIA GeForce RTX 5090", (12, 0)), "pallas_gpu"),
+        (Device("gpu", "NVIDIA of a later year", (14, 1)), "pallas_gpu"),
+        (Device("gpu", "NVIDIA A10"), "pallas_gpu"),
+        (Device("gpu", "NVIDIA GeForce RTX 2080", (7, 5)), "blockwise"),
+        (Device("gpu", "Tesla T4"), "blockwise"),
+        (Device("gpu", "AMD Instinct MI300X"), "blockwise"),
+        (Device("cpu", "cpu"), "blockwise"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Device) else None,
+)
+def test_auto_takes_the_triton_kernels_from_ampere_on(card, chosen, monkeypatch):
+    monkeypatch.setattr(attention, "device", lambda: card)
+    q = jnp.zeros((1, 256, 2, 16))
+    assert attention._choose(q, q, LinearBias(alibi_slopes(2))) == chosen
+
+
+def test_auto_takes_the_first_implementation_that_can_serve(monkeypatch):
+    def named(name, reason, platform="gpu"):
+        return attention.Implementation(name, platform=platform, obstacle=lambda card, interpret: reason)
+
+    each = [named("other", None, "tpu"), named("not here", "so"), named("first", None), named("second", None)]
+    monkeypatch.setattr(attention, "IMPLEMENTATIONS", {implementation.name: implementation for implementation in each})
+    monkeypatch.setattr(attention, "device", lambda: AMPERE)
+    q = jnp.zeros((1, 256, 2, 16))
+    assert attention._choose(q, q, None) == "first"
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA L4", "Tesla T4", "AMD Instinct MI300X"])
+def test_capability_of_a_mesh_is_that_of_a_local_device_of_the_same_kind(kind, monkeypatch):
+    capabilities = {"NVIDIA A10": "8.6", "NVIDIA L4": "8.9", "AMD Instinct MI300X": "gfx942"}
+    local = [types.SimpleNamespace(device_kind=name, compute_capability=text) for name, text in capabilities.items()]
+    monkeypatch.setattr(jax, "local_devices", lambda: local)
+    with jax.sharding.use_abstract_mesh(mesh_of(kind)):
+        assert device() == ("gpu", kind, (8, 9) if kind == "NVIDIA L4" else None)
+
+
+@pytest.mark.parametrize("module", [None, types.ModuleType("triton")], ids=["gone", "emptied"])
+def test_a_jax_without_triton_leaves_blockwise_and_the_reason(module, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(attention.log, "propagate", True)
+    monkeypatch.setattr(attention.log.parent, "propagate", True)
+    attention._log_once.cache_clear()
+    monkeypatch.setattr(attention, "device", lambda: AMPERE)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", module)
+    for length in (256, 512):
+        jax.eval_shape(lambda q: attend(q, q, q), jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32))
+    assert "blockwise for 512 queries" in caplog.text
+    assert caplog.text.count(f"without Pallas's Triton backend, which jax {jax.__version__} lacks") == 1
+    with pytest.raises(NotImplementedError, match=r"pallas_gpu cannot serve without .*Install .*'blockwise'"):
+        attend(*[jnp.zeros((1, 8, 2, 4))] * 3, implementation="pallas_gpu")
+    attend(*[jnp.zeros((1, 8, 2, 4))] * 3, implementation="pallas_gpu", interpret=True)  # which needs no Triton
+
+
 def test_the_end_of_triton_is_one_line_of_the_log_and_no_other_warning_is_lost(caplog, monkeypatch):
     caplog.set_level("INFO")
     monkeypatch.setattr(pallas_gpu.log.parent.parent, "propagate", True)
@@ -132,9 +198,23 @@ def test_the_end_of_triton_is_one_line_of_the_log_and_no_other_warning_is_lost(c
         warnings.warn("The Pallas Mosaic backend is deprecated", DeprecationWarning, stacklevel=1)
 
 
+def test_a_warning_of_others_is_not_repeated_because_attention_is_traced_again():
+    """As it would be if each trace changed Python's filters."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            pallas_gpu._expect_deprecation()
+            warnings.warn("of others", UserWarning, stacklevel=1)
+            warnings.warn("The Pallas Triton backend is deprecated", DeprecationWarning, stacklevel=1)
+    assert [str(each.message) for each in seen] == ["of others"]
+
+
+def mesh_of(kind):
+    card = AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
+    return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=card)
+
+
 def lower_for_cuda(shape: Shape, dtype, rate):
-    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     sizes = [(shape.queries, shape.heads), *[(shape.keys, shape.key_heads)] * 2]
     arrays = [jax.ShapeDtypeStruct((shape.batch, *size, shape.width), dtype) for size in sizes]
     bias = LinearBias(alibi_slopes(shape.heads))
@@ -144,6 +224,6 @@ def lower_for_cuda(shape: Shape, dtype, rate):
         "dropout_rate": rate,
         "dropout_key": jax.random.key(0),
     }
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(mesh_of("NVIDIA H100 80GB HBM3")):
         step = jax.jit(functools.partial(forward_and_backward, bias, "pallas_gpu", **options))
         return step.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()

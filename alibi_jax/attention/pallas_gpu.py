@@ -13,6 +13,7 @@ it goes, this file has to be rewritten, and `_expect_deprecation` goes with it.
 import functools
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,14 @@ from alibi_jax.sharding import Device, device
 log = logging.getLogger(__name__)
 
 LOG2E = math.log2(math.e)  # exp(x) = exp2(LOG2E x), and the hardware has exp2
+# The filter of the one warning that says so, as Python keeps it: (action, message, category, module, line).
+DEPRECATION = (
+    "ignore",
+    re.compile("The Pallas Triton backend is deprecated", re.IGNORECASE),
+    DeprecationWarning,
+    None,
+    0,
+)
 LEAST_WIDTH = 16  # channels: Triton's products are at least so wide
 
 
@@ -197,9 +206,11 @@ def _expect_deprecation() -> None:
     """Turns jax's DeprecationWarning about the Triton backend, that one message alone, into one line of our log.
 
     It comes with every kernel, when it is lowered: after this file's code has returned, so that only a filter of the whole
-    process reaches it. It asks for another backend, which no user of attend() can choose.
+    process reaches it. It asks for another backend, which no user of attend() can choose. Whatever filter the caller has set
+    since stands behind it; where it is the first already it stays, for each change makes Python repeat all other warnings.
     """
-    warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+    if warnings.filters[:1] != [DEPRECATION]:
+        warnings.filterwarnings("ignore", DEPRECATION[1].pattern, DeprecationWarning)
     _log_deprecation()
 
 
