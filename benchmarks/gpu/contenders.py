@@ -18,8 +18,10 @@ from jaxtyping import Array, Float
 
 from alibi_jax.attention import IMPLEMENTATIONS, attend
 from alibi_jax.positions import LinearBias
-from benchmarks.gpu.inputs import BLOCK, Inputs
+from alibi_jax.sharding import device
+from benchmarks.gpu.inputs import BLOCK, Inputs, make_inputs
 
+FIRST_LENGTH = 5 * BLOCK  # that FlexAttention is compiled with, tokens
 Direction = Literal["forward", "forward+backward"]
 Call = Callable[[], Any]  # (out,) or (dq, dk, dv), each like q; returns before the device has finished
 Attention = Callable[[Array, Array, Array, Array], Array]  # (q, k, v, slopes) -> out
@@ -97,7 +99,7 @@ def tokamax(q: Array, k: Array, v: Array, slopes: Array) -> Array:
     return dot_product_attention(q, k, v, bias=bias, is_causal=True, implementation="mosaic")
 
 
-def causal_block_mask(length: int, device: str) -> Any:
+def causal_block_mask(length: int, place: str) -> Any:
     """Returns FlexAttention's mask of causal blocks: partial ones on the diagonal, full ones before it.
 
     The same as create_block_mask makes by looking at all [L, L] pairs, which takes it a compilation.
@@ -106,7 +108,7 @@ def causal_block_mask(length: int, device: str) -> Any:
     from torch.nn.attention.flex_attention import BlockMask
 
     count = length // BLOCK
-    index = torch.arange(count, dtype=torch.int32, device=device)
+    index = torch.arange(count, dtype=torch.int32, device=place)
     diagonal = index[:, None].expand(count, count)  # of the first alone, the rest is not read
     before = index[None].expand(count, count)
     partial = torch.ones_like(index)[None, None], diagonal[None, None].contiguous()
@@ -114,14 +116,14 @@ def causal_block_mask(length: int, device: str) -> Any:
     return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=BLOCK, mask_mod=lambda b, h, q, k: q >= k)
 
 
-def flex_call(attention: Callable, direction: Direction, inputs: Inputs, device: str) -> Call:
+def flex_call(attention: Callable, direction: Direction, inputs: Inputs, place: str) -> Call:
     """Returns a call of FlexAttention, compiled or not, with an ALiBi score_mod."""
     import torch
 
     arrays = [torch.from_dlpack(x).transpose(1, 2).contiguous() for x in inputs[:4]]
     slopes = torch.from_dlpack(inputs.slopes).clone()
     *qkv, weight = arrays
-    mask = causal_block_mask(inputs.q.shape[1], device)
+    mask = causal_block_mask(inputs.q.shape[1], place)
     for x in qkv:
         x.requires_grad_(direction != "forward")
 
@@ -138,12 +140,16 @@ def flex_call(attention: Callable, direction: Direction, inputs: Inputs, device:
     return lambda: torch.autograd.grad(forward(), qkv, weight)
 
 
-def lower_flex(device: str) -> Callable[[Direction, Inputs], Callable[[], Callable[[Inputs], Call]]]:
-    """Returns what makes calls of FlexAttention; its first call compiles, once for each head width."""
+def lower_flex(place: str) -> Callable[[Direction, Inputs], Callable[[], Callable[[Inputs], Call]]]:
+    """Returns what makes calls of FlexAttention; the first time it compiles, once for each direction and head width.
+
+    At FIRST_LENGTH no two dimensions are equal: the compiler would take those for one, and compile anew where they differ.
+    """
 
     def lower(direction: Direction, shapes: Inputs) -> Callable[[], Callable[[Inputs], Call]]:
         attention = compiled_flex()
-        return lambda: lambda inputs: flex_call(attention, direction, inputs, device)
+        wait(flex_call(attention, direction, make_inputs(FIRST_LENGTH, *shapes.q.shape[2:], False), place)())
+        return lambda: lambda inputs: flex_call(attention, direction, inputs, place)
 
     return lower
 
@@ -180,15 +186,22 @@ def not_installed(package: str) -> str:
     return "" if importlib.util.find_spec(package) else f"the package {package} is not installed"
 
 
+def our_kernels(interpret: bool) -> dict[str, str]:
+    """Returns our kernels for GPUs, each with why it cannot be had on this device, or ""."""
+    kernels = {name: each for name, each in IMPLEMENTATIONS.items() if each.platform == "gpu"}
+    return {name: each.obstacle(device(), interpret) or "" for name, each in kernels.items()}
+
+
 def make_contenders(interpret: bool) -> list[Contender]:
     """Returns all contenders, ours first; with `interpret` those that this machine can run without a GPU."""
-    names = [name for name, each in IMPLEMENTATIONS.items() if each.platform == "gpu"]
-    contenders = [of_jax(name, ours(name, interpret), computes="visited") for name in names]
+    kernels = our_kernels(interpret)
+    contenders = [of_jax(name, ours(name, interpret), computes="visited", missing=why) for name, why in kernels.items()]
     dense = of_jax("XLA, dense", xla, computes="all", lengths=(0, 8192))
     if interpret:
         return [*contenders, dense]
     at_32k = {"lengths": (32768, 32768)}
-    contenders += [of_jax(f"{name}, nothing skipped", ours(name, False, False), **at_32k) for name in names]
+    for name, why in kernels.items():
+        contenders.append(of_jax(f"{name}, nothing skipped", ours(name, False, False), **at_32k, missing=why))
     flex = Contender("FlexAttention", lower_flex("cuda"), missing=not_installed("torch"))
     peers = [flex, of_jax("cuDNN, no bias", cudnn, biased=False), dense]
     # whether its backward pass takes memory linear in the length with a bias is not known: 8,192 fit either way

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alibi_jax.attention import IMPLEMENTATIONS
 from alibi_jax.config import Config, ModelConfig, TrainConfig
 from alibi_jax.config.sizes import parameter_count
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.flops import peak_flops, train_flops_per_token
 from alibi_jax.optimizer import make_optimizer
 from alibi_jax.train import State, init_state, train_step
+from benchmarks.gpu.contenders import our_kernels
 from benchmarks.gpu.part import attempt, run_part
 from benchmarks.gpu.turns import in_turns
 
@@ -45,9 +45,10 @@ TURNS, SECONDS = 5, 0.4  # of each model; a turn repeats steps for so long
 def rows(interpret: bool) -> Iterator[dict[str, Any]]:
     """Yields a row for each length, attention and position method."""
     model, lengths, tokens = (TINY, SMALL_LENGTHS, FEW_TOKENS) if interpret else (MODEL, LENGTHS, TOKENS)
-    names = [name for name, each in IMPLEMENTATIONS.items() if each.platform == "gpu"]
+    kernels = {"blockwise": ""} if interpret else our_kernels(interpret)
+    yield from ({"attention": name, "skipped": why} for name, why in kernels.items() if why)
     for length in lengths:
-        for attention in ["blockwise"] if interpret else names:
+        for attention in (name for name, why in kernels.items() if not why):
             yield from measure(model, attention, length, tokens)
 
 
