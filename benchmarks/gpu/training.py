@@ -3,7 +3,7 @@ to skip.
 
 Both take the real train step: bfloat16 activations, AdamW, TOKENS tokens a step, on the same attention kernels, in turns,
 medians. MFU counts the operations of alibi_jax/model/flops.py, what the reach skips too, over the card's published dense
-bfloat16 peak. With `--interpret` the model is tiny, and its attention is `blockwise`.
+bfloat16 peak. With `--interpret` the model is tiny, and its attention is `reference`.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ TURNS, SECONDS = 5, 0.4  # of each model; a turn repeats steps for so long
 def rows(interpret: bool) -> Iterator[dict[str, Any]]:
     """Yields a row for each length, attention and position method."""
     model, lengths, tokens = (TINY, SMALL_LENGTHS, FEW_TOKENS) if interpret else (MODEL, LENGTHS, TOKENS)
-    kernels = {"blockwise": ""} if interpret else our_kernels(interpret)
+    kernels = {"reference": ""} if interpret else our_kernels(interpret)
     yield from ({"attention": name, "skipped": why} for name, why in kernels.items() if why)
     for length in lengths:
         for attention in (name for name, why in kernels.items() if not why):
