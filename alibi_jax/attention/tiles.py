@@ -48,42 +48,40 @@ class Candidates(NamedTuple):
 # By bytes of a number and the channels a head has at most.
 CANDIDATES = {
     (2, 64): Candidates([Tiles(128, 64, 4, 3)], [Tiles(64, 64, 4, 2)], [Tiles(64, 64, 4, 2)]),
-    (2, 128): Candidates(
-        [Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2)],
-        [Tiles(64, 64, 8, 2), Tiles(64, 32, 4, 2)],
-        [Tiles(64, 64, 8, 2), Tiles(32, 64, 4, 2)],
-    ),
-    (4, 64): Candidates([Tiles(64, 32, 4, 2)], [Tiles(32, 32, 4, 2)], [Tiles(32, 32, 4, 2)]),
-    (4, 128): Candidates([Tiles(32, 32, 4, 2)], [Tiles(32, 32, 4, 1)], [Tiles(32, 32, 4, 1)]),
+    (2, 128): Candidates([Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2)], [Tiles(64, 64, 8, 2)], [Tiles(64, 64, 8, 2)]),
+    (4, 64): Candidates([Tiles(64, 32, 8, 2)], [Tiles(32, 32, 4, 2)], [Tiles(32, 32, 4, 2)]),
+    (4, 128): Candidates([Tiles(16, 16, 4, 2)], [Tiles(32, 32, 8, 2)], [Tiles(32, 32, 8, 2)]),
 }
 
 
-def largest_shared_memory(capability: tuple[int, int] | None) -> int:
-    """Returns the bytes of shared memory a thread block may have; the smallest of all where the capability is unknown."""
-    return KIB * SHARED_MEMORY.get(capability, min(SHARED_MEMORY.values()))
+def needed_shared_memory(pass_name: str, tiles: Tiles, itemsize: int, width: int, capability: tuple[int, int]) -> int:
+    """Returns an upper bound of the bytes of shared memory that a pass takes with these tiles, of heads of `width` channels.
 
-
-def needed_shared_memory(pass_name: str, tiles: Tiles, itemsize: int, width: int) -> int:
-    """Returns an upper bound of the bytes of shared memory that a pass takes with these tiles.
-
-    Two arrays of blocks in turn, as many at once as there are stages; the arrays of the program's own block, the queries
-    (forward), queries and gradients of the output (dq), or keys and values (dkv); one block of weights; and, for dkv, the
-    log-sum-exp and delta of each block of queries.
+    The arrays of the program's own block: queries (forward), queries and gradients of the output (dq), keys and values (dkv);
+    buffers of the two arrays that come block after block; weights, and of dkv their gradients too; and, for dkv, log-sum-exp
+    and delta. It is a bound of what XLA's Triton takes (jax 0.11.2), which tests/test_tiles.py lists.
     """
     own, in_turn = (tiles.block_k, tiles.block_q) if pass_name == "dkv" else (tiles.block_q, tiles.block_k)
-    rows = own * (1 if pass_name == "forward" else 2) + 2 * in_turn * tiles.num_stages
-    numbers = 8 * tiles.block_q * tiles.num_stages
-    return itemsize * (rows * width + tiles.block_q * tiles.block_k) + numbers
+    # products read blocks from registers (mma.sync; float32's multiply-adds), Hopper's (wgmma) from shared memory, and those of
+    # Blackwell's data center cards (tcgen05) take one more buffer's room there
+    waiting = {9: 0, 10: 1, 11: 1}.get(capability[0], -1) if itemsize == 2 else -1
+    buffers = max(1, tiles.num_stages + waiting)
+    rows = own * (1 if pass_name == "forward" else 2) + 2 * in_turn * buffers
+    weights = tiles.block_q * tiles.block_k * (2 if pass_name == "dkv" else 1)
+    return itemsize * (rows * width + weights) + 8 * tiles.block_q * buffers
 
 
 def choose_tiles(itemsize: int, width: int, capability: tuple[int, int] | None) -> PassTiles:
-    """Returns the tiles of each pass on a card of that compute capability (None: unknown), for heads of `width` channels whose
-    numbers have `itemsize` bytes."""
+    """Returns the tiles of each pass on a card of that compute capability, for heads of `width` channels whose numbers have
+    `itemsize` bytes. A capability that is unknown (None) or too new to be in the table: tiles that fit every card."""
     padded = 64 if width <= 64 else 128
-    room = largest_shared_memory(capability)
+    cards = [capability] if capability in SHARED_MEMORY else SHARED_MEMORY
 
-    def first(pass_name: str, candidates: Sequence[Tiles]) -> Tiles:
-        return next(each for each in candidates if needed_shared_memory(pass_name, each, itemsize, padded) <= room)
+    def fits(pass_name: str, tiles: Tiles) -> bool:
+        return all(
+            needed_shared_memory(pass_name, tiles, itemsize, padded, card) <= KIB * SHARED_MEMORY[card]
+            for card in cards
+        )
 
     lists = CANDIDATES[itemsize, padded]._asdict()
-    return PassTiles(**{name: first(name, candidates) for name, candidates in lists.items()})
+    return PassTiles(**{name: next(each for each in some if fits(name, each)) for name, some in lists.items()})
