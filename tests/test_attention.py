@@ -16,11 +16,21 @@ from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
 from alibi_jax.sharding import Device, make_mesh
 from benchmarks.shapes import SHAPES, Shape
 from conftest import TOLERANCE, assert_close
+from kernels import KERNELS, mosaic_gpu_of_float32, parameters  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("mosaic_gpu_of_float32")
 
 BIASES = ["none", "alibi", "t5"]
-KERNELS = ["pallas_tpu", "pallas_gpu"]  # run by Pallas's interpreter here
 SERVED = [(bias, name) for bias in BIASES for name in IMPLEMENTATIONS if not (bias == "t5" and name in KERNELS)]
-FASTER = [(bias, name) for bias, name in SERVED if name != "reference"]
+FORWARD = [(shape, bias, name) for shape in SHAPES for bias, name in SERVED]
+GRADIENTS = [
+    (shape, rate, bias, name)
+    for shape, rate in [(name, 0.0) for name in ("odd", "past the keys", "encoder", "several blocks")]
+    + [(name, 0.3) for name in ("end of a cache", "grouped")]
+    for bias, name in SERVED
+    if name != "reference"
+]
+QUICK = [("encoder", "none"), ("end of a cache", "alibi")]  # of mosaic_gpu
 
 
 def inputs(shape: Shape, dtype=jnp.float32):
@@ -57,8 +67,9 @@ def dense(q, k, v, bias, q_offset, causal):
     return np.einsum("bhts,bshd->bthd", weights, v)
 
 
-@pytest.mark.parametrize(("bias_name", "implementation"), SERVED)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "bias_name", "implementation"), [parameters(*each, quick=each[:2] in QUICK) for each in FORWARD]
+)
 def test_forward_equals_float64(shape, bias_name, implementation):
     shape = SHAPES[shape]
     q, k, v = inputs(shape)
@@ -67,11 +78,9 @@ def test_forward_equals_float64(shape, bias_name, implementation):
     assert_close(out, dense(q, k, v, bias, shape.q_offset, shape.causal), "attention")
 
 
-@pytest.mark.parametrize(("bias_name", "implementation"), FASTER)
 @pytest.mark.parametrize(
-    ("shape", "rate"),
-    [(name, 0.0) for name in ("odd", "past the keys", "encoder", "several blocks")]
-    + [(name, 0.3) for name in ("end of a cache", "grouped")],
+    ("shape", "rate", "bias_name", "implementation"),
+    [parameters(*each, quick=(each[0], each[2]) in QUICK) for each in GRADIENTS],
 )
 def test_gradients_equal_the_references(shape, rate, bias_name, implementation):
     shape = SHAPES[shape]
@@ -133,7 +142,7 @@ def test_reference_gradient_equals_finite_differences_in_float64():
         np.testing.assert_allclose(actual[index], (high - low) / (2 * step), atol=TOLERANCE["attention gradient"])
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", [*map(parameters, IMPLEMENTATIONS)])
 def test_bfloat16_inputs_keep_float32_distances(implementation):
     """At 3,000 tokens bfloat16 positions would be rounded to multiples of 16."""
     q, k, v = inputs(Shape(1, 4, 3000, 2, 2, 16), jnp.bfloat16)
@@ -143,7 +152,7 @@ def test_bfloat16_inputs_keep_float32_distances(implementation):
     assert_close(out, dense(q, k, v, bias, 2996, True), "attention bfloat16")
 
 
-@pytest.mark.parametrize("implementation", ["blockwise", *KERNELS])
+@pytest.mark.parametrize("implementation", [*map(parameters, ["blockwise", *KERNELS])])
 @pytest.mark.versions
 def test_bfloat16_gradients_equal_the_references(implementation):
     q, k, v = inputs(SHAPES["grouped"], jnp.bfloat16)
@@ -160,7 +169,7 @@ def test_bfloat16_gradients_equal_the_references(implementation):
         assert_close(actual / scale, reference / scale, "attention bfloat16")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in IMPLEMENTATIONS])
 def test_decoding_token_by_token_equals_the_whole(implementation):
     """The bias is not left out, nor its distances restarted, when one query meets a cache of keys."""
     q, k, v = inputs(Shape(1, 20, 20, 4, 4, 8))
@@ -170,7 +179,7 @@ def test_decoding_token_by_token_equals_the_whole(implementation):
     assert_close(jnp.concatenate(steps, 1), whole, "attention")
 
 
-@pytest.mark.parametrize("implementation", ["blockwise", *KERNELS])
+@pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in ["blockwise", *KERNELS]])
 @pytest.mark.parametrize("size", [1.0, 30.0, 3000.0])
 def test_large_scores_neither_overflow_nor_vanish(size, implementation):
     """Below and far above what exp can hold unshifted; one query sees a score of +size among some of -size."""
@@ -211,7 +220,7 @@ def test_fixed_slopes_cost_the_backward_pass_nothing():
     assert carried(compiled(1)) >= 1
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in IMPLEMENTATIONS])
 def test_dropout_drops_the_rate_and_keeps_the_mean(implementation):
     q, k = (jnp.zeros((1, 256, 2, 4)),) * 2
     v = jnp.ones((1, 256, 2, 4))
@@ -266,7 +275,7 @@ def test_what_does_not_belong_together_is_refused(change, message):
         attend(**(arrays | change))
 
 
-@pytest.mark.parametrize("implementation", ["blockwise", *KERNELS])
+@pytest.mark.parametrize("implementation", [*map(parameters, ["blockwise", *KERNELS])])
 def test_an_output_nobody_uses_has_gradients_of_zero(implementation):
     q, k, v = inputs(Shape(1, 40, 40, 2, 2, 8))
     both = jax.jit(lambda q: (attend(q, k, v, implementation=implementation, interpret=True), q.sum()))
@@ -276,11 +285,11 @@ def test_an_output_nobody_uses_has_gradients_of_zero(implementation):
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_an_unknown_implementation_is_refused_naming_those_there_are():
     q = jnp.zeros((1, 8, 2, 4))
-    with pytest.raises(NotImplementedError, match="auto, reference, blockwise, pallas_tpu, pallas_gpu"):
+    with pytest.raises(NotImplementedError, match="auto, reference, blockwise, pallas_tpu, pallas_gpu, mosaic_gpu"):
         attend(q, q, q, implementation="flash")
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", [*map(parameters, KERNELS)])
 def test_kernels_refuse_by_name_what_they_cannot_serve(implementation):
     q, bias = jnp.zeros((1, 8, 2, 4)), make_bias("alibi", 2)
     refused = functools.partial(pytest.raises, NotImplementedError)

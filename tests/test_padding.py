@@ -16,6 +16,9 @@ from alibi_jax.positions import BucketBias, LinearBias
 from alibi_jax.sharding import make_mesh
 from benchmarks.shapes import Shape
 from conftest import assert_close
+from kernels import KERNELS, mosaic_gpu_of_float32, parameters  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("mosaic_gpu_of_float32")
 
 KEY = jax.random.key(3)
 
@@ -46,9 +49,13 @@ CASES = {
     "hidden bucket": Case(Shape(1, 40, 40, 2, 2, 8), table=(-np.inf, 1.0, 90.0, 0.5)),
     "nothing seen": Case(Shape(1, 20, 20, 2, 2, 8), table=(-np.inf,) * 4),
 }
-KERNELS = ["pallas_tpu", "pallas_gpu"]
 BY_KERNELS = ["encoder", "before the keys", "dropout"]  # Pallas's interpreters take seconds for each
-SERVED = [(case, name) for case in CASES for name in IMPLEMENTATIONS if name not in KERNELS or case in BY_KERNELS]
+SERVED = [
+    parameters(case, name, quick=case == "before the keys")
+    for case in CASES
+    for name in IMPLEMENTATIONS
+    if name not in KERNELS or case in BY_KERNELS
+]
 
 
 def inputs(case: Case):

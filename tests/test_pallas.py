@@ -14,7 +14,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from alibi_jax import attention
-from alibi_jax.attention import attend, pallas_gpu
+from alibi_jax.attention import attend, mosaic_gpu, pallas_gpu
 from alibi_jax.config import MeshConfig, ModelConfig
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.placement import tree_shardings
@@ -125,7 +125,22 @@ def test_gpu_kernels_lower_to_triton(dtype, shape, rate):
     assert text.count("__gpu$xla.gpu.triton") == 3, "forward, dq, and dk with dv"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "rate"),
+    [
+        (jnp.bfloat16, Shape(2, 300, 333, 6, 2, 80, 33), 0.1),
+        (jnp.float16, Shape(1, 200, 150, 2, 2, 64, 0, False), 0.0),
+    ],
+    ids=["bfloat16", "float16"],
+)
+@pytest.mark.versions
+def test_gpu_kernels_lower_to_mosaic(dtype, shape, rate):
+    text = lower_for_cuda(shape, dtype, rate, "mosaic_gpu")
+    assert text.count("@mosaic_gpu_v2") == 3, "forward, dq, and dk with dv"
+
+
 AMPERE = Device("gpu", "NVIDIA A100-SXM4-80GB", (8, 0))
+HOPPER = Device("gpu", "NVIDIA H100 80GB HBM3", (9, 0))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +202,18 @@ def test_a_jax_without_triton_leaves_blockwise_and_the_reason(module, monkeypatc
     attend(*[jnp.zeros((1, 8, 2, 4))] * 3, implementation="pallas_gpu", interpret=True)  # which needs no Triton
 
 
+@pytest.mark.parametrize(
+    ("triton", "dtype", "chosen"),
+    [(True, jnp.bfloat16, "pallas_gpu"), (False, jnp.bfloat16, "mosaic_gpu"), (False, jnp.float32, "blockwise")],
+)
+def test_hopper_has_the_mosaic_kernels_where_a_jax_has_no_triton(triton, dtype, chosen, monkeypatch):
+    monkeypatch.setattr(attention, "device", lambda: HOPPER)
+    if not triton:
+        monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    q = jnp.zeros((1, 256, 2, 16), dtype)
+    assert attention._choose(q, q, LinearBias(alibi_slopes(2))) == chosen
+
+
 def test_the_end_of_triton_is_one_line_of_the_log_and_no_other_warning_is_lost(caplog, monkeypatch):
     caplog.set_level("INFO")
     monkeypatch.setattr(pallas_gpu.log.parent.parent, "propagate", True)
@@ -196,6 +223,28 @@ def test_the_end_of_triton_is_one_line_of_the_log_and_no_other_warning_is_lost(c
     assert caplog.text.count("Pallas's Triton backend") == 1
     with pytest.raises(DeprecationWarning):
         warnings.warn("The Pallas Mosaic backend is deprecated", DeprecationWarning, stacklevel=1)
+
+
+def test_mosaic_kernels_refuse_other_types_and_cards():
+    shape = Shape(1, 64, 64, 2, 2, 64)
+    with pytest.raises(
+        NotImplementedError, match="mosaic_gpu cannot serve float32 inputs.*bfloat16, float16.*blockwise"
+    ):
+        lower_for_cuda(shape, jnp.float32, 0.0, "mosaic_gpu")
+    with pytest.raises(NotImplementedError, match=r"NVIDIA A100-SXM4-80GB.*Hopper.*9\.0.*blockwise"):
+        lower_for_cuda(shape, jnp.bfloat16, 0.0, "mosaic_gpu", AMPERE.kind)
+
+
+def test_mosaic_kernels_say_which_jax_they_need(monkeypatch):
+    obstacle = mosaic_gpu.IMPLEMENTATION.obstacle
+    assert obstacle(HOPPER, False) is None
+    without = types.ModuleType("mosaic_gpu")
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.mosaic_gpu", without)
+    monkeypatch.setattr("jax.experimental.pallas.mosaic_gpu", without, raising=False)
+    assert f"interpret=True on jax {jax.__version__}" in obstacle(HOPPER, True)
+    monkeypatch.delattr("jax.experimental.pallas.mosaic_gpu")
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.mosaic_gpu", None)
+    assert f"which jax {jax.__version__} lacks" in obstacle(HOPPER, False)
 
 
 def test_a_warning_of_others_is_not_repeated_because_attention_is_traced_again():
@@ -214,7 +263,7 @@ def mesh_of(kind):
     return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=card)
 
 
-def lower_for_cuda(shape: Shape, dtype, rate):
+def lower_for_cuda(shape: Shape, dtype, rate, implementation="pallas_gpu", kind=HOPPER.kind):
     sizes = [(shape.queries, shape.heads), *[(shape.keys, shape.key_heads)] * 2]
     arrays = [jax.ShapeDtypeStruct((shape.batch, *size, shape.width), dtype) for size in sizes]
     bias = LinearBias(alibi_slopes(shape.heads))
@@ -224,6 +273,6 @@ def lower_for_cuda(shape: Shape, dtype, rate):
         "dropout_rate": rate,
         "dropout_key": jax.random.key(0),
     }
-    with jax.sharding.use_abstract_mesh(mesh_of("NVIDIA H100 80GB HBM3")):
-        step = jax.jit(functools.partial(forward_and_backward, bias, "pallas_gpu", **options))
+    with jax.sharding.use_abstract_mesh(mesh_of(kind)):
+        step = jax.jit(functools.partial(forward_and_backward, bias, implementation, **options))
         return step.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()

@@ -15,6 +15,9 @@ from alibi_jax.positions import LinearBias, alibi_slopes
 from benchmarks.inputs import INPUTS, normal
 from benchmarks.shapes import Shape
 from conftest import assert_close
+from kernels import KERNELS, mosaic_gpu_of_float32, parameters  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("mosaic_gpu_of_float32")
 
 LENGTH, WIDTH = 320, 8
 
@@ -67,7 +70,7 @@ def test_skipped_mass_is_below_the_tolerance(make, seed, size, heads, group, q_o
 
 
 @pytest.mark.parametrize("make", INPUTS)
-@pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in ("blockwise", *KERNELS)])
 def test_a_coarse_tolerance_moves_the_output_no_more_than_it_allows(make, implementation, monkeypatch):
     """Leaving out a share e of a row's mass moves its mean of the values by at most 2 e max |v|."""
     monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)  # several blocks in a short sequence
@@ -80,7 +83,7 @@ def test_a_coarse_tolerance_moves_the_output_no_more_than_it_allows(make, implem
         assert np.abs(np.asarray(out[0]) - exact).max() <= 2 * tolerance * float(jnp.abs(v).max()) + 1e-5
 
 
-@pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in ("blockwise", *KERNELS)])
 def test_skipped_blocks_are_not_read_forward_or_backward(implementation, monkeypatch):
     """NaN in values far before a query, or in gradients of outputs far after a key, is not seen; without skipping it is."""
     monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)
@@ -101,7 +104,7 @@ def test_skipped_blocks_are_not_read_forward_or_backward(implementation, monkeyp
         assert [bool(jnp.isfinite(x).all()) for x in far] == [not seen] * 4
 
 
-@pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in ("blockwise", *KERNELS)])
 def test_the_default_equals_the_unskipped_to_rounding(implementation, monkeypatch):
     monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)
     q, k, v = made(normal, 2, 3, 2.0)

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alibi_jax.attention import attend, blocks, blockwise, pallas_gpu, pallas_tpu, ring
+from alibi_jax.attention import IMPLEMENTATIONS, attend, blocks, blockwise, ring
 from alibi_jax.attention.implementation import Inputs, Options, Residuals, RowBounds
 from alibi_jax.attention.reach import bounds_from, norms
 from alibi_jax.config import MeshConfig
 from alibi_jax.positions import BucketBias, LinearBias, alibi_slopes
 from alibi_jax.sharding import make_mesh, on_each_device
 from conftest import assert_close
+from kernels import KERNELS, parameters
 
 LENGTH, HEADS, WIDTH = 128, 4, 8
 MESHES = {"four": (1, 1, 1, 4), "two": (1, 1, 1, 2), "mixed": (2, 1, 2, 2)}
@@ -96,9 +97,7 @@ def test_kernel_serves_the_ring():
 
 
 @pytest.mark.parametrize("known_mass", [0.0, 200.0])
-@pytest.mark.parametrize(
-    "kernel", [pallas_tpu.IMPLEMENTATION, pallas_gpu.IMPLEMENTATION], ids=lambda kernel: kernel.name
-)
+@pytest.mark.parametrize("kernel", [*map(parameters, KERNELS)])
 def test_kernels_know_what_was_seen_elsewhere(kernel, known_mass):
     """Keys one shard back, beside a row's mass known from its own shard: where it is great they are skipped, and weigh nothing.
 
@@ -116,7 +115,7 @@ def test_kernels_know_what_was_seen_elsewhere(kernel, known_mass):
         fraction = jnp.exp(logsumexp - known_mass).swapaxes(1, 2)[..., None]
         return out * fraction, *implementation.backward(options, inputs, residuals, False)[:3]
 
-    actual = jax.jit(functools.partial(both, kernel, Options(True, 0.0, 2.0**-25, True)))()
+    actual = jax.jit(functools.partial(both, IMPLEMENTATIONS[kernel], Options(True, 0.0, 2.0**-25, True)))()
     expected = jax.jit(functools.partial(both, blockwise.IMPLEMENTATION, Options(True, 0.0, None)))()
     for x, y in zip(actual, expected, strict=True):
         assert_close(x, y, "attention")

@@ -11,7 +11,7 @@ from alibi_jax.sharding import Device, make_mesh
 SIZES = {"num_layers": 10_000, "width": 64, "num_heads": 4, "mlp_width": 64}  # of which one layer is traced
 
 
-@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu", "mosaic_gpu"])
 @pytest.mark.parametrize("trained", [False, True], ids=["scored", "trained"])
 def test_kernel_of_another_platform_is_refused_by_name(implementation, trained):
     config = ModelConfig(**SIZES, attention=implementation, attention_dropout=0.1)

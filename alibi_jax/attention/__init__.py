@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from alibi_jax.attention import arguments, blockwise, pallas_gpu, pallas_tpu, ring
+from alibi_jax.attention import arguments, blockwise, mosaic_gpu, pallas_gpu, pallas_tpu, ring
 from alibi_jax.attention.collectives import ring_size
 from alibi_jax.attention.dropout import head_seeds
 from alibi_jax.attention.implementation import SAVED_NAME, Implementation, Inputs, Options, differentiable
@@ -20,13 +20,14 @@ __all__ = ["SAVED_NAME", "attend"]
 log = logging.getLogger(__name__)
 
 DENSE_SCORES = 128 * 128  # "auto" is dense up to so many scores per head: one block, where there is nothing to skip
-ImplementationName = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
+ImplementationName = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu", "mosaic_gpu"]
 
 IMPLEMENTATIONS = {  # "auto" takes the first of a platform that can serve
     "reference": Implementation("reference"),
     "blockwise": blockwise.IMPLEMENTATION,
     "pallas_tpu": pallas_tpu.IMPLEMENTATION,
     "pallas_gpu": pallas_gpu.IMPLEMENTATION,
+    "mosaic_gpu": mosaic_gpu.IMPLEMENTATION,
 }
 
 

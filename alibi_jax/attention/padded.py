@@ -29,31 +29,18 @@ class PaddedInputs(NamedTuple):
     slopes: Float32[Array, " H"]
     q_offset: Int32[Array, " 1"]
     seeds: UInt32[Array, "B H 2"]
-    first: Int32[Array, "B H N"]  # the first key block a block of queries visits, in blocks of the forward pass
-    first_backward: Int32[Array, "B H n"]  # the same in blocks of the backward pass
-    last_query: Int32[
-        Array, "B H m"
-    ]  # the last block of queries that visits a key block, in blocks of the backward pass
+    first: Int32[Array, "B H N"]  # the first key block each block of queries visits
+    last_query: Int32[Array, "B H M"]  # the last block of queries that visits each key block
 
 
-def padded_inputs(
-    options: Options, inputs: Inputs, forward: Blocks, backward: Blocks, least_width: int
-) -> PaddedInputs:
-    """Returns the inputs padded. Blocks of the forward pass are multiples of those of the backward pass."""
-    queries = -(-inputs.q.shape[1] // forward.block_q) * forward.block_q
-    keys = -(-inputs.k.shape[1] // forward.block_k) * forward.block_k
-    first_backward = _first(options, inputs, backward, queries)
-    return PaddedInputs(
-        _pad(inputs.q, forward.block_q, least_width),
-        _pad(inputs.k, forward.block_k, least_width),
-        _pad(inputs.v, forward.block_k, least_width),
-        jnp.zeros(inputs.q.shape[2], jnp.float32) if inputs.bias is None else inputs.bias.slopes,
-        inputs.q_offset[None],
-        inputs.seeds,
-        _first(options, inputs, forward, queries),
-        first_backward,
-        last_query_blocks(first_backward, keys // backward.block_k),
-    )
+def padded_inputs(options: Options, inputs: Inputs, blocks: Blocks, least_width: int) -> PaddedInputs:
+    """Returns the inputs padded, and the visits of blocks of that size."""
+    q = _pad(inputs.q, blocks.block_q, least_width)
+    k, v = (_pad(x, blocks.block_k, least_width) for x in (inputs.k, inputs.v))
+    slopes = jnp.zeros(inputs.q.shape[2], jnp.float32) if inputs.bias is None else inputs.bias.slopes
+    first = _first(options, inputs, blocks, q.shape[1])
+    last_query = last_query_blocks(first, k.shape[1] // blocks.block_k)
+    return PaddedInputs(q, k, v, slopes, inputs.q_offset[None], inputs.seeds, first, last_query)
 
 
 def with_row_bounds(options: Options, inputs: Inputs) -> Inputs:
@@ -73,6 +60,20 @@ def padded_residuals(
         jnp.pad(residuals.logsumexp, widths, constant_values=jnp.inf),
         jnp.pad(residuals.delta, widths),
     )
+
+
+def key_range(
+    causal: bool, num_keys: int, blocks: Blocks, start: Array, first: Array, key_blocks: int
+) -> tuple[Array, Array]:
+    """Returns (end of the key blocks that need no mask, end of all) for a block of queries from position `start` on.
+
+    num_keys: before padding; first: the first key block it visits; key_blocks: their number, that of the padding too.
+    """
+    whole = num_keys // blocks.block_k
+    if not causal:
+        return jnp.maximum(first, whole), jnp.int32(key_blocks)
+    end = jnp.minimum((start + blocks.block_q - 1) // blocks.block_k + 1, key_blocks)
+    return jnp.clip(jnp.minimum((start + 1) // blocks.block_k, whole), first, end), end
 
 
 def _pad(x: Float[Array, "B L H D"], block: int, least_width: int) -> Float[Array, "B l H d"]:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Float32
 
 from alibi_jax.attention.dropout import keep_scale
 from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE, Implementation, Inputs, Options, Residuals
-from alibi_jax.attention.padded import PaddedInputs, padded_inputs, padded_residuals, with_row_bounds
+from alibi_jax.attention.padded import PaddedInputs, key_range, padded_inputs, padded_residuals, with_row_bounds
 from alibi_jax.attention.tiles import SHARED_MEMORY, PassTiles, Tiles, choose_tiles
 from alibi_jax.sharding import Device, device
 
@@ -73,19 +73,9 @@ def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, start: Array, j_st
     return scores, q_positions, k_positions
 
 
-def _key_range(kernel: Kernel, start: Array, first: Array, key_blocks: int) -> tuple[Array, Array]:
-    """Returns (end of the key blocks that need no mask, end of all) for queries from `start` on."""
-    tiles = kernel.tiles
-    whole = kernel.num_keys // tiles.block_k
-    if not kernel.options.causal:
-        return jnp.maximum(first, whole), jnp.int32(key_blocks)
-    end = jnp.minimum((start + tiles.block_q - 1) // tiles.block_k + 1, key_blocks)
-    return jnp.clip(jnp.minimum((start + 1) // tiles.block_k, whole), first, end), end
-
-
 def _loop(kernel: Kernel, start: Array, first: Array, key_blocks: int, visit: Callable, carry: Any) -> Any:
     """Folds visit(masked, j, carry) over the key blocks of a block of queries, those that need a mask last."""
-    unmasked_end, end = _key_range(kernel, start, first, key_blocks)
+    unmasked_end, end = key_range(kernel.options.causal, kernel.num_keys, kernel.tiles, start, first, key_blocks)
     carry = jax.lax.fori_loop(first, unmasked_end, functools.partial(visit, False), carry)
     return jax.lax.fori_loop(unmasked_end, end, functools.partial(visit, True), carry)
 
@@ -307,7 +297,7 @@ def _run_dkv(kernel: Kernel, x: PaddedInputs, *residuals: Array) -> Sequence[Arr
 
 
 def _padded(kernel: Kernel, inputs: Inputs) -> PaddedInputs:
-    return padded_inputs(kernel.options, inputs, kernel.tiles, kernel.tiles, LEAST_WIDTH)
+    return padded_inputs(kernel.options, inputs, kernel.tiles, LEAST_WIDTH)
 
 
 def _tiles(given: PassTiles | None, inputs: Inputs) -> PassTiles:

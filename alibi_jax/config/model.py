@@ -9,7 +9,7 @@ from alibi_jax.config.sizes import STATE, parameter_count
 from alibi_jax.errors import require
 from alibi_jax.positions.methods import POSITIONS
 
-Attention = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu"]
+Attention = Literal["auto", "reference", "blockwise", "pallas_tpu", "pallas_gpu", "mosaic_gpu"]
 PositionName = Literal[tuple(POSITIONS)]  # a method is named in one place; type checkers see any name
 
 
