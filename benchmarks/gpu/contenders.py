@@ -23,7 +23,11 @@ from benchmarks.gpu.inputs import BLOCK, Inputs, make_inputs
 
 FIRST_LENGTH = 5 * BLOCK  # that FlexAttention is compiled with, tokens
 Direction = Literal["forward", "forward+backward"]
-Call = Callable[[], Any]  # (out,) or (dq, dk, dv), each like q; returns before the device has finished
+Call = Callable[[], Any]  # returns (out,) or (dq, dk, dv), each like q, before the device has finished
+Bind = Callable[[Inputs], Call]
+Lower = Callable[
+    [Direction, Inputs], Callable[[], Bind]
+]  # (direction, shapes of the inputs) -> a function that compiles
 Attention = Callable[[Array, Array, Array, Array], Array]  # (q, k, v, slopes) -> out
 
 
@@ -31,8 +35,7 @@ class Contender(NamedTuple):
     """One way to compute attention."""
 
     name: str
-    # (direction, shapes of the inputs) -> a function that compiles -> a function of inputs -> a call with them
-    lower: Callable[[Direction, Inputs], Callable[[], Callable[[Inputs], Call]]]
+    lower: Lower
     computes: Literal["visited", "causal", "all"] = "causal"  # which of the blocks of scores
     biased: bool = True  # computes ALiBi
     lengths: tuple[int, int] = (0, 2**30)  # shortest and longest it is timed at, tokens
@@ -56,10 +59,10 @@ def program(attention: Attention, direction: Direction) -> Callable[..., tuple[A
 def of_jax(name: str, attention: Attention, **facts: Any) -> Contender:
     """Returns the contender of a JAX function."""
 
-    def lower(direction: Direction, shapes: Inputs) -> Callable[[], Callable[[Inputs], Call]]:
+    def lower(direction: Direction, shapes: Inputs) -> Callable[[], Bind]:
         lowered = jax.jit(program(attention, direction)).lower(*shapes)
 
-        def compile_() -> Callable[[Inputs], Call]:
+        def compile_() -> Bind:
             compiled = lowered.compile()
             return lambda inputs: lambda: compiled(*inputs)
 
@@ -140,13 +143,13 @@ def flex_call(attention: Callable, direction: Direction, inputs: Inputs, place: 
     return lambda: torch.autograd.grad(forward(), qkv, weight)
 
 
-def lower_flex(place: str) -> Callable[[Direction, Inputs], Callable[[], Callable[[Inputs], Call]]]:
+def lower_flex(place: str) -> Lower:
     """Returns what makes calls of FlexAttention; the first time it compiles, once for each direction and head width.
 
     At FIRST_LENGTH no two dimensions are equal: the compiler would take those for one, and compile anew where they differ.
     """
 
-    def lower(direction: Direction, shapes: Inputs) -> Callable[[], Callable[[Inputs], Call]]:
+    def lower(direction: Direction, shapes: Inputs) -> Callable[[], Bind]:
         attention = compiled_flex()
         wait(flex_call(attention, direction, make_inputs(FIRST_LENGTH, *shapes.q.shape[2:], False), place)())
         return lambda: lambda inputs: flex_call(attention, direction, inputs, place)

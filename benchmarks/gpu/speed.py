@@ -11,15 +11,15 @@ over that of the causal ones, and `of_peak` the computed rate over the card's pu
 
 import functools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from alibi_jax.model.flops import peak_flops
-from benchmarks.gpu.contenders import Call, Contender, Direction, as_jax, make_contenders, wait
+from benchmarks.gpu.contenders import Bind, Call, Contender, Direction, as_jax, make_contenders, wait
 from benchmarks.gpu.inputs import BLOCK, Inputs, make_inputs, visited
 from benchmarks.gpu.part import attempt, run_part
 from benchmarks.gpu.turns import in_turns
@@ -31,6 +31,10 @@ SMALL_ORDER = ((256, 16),)
 PRODUCTS = {"forward": 2, "forward+backward": 7}
 TURNS, SECONDS = 5, 0.02  # of each contender; a turn repeats a call for so long
 LARGEST_DIFFERENCE = 3e-2  # between two bfloat16 results, relative to the largest number, if that is above 1
+
+
+# name of a contender -> (its program, ""), or (None, why it has none)
+Programs = dict[str, tuple[Bind | None, str]]
 
 
 class Setting(NamedTuple):
@@ -51,27 +55,31 @@ def rows(interpret: bool) -> Iterator[dict[str, Any]]:
     heads = SMALL_HEADS if interpret else HEADS
     for length, width in SMALL_ORDER if interpret else ORDER:
         taking_part = [each for each in contenders if each.lengths[0] <= length <= each.lengths[1]]
-        for direction in reversed(get_args(Direction)):
-            programs = compile_all(taking_part, direction, jax.eval_shape(make_inputs, length, heads, width, False))
+        programs = compile_all(taking_part, jax.eval_shape(make_inputs, length, heads, width, False))
+        for direction, of_direction in programs.items():
             for name, trained in (("random", False), ("trained", True)):
                 setting = Setting(direction, length, width, heads, name)
-                yield from measure(setting, taking_part, programs, make_inputs(length, heads, width, trained))
+                yield from measure(setting, taking_part, of_direction, make_inputs(length, heads, width, trained))
 
 
-def compile_all(contenders: list[Contender], direction: Direction, shapes: Inputs) -> dict[str, tuple[Any, str]]:
-    """Returns name -> (a function of inputs that returns a call, "") or (None, why it failed).
+def compile_all(contenders: list[Contender], shapes: Inputs) -> dict[Direction, Programs]:
+    """Returns what both directions are timed with, forward and backward first.
 
-    Traced one after the other and compiled at once: XLA's compiler and ptxas leave Python free.
+    Traced one after the other, and compiled several at a time: XLA's compiler and ptxas leave Python free.
     """
-    lowered = {each.name: attempt(lambda each=each: each.lower(direction, shapes)) for each in contenders}
+    programs: dict[Direction, dict] = {"forward+backward": {}, "forward": {}}
     with ThreadPoolExecutor() as pool:
-        futures = {name: pool.submit(attempt, make) for name, (make, _) in lowered.items() if make is not None}
-    compiled = {name: future.result() for name, future in futures.items()}
-    return {name: compiled.get(name, (None, error)) for name, (_, error) in lowered.items()}
+        for direction, futures in programs.items():
+            for each in contenders:
+                compile_, reason = attempt(functools.partial(each.lower, direction, shapes))
+                futures[each.name] = pool.submit(lambda reason=reason: (None, reason))
+                if not reason:
+                    futures[each.name] = pool.submit(attempt, compile_)
+    return {key: {name: future.result() for name, future in futures.items()} for key, futures in programs.items()}
 
 
 def measure(
-    setting: Setting, contenders: list[Contender], programs: dict[str, tuple[Any, str]], inputs: Inputs
+    setting: Setting, contenders: list[Contender], programs: Programs, inputs: Inputs
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for each contender: its difference from ours and its times, or why it failed."""
     blocks = setting.length // BLOCK
@@ -92,9 +100,7 @@ def measure(
         yield row | speeds(setting, computed[each.computes], times.get(each.name))
 
 
-def admit(
-    contender: Contender, bind: Callable[[Inputs], Call], inputs: Inputs, expected: "Expected"
-) -> tuple[Call, float]:
+def admit(contender: Contender, bind: Bind, inputs: Inputs, expected: "Expected") -> tuple[Call, float]:
     """Returns a contender's call and its difference from what is expected; ValueError where that is too large."""
     call = bind(inputs)
     difference = expected.difference(contender, bind, call)
@@ -111,7 +117,7 @@ class Expected:
         self._inputs, self._bind = inputs, None
         self._results: dict[bool, list[jax.Array]] = {}  # by whether there is a bias
 
-    def difference(self, contender: Contender, bind: Callable[[Inputs], Call], call: Call) -> float:
+    def difference(self, contender: Contender, bind: Bind, call: Call) -> float:
         """Returns the largest difference of a contender's results, relative to the largest number, if that is above 1."""
         results = as_jax(call())
         if self._bind is None:
