@@ -1,0 +1,244 @@
+"""Part a: every kernel that serves the platform against a float64 oracle, forward and gradients.
+
+  python -m benchmarks.gpu.correctness --out runs/gpu/parts/correctness.json [--interpret]
+
+A row is one output of one case: its largest error beside its tolerance, that of the tests (benchmarks/tolerances.py).
+Errors of gradients are relative to the largest one where that is above 1, as in the tests.
+`blockwise` runs the same cases, as a control of the oracle and of the tolerances. Inputs vary more than shapes do, so that
+most cases share their programs, which are compiled at once, several at a time.
+"""
+
+import concurrent.futures
+import functools
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alibi_jax.attention import IMPLEMENTATIONS, attend
+from alibi_jax.attention.dropout import dense_keep_scale, head_seeds
+from alibi_jax.positions.bias import LinearBias, alibi_slopes
+from benchmarks.gpu import oracle
+from benchmarks.gpu.part import attempt, run_part
+from benchmarks.inputs import Maker, against_itself, equal_keys, far_huge_key, far_sink, normal, zero_queries
+from benchmarks.shapes import Shape
+from benchmarks.tolerances import TOLERANCE
+
+CONTROL = "blockwise"
+DIRECTIONS = ("out", "dq", "dk", "dv")
+PLAIN_NAME = "D 64, 12 heads"
+COARSE = 1e-2  # a fraction of the softmax mass large enough that what is skipped shows
+SMALLER = 4  # times, where kernels run step by step: lengths; heads, too
+
+PLAIN = Shape(1, 1000, 1000, 12, 12, 64)
+GROUPED = Shape(2, 1000, 1000, 8, 4, 128)
+PADDED = Shape(1, 500, 500, 8, 8, 80)
+CACHE = Shape(1, 72, 1000, 8, 8, 64, 928)
+ENCODER = Shape(1, 333, 200, 12, 12, 64, 0, False)  # at 128 a float32 kernel compiles for long
+LONG = Shape(1, 3001, 3001, 8, 8, 64)
+
+
+class Case(NamedTuple):
+    """Inputs, and what attend is asked for."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    make: Maker = normal
+    size: float = 1.0  # of queries and keys
+    flat: bool = False  # slopes of 0 and of a millionth, which no reach ends
+    huge: bool = False  # scores in the hundreds and thousands
+    dropout_rate: float = 0.0
+    reach_tolerance: float | Literal["auto"] | None = "auto"
+
+
+def cases(interpret: bool) -> list[Case]:
+    """Returns all cases; where kernels run step by step, small shapes, and most cases in float32 alone."""
+    dtypes = ("float32",) if interpret else ("bfloat16", "float32")
+    several = [each for dtype in dtypes for each in _cases_of(dtype)]
+    several.append(Case("a coarse tolerance", "float32", PLAIN, reach_tolerance=COARSE))
+    several += [Case(PLAIN_NAME, "float16", PLAIN), Case("3,001 tokens", "bfloat16", LONG)]
+    return [case._replace(shape=_small(case.shape)) for case in several] if interpret else several
+
+
+def controlled(cases: list[Case]) -> list[Case]:
+    """Returns the cases that the control runs too: those of the first one's shape, which take few programs."""
+    return [case for case in cases if case.shape == cases[0].shape and case.reach_tolerance == "auto"]
+
+
+def _cases_of(dtype: str) -> list[Case]:
+    case = functools.partial(Case, dtype=dtype, shape=PLAIN)
+    return [
+        case(PLAIN_NAME),
+        case("nothing skipped", reach_tolerance=None),
+        case("a huge key far away", make=far_huge_key, huge=True),
+        case("all queries point at the first key", make=far_sink, huge=True),
+        case("equal keys", make=equal_keys),
+        case("queries of 0", make=zero_queries),
+        case("the nearest keys are the worst", make=against_itself),
+        case("large norms", size=10.0, huge=True),
+        case("slopes of 0 and near it", flat=True),
+        case("D 128, 8 heads, 4 of keys", shape=GROUPED),
+        case("D 128, a huge key far away", shape=GROUPED, make=far_huge_key, huge=True),
+        case("D 80", shape=PADDED),
+        case("the end of a cache", shape=CACHE),
+        case("not causal", shape=ENCODER),
+        case("dropout", dropout_rate=0.1),
+        case("dropout of equal weights", make=zero_queries, size=0.0, flat=True, dropout_rate=0.1),
+    ]
+
+
+def _small(shape: Shape) -> Shape:
+    lengths = {name: max(1, getattr(shape, name) // SMALLER) for name in ("queries", "keys", "heads", "key_heads")}
+    return shape._replace(**lengths, q_offset=shape.q_offset // SMALLER)
+
+
+class Inputs(NamedTuple):
+    """The arrays that a program takes."""
+
+    q: Any
+    k: Any
+    v: Any
+    d_out: Any
+    slopes: Any
+    q_offset: Any
+    dropout_key: Any
+
+
+@functools.cache
+def make_inputs(case: Case) -> Inputs:
+    """Returns the inputs of a case, q, k, v and d_out in its type."""
+    q, k, v = case.make(7, case.shape, case.size)
+    d_out = np.random.default_rng(8).standard_normal(q.shape, np.float32)
+    slopes = alibi_slopes(case.shape.heads)
+    if case.flat:
+        slopes = np.where(np.arange(len(slopes)) % 2, np.float32(1e-6), np.float32(0))
+    # values are halved: the tolerance of outputs is absolute, and that of bfloat16 about its spacing at 2
+    arrays = [np.asarray(x).astype(jnp.dtype(case.dtype)) for x in (q, k, v / 2, d_out)]
+    return Inputs(*arrays, slopes, np.int32(case.shape.q_offset), jax.random.key_data(jax.random.key(9)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def outputs(
+    name: str, causal: bool, dropout_rate: float, reach_tolerance: Any, interpret: bool, inputs: Inputs
+) -> tuple[jax.Array, ...]:
+    """Returns (out, dq, dk, dv) of an implementation, the last three the gradients of sum(out * d_out)."""
+
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        options = {"causal": causal, "reach_tolerance": reach_tolerance, "q_offset": inputs.q_offset}
+        options |= {"dropout_rate": dropout_rate, "dropout_key": jax.random.wrap_key_data(inputs.dropout_key)}
+        return attend(q, k, v, bias=LinearBias(inputs.slopes), implementation=name, interpret=interpret, **options)
+
+    out, vjp = jax.vjp(forward, *inputs[:3])
+    return out, *vjp(inputs.d_out)
+
+
+def program(name: str, case: Case, interpret: bool) -> tuple:
+    """Returns what `outputs` is compiled for: its arguments, arrays by their shapes. Cases of equal ones share it."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), make_inputs(case))
+    return name, case.shape.causal, case.dropout_rate, case.reach_tolerance, interpret, shapes
+
+
+def compiled(arguments: tuple) -> jax.stages.Compiled:
+    """Returns `outputs` compiled for a program."""
+    return outputs.lower(*arguments).compile()
+
+
+def served(kernels: list[str], results: dict[tuple[str, Case], Any], refusals: dict[str, str]) -> Iterator[dict]:
+    """Yields how many cases each kernel served, and why it refused the last it did; one kernel at least must serve."""
+    counts = {kernel: [bool(result) for (name, _), result in results.items() if name == kernel] for kernel in kernels}
+    serving = any(any(each) for each in counts.values())
+    for kernel, each in counts.items():
+        facts = {"case": "cases served", "kernel": kernel, "dtype": "all", "served": sum(each), "of": len(each)}
+        yield facts | {"reason": refusals.get(kernel, ""), "passed": serving}
+
+
+def exact(case: Case) -> tuple[np.ndarray, ...]:
+    """Returns the oracle's (out, dq, dk, dv) of a case."""
+    q, k, v, d_out, slopes, q_offset, key = make_inputs(case)
+    keep = None
+    if case.dropout_rate > 0:
+        seeds = head_seeds(jax.random.wrap_key_data(key), q.shape[0], q.shape[2])
+        positions = q_offset + jnp.arange(q.shape[1]), jnp.arange(k.shape[1])
+        keep = np.asarray(dense_keep_scale(seeds, case.dropout_rate, *positions))
+    options = {"q_offset": int(q_offset), "causal": case.shape.causal, "keep_scale": keep}
+    return oracle.attention(q, k, v, d_out, slopes, **options)
+
+
+def scale_and_tolerance(case: Case, direction: str, expected: np.ndarray) -> tuple[float, float]:
+    """Returns (what an error is divided by, the largest one allowed after that)."""
+    largest = float(np.abs(expected).max())
+    if case.reach_tolerance == COARSE:  # what attend promises
+        return 1.0, 2 * COARSE * float(np.abs(make_inputs(case).v).max()) + TOLERANCE["attention"]
+    what = "attention" if direction == "out" else "attention gradient"
+    what = "attention of huge scores" if case.huge else what
+    what = what if case.dtype == "float32" else f"attention {case.dtype}"
+    return 1.0 if direction == "out" else max(1.0, largest), TOLERANCE[what]
+
+
+def _facts(kernel: str, case: Case) -> dict[str, Any]:
+    return {"case": case.name, "kernel": kernel, "dtype": case.dtype}
+
+
+def row(kernel: str, case: Case, direction: str, actual: np.ndarray, expected: np.ndarray, against: str) -> dict:
+    """Returns the largest error of one output beside its tolerance; NaN does not pass."""
+    scale, tolerance = scale_and_tolerance(case, direction, expected)
+    if against == "all keys" and case.dtype == "float32":
+        tolerance = TOLERANCE["skipping"]
+    error = float(np.abs(actual - expected).max()) / scale
+    facts = _facts(kernel, case) | {"against": against, "direction": direction}
+    return facts | {"error": error, "tolerance": tolerance, "passed": error <= tolerance}
+
+
+def compare(kernel: str, case: Case, results: dict, exact: tuple[np.ndarray, ...]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a case: its outputs, `results[kernel, case]`, beside the oracle's and others' of the device."""
+    actual = dict(zip(DIRECTIONS, results[kernel, case], strict=True))
+    directions = DIRECTIONS if case.reach_tolerance != COARSE else DIRECTIONS[:1]
+    for direction, expected in zip(directions, exact, strict=False):
+        yield row(kernel, case, direction, actual[direction], expected, "float64")
+    skipping = results.get((kernel, case._replace(name=PLAIN_NAME, reach_tolerance="auto")))
+    if case.reach_tolerance is None and skipping:
+        yield row(kernel, case, "out", skipping[0], actual["out"], "all keys")
+    if case.dropout_rate > 0 and kernel != CONTROL and results[CONTROL, case]:
+        for direction, expected in zip(DIRECTIONS, results[CONTROL, case], strict=True):
+            yield row(kernel, case, direction, actual[direction], expected, CONTROL)
+
+
+def rows(interpret: bool) -> Iterator[dict[str, Any]]:
+    """Yields the rows of all cases, one implementation after the other: a kernel that hangs costs none of those before.
+
+    A kernel that refuses a case (NotImplementedError) has not failed; how many it served is in the last rows.
+    """
+    wanted = cases(interpret)
+    kernels = [name for name, each in IMPLEMENTATIONS.items() if each.platform == "gpu"]
+    runs = [(CONTROL, case) for case in controlled(wanted)] + [(name, case) for name in kernels for case in wanted]
+    results, refusals = {}, {}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        needed = dict.fromkeys(program(*run, interpret) for run in runs)
+        programs = {each: pool.submit(compiled, each) for each in needed}
+        expected = {case: pool.submit(exact, case) for case in wanted}
+        for name, case in runs:
+            start = time.perf_counter()
+            results[name, case], reason = attempt(
+                functools.partial(_run, programs[program(name, case, interpret)], case)
+            )
+            facts = {"seconds": time.perf_counter() - start}
+            if reason.startswith("NotImplementedError"):
+                refusals[name] = reason
+            elif reason:
+                yield _facts(name, case) | {"passed": False, "reason": reason} | facts
+            else:
+                yield from (each | facts for each in compare(name, case, results, expected[case].result()))
+    yield from served(kernels, results, refusals)
+
+
+def _run(program: concurrent.futures.Future, case: Case) -> list[np.ndarray]:
+    return [np.asarray(x, np.float64) for x in program.result()(make_inputs(case))]
+
+
+if __name__ == "__main__":
+    run_part("correctness", rows)

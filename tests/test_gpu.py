@@ -1,0 +1,269 @@
+"""The benchmark on a GPU: its parts run here on small shapes, see a broken kernel, and none stops another."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from alibi_jax.attention import pallas_gpu
+from alibi_jax.sharding import AXES
+from benchmarks.gpu import __main__ as runner
+from benchmarks.gpu import correctness, part, step
+
+ROOT = Path(__file__).parents[1]
+ABSENT = ("grain", "tyro", "tensorflow_datasets", "tokenizers", "tensorboardX")  # on the machines with a GPU
+FEW = ("nothing skipped", correctness.PLAIN_NAME, "dropout of equal weights")
+
+
+@pytest.fixture
+def few_cases(monkeypatch):
+    """A few cases, of a size that several blocks hold; programs traced before are forgotten."""
+    several = [case for case in correctness.cases(True) if case.name in FEW and case.dtype == "float32"]
+    monkeypatch.setattr(correctness, "cases", lambda interpret: several)
+    correctness.outputs.clear_cache()
+    yield several
+    correctness.outputs.clear_cache()
+
+
+def cuda():
+    """A mesh that is traced for one H100, which is not here."""
+    card = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=card)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def test_the_oracles_gradients_are_those_of_the_definition(few_cases):
+    """With dropout, shared keys, a cache and rows that see no key."""
+    shape = correctness.GROUPED._replace(queries=9, keys=12, width=8, q_offset=2)
+    rated = correctness.Case("", "float32", shape, dropout_rate=0.3)
+    for case in (rated, rated._replace(shape=shape._replace(causal=False), dropout_rate=0.0)):
+        actual = correctness.outputs(*correctness.program("reference", case, True)[:5], correctness.make_inputs(case))
+        for direction, x, y in zip(correctness.DIRECTIONS, actual, correctness.exact(case), strict=True):
+            assert correctness.row("reference", case, direction, np.asarray(x, np.float64), y, "")["passed"], direction
+
+
+def test_every_kernel_passes_and_every_error_stands_beside_its_tolerance(few_cases):
+    rows = list(correctness.rows(True))
+    assert all(row["passed"] for row in rows)
+    compared = [row for row in rows if row["kernel"] == "pallas_gpu" and "error" in row]
+    assert {row["case"] for row in compared} == set(FEW)
+    assert {row["direction"] for row in compared} == set(correctness.DIRECTIONS)
+    assert {row["against"] for row in compared} == {"float64", "all keys", "blockwise"}
+    assert all(0 <= row["error"] <= row["tolerance"] for row in compared)
+    served = [row for row in rows if row["case"] == "cases served"]
+    assert [(row["served"], row["of"]) for row in served if row["kernel"] == "pallas_gpu"] == [(3, 3)]
+
+
+def test_a_kernel_with_a_wrong_slope_does_not_pass(few_cases, monkeypatch):
+    scores = pallas_gpu._scores
+    monkeypatch.setattr(
+        pallas_gpu, "_scores", lambda kernel, q, k, slope, *rest: scores(kernel, q, k, 1.01 * slope, *rest)
+    )
+    monkeypatch.setattr(correctness, "IMPLEMENTATIONS", {"pallas_gpu": pallas_gpu.IMPLEMENTATION})
+    few_cases[:] = few_cases[:1]
+    rows = [row for row in correctness.rows(True) if "error" in row]
+    assert {(row["kernel"], row["direction"]) for row in rows if not row["passed"]} == {
+        ("pallas_gpu", direction) for direction in correctness.DIRECTIONS
+    }
+
+
+def test_a_kernel_that_cannot_be_compiled_is_a_row_and_the_others_go_on(few_cases, monkeypatch):
+    compiled = correctness.compiled
+
+    def some(arguments):
+        if arguments[0] == "pallas_gpu":
+            raise ZeroDivisionError("no such instruction")
+        return compiled(arguments)
+
+    few_cases[:] = few_cases[:1]
+    monkeypatch.setattr(correctness, "compiled", some)
+    rows = list(correctness.rows(True))
+    failed = [row for row in rows if row["kernel"] == "pallas_gpu" and row["case"] == few_cases[0].name]
+    assert [(row["passed"], row["reason"]) for row in failed] == [(False, "ZeroDivisionError: no such instruction")]
+    assert sum(row["kernel"] == "blockwise" and row["passed"] for row in rows) == 4
+
+
+def test_nan_does_not_pass():
+    case = correctness.cases(True)[0]
+    nan, zeros = np.full(3, np.nan), np.zeros(3)
+    assert not correctness.row("blockwise", case, "out", nan, zeros, "float64")["passed"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_the_correctness_part_compiles_is_lowered_for_cuda(dtype):
+    cases = {case.name: case for case in correctness.cases(False) if case.dtype == dtype}
+    programs = {name: correctness.program("pallas_gpu", case, False) for name, case in cases.items()}
+    assert len(set(programs.values())) <= 8, "each takes seconds to compile"
+    with cuda():
+        for each in (programs[name] for name in ("D 80", "D 128, 8 heads, 4 of keys", "dropout")):
+            text = correctness.outputs.trace(*each).lower(lowering_platforms=("cuda",)).as_text()
+            assert step.kernel_calls(text) == 3, "forward, dq, and dk with dv"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_training_step_on_a_gpu_takes_the_kernel_by_itself_and_no_tf32(dtype):
+    """XLA would round float32 to TF32 where a product does not say otherwise."""
+    model = dataclasses.replace(step.MODEL, compute_dtype=dtype)
+    config = step.Setting(jax.devices()[0], model, step.LENGTH).config()
+    with cuda():
+        text = step.lowered(config, lowering_platforms=("cuda",))
+    assert step.kernel_calls(text) == 3 * model.num_layers
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 10
+    assert dtype == "bfloat16" or all("HIGHEST" in line for line in products)
+    assert step.kernel_calls(step.lowered(config)) == 0, "on a CPU it takes none"
+
+
+def test_a_step_and_its_evaluations_agree_with_the_definition():
+    rows = list(step.rows(True))
+    assert [row["what"].split()[0] for row in rows] == 2 * ["kernels", "loss", "grad_norm", "update", *4 * ["nats"]]
+    assert all(row["passed"] for row in rows)
+    assert max(row["error"] for row in rows if row.get("dtype") == "float32" and "error" in row) > 0
+
+
+def test_a_step_with_another_attention_does_not_pass(monkeypatch):
+    """As if the other device had computed another model."""
+    setting = step.Setting(jax.devices()[0], dataclasses.replace(step.SMALL, attention="reference"), 32)
+    state = step.make_state(setting.config())
+    expected = dict(step.results(setting, state))
+    other = setting._replace(model=dataclasses.replace(setting.model, bias_max=7.0))
+    failed = [row["what"] for row in step.compare(other, expected, state) if not row["passed"]]
+    assert failed == list(expected)
+
+
+def test_rows_before_an_error_are_kept(tmp_path):
+    def rows(interpret):
+        yield {"case": "first", "error": np.float32(0.5), "passed": np.bool_(True)}
+        yield {"case": "second", "error": float("nan"), "passed": False}
+        raise ZeroDivisionError("out of luck")
+
+    out = tmp_path / "parts" / "correctness.json"
+    with pytest.raises(ZeroDivisionError):
+        part.measure("correctness", rows, out, True)
+    record = json.loads(out.read_text())
+    assert record["rows"] == [
+        {"case": "first", "error": 0.5, "passed": True},
+        {"case": "second", "error": "nan", "passed": False},
+    ]
+    assert not record["finished"] and record["error"].endswith("ZeroDivisionError: out of luck\n")
+    assert part.failures(record)[0] == "ZeroDivisionError: out of luck"
+    assert {"versions", "commit", "command", "device", "machine", "date"} <= set(record)
+
+
+@pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 1)])
+def test_a_part_by_itself_ends_with_1_where_a_row_did_not_pass(passed, status, tmp_path):
+    arguments = ["--interpret", "--out", str(tmp_path / "part.json")]
+    with pytest.raises(SystemExit) as ended:
+        part.run_part("step", lambda interpret: iter([{"passed": passed}]), arguments)
+    assert ended.value.code == status
+    assert json.loads((tmp_path / "part.json").read_text())["finished"]
+
+
+def test_a_part_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="got the platform cpu, expected a GPU.*--interpret"):
+        part.run_part("step", lambda interpret: iter([]), ["--out", str(tmp_path / "part.json")])
+
+
+# A part in a few milliseconds: without JAX.
+FAKE = """
+import json, sys, time, subprocess
+def say(finished, error=None):
+    record = {"started": 0, "error": error, "finished": finished, "rows": [{"case": "first", "passed": True}]}
+    open(sys.argv[-1], "w").write(json.dumps(record))
+"""
+
+
+def fake(tmp_path, code, seconds=30.0):
+    """(what went wrong, the record) of a part with this code."""
+    out = tmp_path / "part.json"
+    problems = runner.run("fake", [sys.executable, "-c", FAKE + code], out, seconds)
+    return problems, json.loads(out.read_text()) if out.exists() else None
+
+
+def test_the_record_of_a_part_that_is_killed_is_whole_and_says_so(tmp_path):
+    """What it started is killed too: it would hold the GPU."""
+    child = f"import time; time.sleep(3); open({str(tmp_path / 'late')!r}, 'w')"
+    start = time.monotonic()
+    code = f"say(False); subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    problems, record = fake(tmp_path, code, 1.0)
+    assert time.monotonic() - start < 20
+    assert problems == ["fake: killed at its limit of 1.0 s"]
+    assert record["error"] == "killed at its limit of 1.0 s" and record["rows"] == [{"case": "first", "passed": True}]
+    time.sleep(max(0.0, 3.5 - (time.monotonic() - start)))
+    assert not (tmp_path / "late").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("say(True)", []),
+        ("say(False, 'Traceback\\nValueError: x'); sys.exit(1)", ["fake: ValueError: x"]),
+        ("sys.exit(3)", ["fake: ended with status 3, and wrote nothing. What it printed says why."]),
+        ("say(False); import os; os.abort()", ["fake: ended with status -6"]),
+    ],
+)
+def test_what_went_wrong_in_a_part_is_one_line(code, problem, tmp_path):
+    assert fake(tmp_path, code)[0] == problem
+
+
+def test_a_part_that_fails_stops_no_other_and_the_report_is_made(tmp_path, monkeypatch, capfd):
+    started = []
+
+    def run_within(command, seconds):
+        module = command[2].removeprefix("benchmarks.gpu.")
+        started.append(module)
+        if module in ("correctness", "speed"):
+            return "killed at its limit of 1 s"
+        if module != "report":
+            record = {"started": time.time(), "error": None, "finished": True, "rows": [{"passed": True}]}
+            Path(command[-1]).parent.mkdir(parents=True, exist_ok=True)
+            Path(command[-1]).write_text(json.dumps(record))
+        return ""
+
+    monkeypatch.setattr(runner, "run_within", run_within)
+    assert runner.main(["--interpret", "--out", str(tmp_path)]) == 1
+    assert started == ["correctness", "step", "speed", "training", "report"]
+    printed = capfd.readouterr().out
+    assert "speed: killed at its limit of 1 s, and wrote nothing" in printed and "2 problems" in printed
+    started.clear()
+    assert runner.main(["--interpret", "--only", "training,step", "--out", str(tmp_path)]) == 0
+    assert started == ["step", "training", "report"]
+
+
+def test_the_parts_end_within_nine_minutes():
+    assert sum(runner.PARTS.values()) + runner.REPORT_SECONDS <= 9 * 60
+
+
+def test_an_unknown_part_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        runner.main(["--only", "sped"])
+    assert "got sped, expected some of correctness, step, speed, training" in capsys.readouterr().err
+
+
+IMPORTS = f"""
+import importlib, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError("No module named " + name, name=name)
+sys.meta_path.insert(0, Absent())
+for name in sys.argv[1:]:
+    importlib.import_module("benchmarks.gpu." + name)
+from benchmarks.gpu.__main__ import main
+main(["--only", "step"])
+"""
+
+
+def test_nothing_is_imported_that_a_gpu_machine_lacks_and_one_without_a_gpu_is_refused():
+    command = [sys.executable, "-c", IMPORTS, *runner.PARTS, "report"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert "make gpu: got the platform cpu, expected a GPU" in done.stderr, done.stderr
+    assert done.returncode == 1 and not done.stdout
