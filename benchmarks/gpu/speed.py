@@ -24,12 +24,13 @@ from benchmarks.gpu.inputs import BLOCK, Inputs, make_inputs, visited
 from benchmarks.gpu.part import attempt, run_part
 from benchmarks.gpu.turns import in_turns
 
-HEADS, SMALL_HEADS = 16, 2
+HEADS, SMALL_HEADS = 16, 1
 # (length, width of a head), in the order they are timed; a compilation of FlexAttention serves all lengths of a width
 ORDER = ((8192, 64), (32768, 64), (8192, 128), (32768, 128), (131072, 64), (2048, 64), (131072, 128), (2048, 128))
-SMALL_ORDER = ((256, 16),)
+SMALL_ORDER = ((128, 16),)  # an interpreted call takes seconds
 PRODUCTS = {"forward": 2, "forward+backward": 7}
-TURNS, SECONDS = 5, 0.02  # of each contender; a turn repeats a call for so long
+TURNS, SMALL_TURNS = 5, 1  # of each contender
+SECONDS = 0.02  # of a turn, which repeats a call for so long
 LARGEST_DIFFERENCE = 3e-2  # between two bfloat16 results, relative to the largest number, if that is above 1
 
 
@@ -52,14 +53,15 @@ def rows(interpret: bool) -> Iterator[dict[str, Any]]:
     contenders = make_contenders(interpret)
     yield from ({"contender": each.name, "skipped": each.missing} for each in contenders if each.missing)
     contenders = [each for each in contenders if not each.missing]
-    heads = SMALL_HEADS if interpret else HEADS
+    heads, turns = (SMALL_HEADS, SMALL_TURNS) if interpret else (HEADS, TURNS)
     for length, width in SMALL_ORDER if interpret else ORDER:
         taking_part = [each for each in contenders if each.lengths[0] <= length <= each.lengths[1]]
         programs = compile_all(taking_part, jax.eval_shape(make_inputs, length, heads, width, False))
         for direction, of_direction in programs.items():
             for name, trained in (("random", False), ("trained", True)):
                 setting = Setting(direction, length, width, heads, name)
-                yield from measure(setting, taking_part, of_direction, make_inputs(length, heads, width, trained))
+                inputs = make_inputs(length, heads, width, trained)
+                yield from measure(setting, taking_part, of_direction, inputs, turns)
 
 
 def compile_all(contenders: list[Contender], shapes: Inputs) -> dict[Direction, Programs]:
@@ -79,7 +81,7 @@ def compile_all(contenders: list[Contender], shapes: Inputs) -> dict[Direction, 
 
 
 def measure(
-    setting: Setting, contenders: list[Contender], programs: Programs, inputs: Inputs
+    setting: Setting, contenders: list[Contender], programs: Programs, inputs: Inputs, turns: int
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for each contender: its difference from ours and its times, or why it failed."""
     blocks = setting.length // BLOCK
@@ -94,7 +96,7 @@ def measure(
             calls[each.name], difference = admitted
         results[each.name] = {"difference": difference, "compared_with": expected.name}
         results[each.name] |= {"passed": not reason, "reason": reason}
-    times = in_turns(calls, wait, TURNS, SECONDS)
+    times = in_turns(calls, wait, turns, SECONDS)
     for each in contenders:
         row = {"contender": each.name, **setting._asdict(), "visited": computed[each.computes], **results[each.name]}
         yield row | speeds(setting, computed[each.computes], times.get(each.name))
