@@ -244,7 +244,7 @@ def test_mosaic_kernels_say_which_jax_they_need(monkeypatch):
     assert f"interpret=True on jax {jax.__version__}" in obstacle(HOPPER, True)
     monkeypatch.delattr("jax.experimental.pallas.mosaic_gpu")
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.mosaic_gpu", None)
-    assert f"which jax {jax.__version__} lacks" in obstacle(HOPPER, False)
+    assert f"which jax {jax.__version__} cannot load" in obstacle(HOPPER, False)
 
 
 def test_a_warning_of_others_is_not_repeated_because_attention_is_traced_again():

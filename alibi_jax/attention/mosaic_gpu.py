@@ -48,7 +48,8 @@ def _obstacle(device: Device, interpret: bool) -> str | None:
     try:
         from jax.experimental.pallas import mosaic_gpu as plgpu
     except ImportError as error:
-        return f"without Pallas's Mosaic GPU backend, which jax {jax.__version__} lacks ({error}). Install jax 0.10.2 to 0.12"
+        backend = f"Pallas's Mosaic GPU backend, which jax {jax.__version__} cannot load ({error})"
+        return f"without {backend}. Install jax 0.10.2 to 0.12, which can"
     if interpret and not hasattr(plgpu, "InterpretGPUParams"):
         return f"interpret=True on jax {jax.__version__}, which interprets no Mosaic GPU kernel. Install jax 0.11.2 or later"
     return None

@@ -4,10 +4,10 @@ One program serves a block of queries of one head and loops over just the blocks
 ones that need a mask last. The bias is computed inside, in float32, from integer positions and the head's slope. Exponentials
 are powers of two, which the hardware has; the scores are scaled for it.
 
-Why Triton and not Mosaic GPU, Pallas's own future backend for Hopper: a Triton kernel is written in whole blocks, and what
-holds in interpret mode holds on the device; a Mosaic GPU one is written in barriers, asynchronous copies and warp groups,
-whose hangs and races show on the device alone. FlexAttention is Triton, too. Triton is deprecated in Pallas from jax 0.11: when
-it goes, this file has to be rewritten, and `_expect_deprecation` goes with it.
+Why Triton first, and not Mosaic GPU, Pallas's own future backend: a Triton kernel is written in whole blocks, and what holds in
+interpret mode holds on the device; a Mosaic GPU one is written in barriers and asynchronous copies, whose hangs show on the
+device alone. FlexAttention is Triton, too. Triton is deprecated in Pallas from jax 0.11: when it goes, mosaic_gpu.py takes the
+place of this file on Hopper, and `_expect_deprecation` goes with it.
 """
 
 import functools
@@ -186,8 +186,8 @@ def _dkv_kernel(
 @functools.cache
 def _log_deprecation() -> None:
     log.info(
-        "attention: pallas_gpu runs on Pallas's Triton backend, which a jax later than %s will not have. Before a new jax, "
-        "look whether alibi_jax supports it, or name 'blockwise'.",
+        "attention: pallas_gpu runs on Pallas's Triton backend, which a jax later than %s will not have. Without it "
+        "'auto' takes mosaic_gpu on Hopper, blockwise on other cards.",
         jax.__version__,
     )
 
