@@ -123,6 +123,7 @@ def test_a_sharded_model_for_tpus_uses_the_kernel_by_itself(caplog):
 def test_gpu_kernels_lower_to_triton(dtype, shape, rate):
     text = lower_for_cuda(shape, dtype, rate)
     assert text.count("__gpu$xla.gpu.triton") == 3, "forward, dq, and dk with dv"
+    assert text.count("ex2.approx.ftz.f32") == 3, "the instruction alone"
 
 
 @pytest.mark.parametrize(
