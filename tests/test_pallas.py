@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
+from jax.experimental.pallas import triton as pallas_triton
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from alibi_jax import attention
@@ -152,7 +153,6 @@ HOPPER = Device("gpu", "NVIDIA H100 80GB HBM3", (9, 0))
         (Device("gpu", "Orin", (8, 7)), "pallas_gpu"),
         (Device("gpu", "NVIDIA GeForce RTX 5090", (12, 0)), "pallas_gpu"),
         (Device("gpu", "NVIDIA of a later year", (14, 1)), "pallas_gpu"),
-        (Device("gpu", "NVIDIA A10"), "pallas_gpu"),
         (Device("gpu", "NVIDIA GeForce RTX 2080", (7, 5)), "blockwise"),
         (Device("gpu", "Tesla T4"), "blockwise"),
         (Device("gpu", "AMD Instinct MI300X"), "blockwise"),
@@ -164,6 +164,18 @@ def test_auto_takes_the_triton_kernels_from_ampere_on(card, chosen, monkeypatch)
     monkeypatch.setattr(attention, "device", lambda: card)
     q = jnp.zeros((1, 256, 2, 16))
     assert attention._choose(q, q, LinearBias(alibi_slopes(2))) == chosen
+    if chosen == "blockwise" and card.platform == "gpu":
+        with pytest.raises(NotImplementedError, match=rf"cannot serve {card.kind}.*from compute capability 8\.0 on"):
+            attend(q, q, q, implementation="pallas_gpu")
+
+
+@pytest.mark.parametrize(("kind", "known"), [("NVIDIA A10", True), ("NVIDIA of a later year", False)])
+def test_auto_on_a_mesh_of_cards_that_are_not_here_takes_what_jax_can_lower(kind, known):
+    """From 0.11 on jax lowers Triton for those alone whose names it knows."""
+    q, knows_names = jax.ShapeDtypeStruct((1, 256, 2, 16), jnp.float32), hasattr(pallas_triton, "get_gpu_info")
+    with jax.sharding.use_abstract_mesh(mesh_of(kind)):
+        text = jax.jit(lambda q: attend(q, q, q)).trace(q).lower(lowering_platforms=("cuda",)).as_text()
+    assert ("__gpu$xla.gpu.triton" in text) == (known or not knows_names)
 
 
 def test_auto_takes_the_first_implementation_that_can_serve(monkeypatch):
@@ -213,6 +225,9 @@ def test_hopper_has_the_mosaic_kernels_where_a_jax_has_no_triton(triton, dtype, 
         monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
     q = jnp.zeros((1, 256, 2, 16), dtype)
     assert attention._choose(q, q, LinearBias(alibi_slopes(2))) == chosen
+    if chosen == "blockwise" and card.platform == "gpu":
+        with pytest.raises(NotImplementedError, match=rf"cannot serve {card.kind}.*from compute capability 8\.0 on"):
+            attend(q, q, q, implementation="pallas_gpu")
 
 
 def test_the_end_of_triton_is_one_line_of_the_log_and_no_other_warning_is_lost(caplog, monkeypatch):

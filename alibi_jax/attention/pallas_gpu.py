@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Float32
 from alibi_jax.attention.dropout import keep_scale
 from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE, Implementation, Inputs, Options, Residuals
 from alibi_jax.attention.padded import PaddedInputs, key_range, padded_inputs, padded_residuals, with_row_bounds
-from alibi_jax.attention.tiles import SHARED_MEMORY, PassTiles, Tiles, choose_tiles
+from alibi_jax.attention.tiles import OLDEST, PassTiles, Tiles, choose_tiles
 from alibi_jax.sharding import Device, device
 
 log = logging.getLogger(__name__)
@@ -348,17 +348,29 @@ def _obstacle(device: Device, interpret: bool) -> str | None:
     """Returns why there is no Triton kernel for a device: the card, or the installed jax."""
     if interpret:
         return None
-    # a card that is not here has no known capability: by their names NVIDIA's are taken to be of today
-    serves = device.kind.startswith("NVIDIA") if device.capability is None else device.capability >= min(SHARED_MEMORY)
+    if device.capability is None:  # a card that is not here: known by its name
+        serves, known = device.kind.startswith("NVIDIA"), ""
+    else:
+        serves, known = device.capability >= OLDEST, ", of compute capability {}.{}".format(*device.capability)
     if not serves:
-        capability = "unknown" if device.capability is None else "{}.{}".format(*device.capability)
-        return f"{device.kind}, of compute capability {capability} (it supports NVIDIA's from {{}}.{{}} on)".format(
-            *min(SHARED_MEMORY)
-        )
+        return f"{device.kind}{known} (it supports NVIDIA's cards from compute capability {OLDEST[0]}.{OLDEST[1]} on)"
     try:
-        from jax.experimental.pallas.triton import CompilerParams  # noqa: F401
+        from jax.experimental.pallas.triton import CompilerParams, elementwise_inline_asm  # noqa: F401
     except ImportError as error:
         return f"without Pallas's Triton backend, which jax {jax.__version__} lacks ({error}). Install jax 0.12, which has it"
+    return _unknown_to_jax(device)
+
+
+def _unknown_to_jax(device: Device) -> str | None:
+    """Returns why jax cannot lower Triton for a card that is not here: from 0.11 on it has to know the card's name."""
+    from jax.experimental.pallas import triton
+
+    if device.capability is not None or not hasattr(triton, "get_gpu_info"):
+        return None
+    try:
+        triton.get_gpu_info()
+    except ValueError as error:
+        return f"{device.kind}, which is not on this machine, with jax {jax.__version__} ({error}). Compile where there is one"
     return None
 
 

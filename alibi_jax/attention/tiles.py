@@ -18,6 +18,7 @@ SHARED_MEMORY = {
     (12, 0): 99,
     (12, 1): 99,
 }
+OLDEST = min(SHARED_MEMORY)
 
 
 class Tiles(NamedTuple):
