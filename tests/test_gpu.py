@@ -11,12 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from alibi_jax.attention import pallas_gpu
-from alibi_jax.sharding import AXES
 from benchmarks.gpu import __main__ as runner
 from benchmarks.gpu import correctness, part, step
+from cuda import mesh_of
 
 ROOT = Path(__file__).parents[1]
 ABSENT = ("grain", "tyro", "tensorflow_datasets", "tokenizers", "tensorboardX")  # on the machines with a GPU
@@ -31,13 +30,6 @@ def few_cases(monkeypatch):
     correctness.outputs.clear_cache()
     yield several
     correctness.outputs.clear_cache()
-
-
-def cuda():
-    """A mesh that is traced for one H100, which is not here."""
-    card = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=card)
-    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def test_the_oracles_gradients_are_those_of_the_definition(few_cases):
@@ -102,23 +94,20 @@ def test_what_the_correctness_part_compiles_is_lowered_for_cuda(dtype):
     cases = {case.name: case for case in correctness.cases(False) if case.dtype == dtype}
     programs = {name: correctness.program("pallas_gpu", case, False) for name, case in cases.items()}
     assert len(set(programs.values())) <= 8, "each takes seconds to compile"
-    with cuda():
+    with jax.sharding.use_abstract_mesh(mesh_of()):
         for each in (programs[name] for name in ("D 80", "D 128, 8 heads, 4 of keys", "dropout")):
             text = correctness.outputs.trace(*each).lower(lowering_platforms=("cuda",)).as_text()
             assert step.kernel_calls(text) == 3, "forward, dq, and dk with dv"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_training_step_on_a_gpu_takes_the_kernel_by_itself_and_no_tf32(dtype):
+def test_a_training_step_on_a_gpu_takes_the_kernel_by_itself_and_no_tf32():
     """XLA would round float32 to TF32 where a product does not say otherwise."""
-    model = dataclasses.replace(step.MODEL, compute_dtype=dtype)
-    config = step.Setting(jax.devices()[0], model, step.LENGTH).config()
-    with cuda():
+    config = step.Setting(jax.devices()[0], step.MODEL, step.LENGTH).config()
+    with jax.sharding.use_abstract_mesh(mesh_of()):
         text = step.lowered(config, lowering_platforms=("cuda",))
-    assert step.kernel_calls(text) == 3 * model.num_layers
+    assert step.kernel_calls(text) == 3 * step.MODEL.num_layers
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
-    assert len(products) > 10
-    assert dtype == "bfloat16" or all("HIGHEST" in line for line in products)
+    assert len(products) > 10 and all("HIGHEST" in line for line in products)
     assert step.kernel_calls(step.lowered(config)) == 0, "on a CPU it takes none"
 
 

@@ -8,19 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from alibi_jax.attention import IMPLEMENTATIONS
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE
-from alibi_jax.sharding import AXES
 from benchmarks.gpu import contenders, inputs, speed, training
+from cuda import mesh_of
 
 REACH = Path(__file__).parents[1] / "experiments" / "results" / "reach" / "reach.csv"
 OURS = [name for name, each in IMPLEMENTATIONS.items() if each.platform == "gpu"]
 HERE = [name for name, why in contenders.our_kernels(interpret=True).items() if not why]  # can be had on this jax
 KERNEL = {"pallas_gpu": "__gpu$xla.gpu.triton", "mosaic_gpu": "@mosaic_gpu_v2"}  # what a lowered program calls
-HOPPER = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-MESH = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=HOPPER)
 SETTING = speed.Setting("forward", 256, 16, 2, "random")
 
 
@@ -116,7 +113,7 @@ def pretend_cudnn(monkeypatch):
 
 
 def lower_for_cuda(function, *arguments):
-    with jax.sharding.use_abstract_mesh(MESH):
+    with jax.sharding.use_abstract_mesh(mesh_of()):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -159,7 +156,7 @@ def test_a_model_that_cannot_be_trained_is_a_row_and_the_other_is_timed(monkeypa
 @pytest.mark.parametrize("position", ["alibi", "none"])
 def test_training_steps_of_a_hundred_million_parameters_lower_for_cuda(position, attention):
     config = training.make_config(training.MODEL, position, attention, 16_384, training.TOKENS)
-    with jax.sharding.use_abstract_mesh(MESH):
+    with jax.sharding.use_abstract_mesh(mesh_of()):
         step, make_state = training.make_step(config)
         state, batch = jax.eval_shape(make_state), training.batch_shape(config)
         text = step.trace(state, batch, batch).lower(lowering_platforms=("cuda",)).as_text()

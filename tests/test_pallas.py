@@ -12,7 +12,7 @@ import pytest
 from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.experimental.pallas import triton as pallas_triton
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from alibi_jax import attention
 from alibi_jax.attention import attend, mosaic_gpu, pallas_gpu
@@ -22,6 +22,7 @@ from alibi_jax.model.placement import tree_shardings
 from alibi_jax.positions import LinearBias, alibi_slopes
 from alibi_jax.sharding import Device, device, make_mesh
 from benchmarks.shapes import GPU_SHAPES, TPU_SHAPES, Shape
+from cuda import H100, mesh_of
 
 TOPOLOGIES = ["v5e:2x2", "v5p:2x2x1", pytest.param("v6e:2x2", marks=pytest.mark.versions)]
 LANES = 128  # a TPU stores a row of fewer numbers as so many
@@ -142,7 +143,7 @@ def test_gpu_kernels_lower_to_mosaic(dtype, shape, rate):
 
 
 AMPERE = Device("gpu", "NVIDIA A100-SXM4-80GB", (8, 0))
-HOPPER = Device("gpu", "NVIDIA H100 80GB HBM3", (9, 0))
+HOPPER = Device("gpu", H100, (9, 0))
 
 
 @pytest.mark.parametrize(
@@ -272,11 +273,6 @@ def test_a_warning_of_others_is_not_repeated_because_attention_is_traced_again()
             warnings.warn("of others", UserWarning, stacklevel=1)
             warnings.warn("The Pallas Triton backend is deprecated", DeprecationWarning, stacklevel=1)
     assert [str(each.message) for each in seen] == ["of others"]
-
-
-def mesh_of(kind):
-    card = AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
-    return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=card)
 
 
 def lower_for_cuda(shape: Shape, dtype, rate, implementation="pallas_gpu", kind=HOPPER.kind):

@@ -6,6 +6,7 @@ python -m benchmarks.gpu --interpret                # anywhere: small shapes, ke
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -50,10 +51,10 @@ def run_within(command: Sequence[str], seconds: float) -> str:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
         return f"killed at its limit of {seconds} s"
-    finally:  # also where we are interrupted, and what it leaves behind
-        if process.poll() is None:
+    finally:  # also where we are interrupted; and what a process that has ended left running
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
     return "" if status == 0 else f"ended with status {status}"
 
 
@@ -102,4 +103,5 @@ def check_gpu() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the part is killed, too
     sys.exit(main())

@@ -110,7 +110,8 @@ def attempt(make: Callable[[], Any]) -> tuple[Any, str]:
     try:
         return make(), ""
     except Exception as error:
-        traceback.print_exc()
+        if not isinstance(error, NotImplementedError):  # whose message says what cannot be served
+            traceback.print_exc()
         return None, f"{type(error).__name__}: {error}".strip().splitlines()[0][:500]
 
 
