@@ -49,7 +49,7 @@ class Candidates(NamedTuple):
 # By bytes of a number and the channels a head has at most.
 CANDIDATES = {
     (2, 64): Candidates([Tiles(128, 64, 4, 3)], [Tiles(64, 64, 4, 2)], [Tiles(64, 64, 4, 2)]),
-    (2, 128): Candidates([Tiles(128, 64, 8, 3), Tiles(64, 64, 8, 2)], [Tiles(64, 64, 8, 2)], [Tiles(64, 64, 8, 2)]),
+    (2, 128): Candidates([Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)], [Tiles(64, 64, 8, 2)], [Tiles(64, 64, 8, 2)]),
     (4, 64): Candidates([Tiles(64, 32, 8, 2)], [Tiles(32, 32, 4, 2)], [Tiles(32, 32, 4, 2)]),
     (4, 128): Candidates([Tiles(16, 16, 4, 2)], [Tiles(32, 32, 8, 2)], [Tiles(32, 32, 8, 2)]),
 }
