@@ -362,15 +362,16 @@ def _obstacle(device: Device, interpret: bool) -> str | None:
 
 
 def _unknown_to_jax(device: Device) -> str | None:
-    """Returns why jax cannot lower Triton for a card that is not here: from 0.11 on it has to know the card's name."""
+    """Returns why jax cannot lower Triton for a card: from 0.11 on it goes by the name where NVIDIA's card is not here."""
     from jax.experimental.pallas import triton
 
-    if device.capability is not None or not hasattr(triton, "get_gpu_info"):
+    here = device.capability is not None and device.kind.startswith("NVIDIA")
+    if here or not hasattr(triton, "get_gpu_info"):
         return None
     try:
         triton.get_gpu_info()
     except ValueError as error:
-        return f"{device.kind}, which is not on this machine, with jax {jax.__version__} ({error}). Compile where there is one"
+        return f"{device.kind}, a name that jax {jax.__version__} does not know ({error})"
     return None
 
 
