@@ -121,7 +121,7 @@ def test_a_step_and_its_evaluations_agree_with_the_definition():
 def test_a_step_with_another_attention_does_not_pass(monkeypatch):
     """As if the other device had computed another model."""
     setting = step.Setting(jax.devices()[0], dataclasses.replace(step.SMALL, attention="reference"), 32)
-    state = step.make_state(setting.config())
+    state = step.make_state(setting)
     expected = dict(step.results(setting, state))
     other = setting._replace(model=dataclasses.replace(setting.model, bias_max=7.0))
     failed = [row["what"] for row in step.compare(other, expected, state) if not row["passed"]]

@@ -164,7 +164,7 @@ def exact(case: Case) -> tuple[np.ndarray, ...]:
     if case.dropout_rate > 0:
         seeds = head_seeds(jax.random.wrap_key_data(key), q.shape[0], q.shape[2])
         positions = q_offset + jnp.arange(q.shape[1]), jnp.arange(k.shape[1])
-        keep = np.asarray(dense_keep_scale(seeds, case.dropout_rate, *positions))
+        keep = np.asarray(jax.jit(dense_keep_scale, static_argnums=1)(seeds, case.dropout_rate, *positions))
     options = {"q_offset": int(q_offset), "causal": case.shape.causal, "keep_scale": keep}
     return oracle.attention(q, k, v, d_out, slopes, **options)
 

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ from benchmarks.tolerances import TOLERANCE
 LENGTH, SMALL_LENGTH = 1024, 160  # tokens; above the 128 up to which "auto" is dense
 BATCH = 2  # sequences
 STREAM = 4  # lengths, of the text that is scored
-KERNELS = ("__gpu$xla.gpu.triton", "mosaic_gpu")  # how a lowered program calls those of Pallas
+KERNELS = ("custom_call @__gpu$xla.gpu.triton", "custom_call @mosaic_gpu")  # in a lowered program, those of Pallas
 MODEL = ModelConfig(num_layers=2, width=256, num_heads=4, mlp_width=1024, vocab_size=512)
 SMALL = ModelConfig(num_layers=1, width=32, num_heads=2, mlp_width=64, vocab_size=64)
 OPTIMIZER = OptimizerConfig(epsilon=1e-3, warmup_steps=0, schedule="constant")
@@ -49,16 +49,22 @@ class Setting(NamedTuple):
         )
 
 
-def make_step(config: Config) -> tuple[jax.stages.Wrapped, Any]:
-    """Returns (step(state, inputs, targets) -> (state, metrics), jitted; the optimizer)."""
-    model, optimizer = TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
-    return jax.jit(functools.partial(train_step, config, model, optimizer)), optimizer
+def make_step(config: Config) -> jax.stages.Wrapped:
+    """Returns step(state, inputs, targets) -> (state, metrics), jitted."""
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    return jax.jit(functools.partial(train_step, config, TransformerLM(config.model), optimizer))
 
 
-def make_state(config: Config) -> State:
+def make_state(setting: Setting) -> State:
     """Returns the state before the first step, as numpy arrays: devices may round normal numbers differently."""
-    _, optimizer = make_step(config)
-    return jax.device_get(init_state(config, TransformerLM(config.model), optimizer))
+    with jax.default_device(setting.device):
+        return jax.device_get(jax.jit(_initial(setting.config()))())
+
+
+def _initial(config: Config) -> Callable[[], State]:
+    return functools.partial(
+        init_state, config, TransformerLM(config.model), make_optimizer(config.optimizer, config.train.steps)
+    )
 
 
 def make_tokens(length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,7 +78,7 @@ def make_tokens(length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray, n
 
 def take_step(setting: Setting, state: State) -> dict[str, np.ndarray]:
     """Returns the loss in nats, the gradient's norm, and how far the parameters moved, in units of the learning rate."""
-    step, _ = make_step(setting.config())
+    step = make_step(setting.config())
     inputs, targets, _ = make_tokens(setting.length, setting.model.vocab_size)
     with jax.default_device(setting.device):
         after, metrics = jax.device_get(step(*jax.device_put((state, inputs, targets), setting.device)))
@@ -104,10 +110,8 @@ def results(setting: Setting, state: State) -> Iterator[tuple[str, Any]]:
 
 def lowered(config: Config, **options: Any) -> str:
     """Returns the text of a training step as it is handed to the compiler; options: those of `jax.stages.Traced.lower`."""
-    step, optimizer = make_step(config)
-    state = jax.eval_shape(functools.partial(init_state, config, TransformerLM(config.model), optimizer))
     tokens = jax.ShapeDtypeStruct((BATCH, config.train.train_length), jnp.int32)
-    return step.trace(state, tokens, tokens).lower(**options).as_text()
+    return make_step(config).trace(jax.eval_shape(_initial(config)), tokens, tokens).lower(**options).as_text()
 
 
 def kernel_calls(text: str) -> int:
@@ -151,7 +155,7 @@ def rows(interpret: bool) -> Iterator[dict[str, Any]]:
     model, length = (SMALL, SMALL_LENGTH) if interpret else (MODEL, LENGTH)
     definition = dataclasses.replace(model, attention="reference", compute_dtype="float32")
     exactly = Setting(other_device(), definition, length)
-    state = make_state(exactly.config())
+    state = make_state(exactly)
     expected = dict(results(exactly, state))
     for dtype in ("float32", "bfloat16"):
         chosen = dataclasses.replace(model, attention="auto", compute_dtype=dtype)
