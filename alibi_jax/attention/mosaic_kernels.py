@@ -131,12 +131,12 @@ def _put(reference: Any, value: Array) -> None:
     plgpu.commit_smem()
 
 
-def _loop(load: Callable, arrived: Any, visit: Callable, first: Array, ends: tuple, carry: Any) -> Any:
-    """Folds visit(masked, j, slot, carry) over the blocks from `first` to before ends[1], masked from ends[0] on.
+def _loop(load: Callable, arrived: Any, visit: Callable, first: Array, spans: tuple, carry: Any) -> Any:
+    """Folds visit(masked, j, slot, carry) over blocks: from `first` to before the end of each span (end, masked) in turn.
 
     load(j, slot) begins to copy block j to a slot: one block ahead.
     """
-    unmasked_end, end = ends
+    end, _ = spans[-1]
 
     def step(masked: bool, j: Array, carry: Any) -> Any:
         slot = lax.rem(j, STAGES)
@@ -145,8 +145,10 @@ def _loop(load: Callable, arrived: Any, visit: Callable, first: Array, ends: tup
         return visit(masked, j, slot, carry)
 
     pl.when(first < end)(lambda: load(first, lax.rem(first, STAGES)))
-    carry = lax.fori_loop(first, unmasked_end, lambda j, carry: step(False, j, carry), carry)
-    return lax.fori_loop(unmasked_end, end, lambda j, carry: step(True, j, carry), carry)
+    for span_end, masked in spans:
+        carry = lax.fori_loop(first, span_end, functools.partial(step, masked), carry)
+        first = span_end
+    return carry
 
 
 def _rows(block: Array, size: int) -> Any:
@@ -173,8 +175,10 @@ def _over_keys(
     def visit_block(masked: bool, j: Array, slot: Array, carry: Any) -> Any:
         return visit(Block(head, start, j * kernel.block_k, masked), slot, carry)
 
-    ends = key_range(kernel.options.causal, kernel.num_keys, kernel, start, first, k.shape[1] // kernel.block_k)
-    return _loop(load, scratch["arrived"], visit_block, first, ends, carry)
+    unmasked_end, end = key_range(
+        kernel.options.causal, kernel.num_keys, kernel, start, first, k.shape[1] // kernel.block_k
+    )
+    return _loop(load, scratch["arrived"], visit_block, first, ((unmasked_end, False), (end, True)), carry)
 
 
 def forward_kernel(kernel: Kernel, q, k, v, slopes, q_offset, seeds, first, out, logsumexp, scratch):
@@ -239,6 +243,13 @@ def dq_kernel(kernel: Kernel, q, k, v, d_out, logsumexp, delta, slopes, q_offset
     plgpu.wait_smem_to_gmem(0)
 
 
+def _masked_end(kernel: Kernel, j: Array, q_offset: Array, first: Array, end: Array) -> Array:
+    """Returns the first block of queries from which on a block of keys needs no mask: all its keys are there, and seen."""
+    last_key = (j + 1) * kernel.block_k - 1
+    after = (last_key - q_offset + kernel.block_q - 1) // kernel.block_q if kernel.options.causal else first
+    return jnp.where(last_key < kernel.num_keys, jnp.clip(after, first, end), end)
+
+
 def dkv_kernel(kernel: Kernel, q, k, v, d_out, logsumexp, delta, slopes, q_offset, seeds, last_query, dk, dv, scratch):
     """Serves one block of keys: the blocks of queries that visit it, of each query head that shares the key head in turn."""
     row, key_head, j = (lax.axis_index(name) for name in GRID)
@@ -274,7 +285,8 @@ def dkv_kernel(kernel: Kernel, q, k, v, d_out, logsumexp, delta, slopes, q_offse
                 return carry
 
             end = last_query[row, head.number, j] + 1
-            return _loop(load, scratch["arrived"], visit, first, (first, end), carry)
+            spans = (_masked_end(kernel, j, q_offset[0], first, end), True), (end, False)
+            return _loop(load, scratch["arrived"], visit, first, spans, carry)
 
         lax.fori_loop(0, group, serve, ())
         return sum_dk[...], sum_dv[...]
