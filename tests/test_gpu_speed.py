@@ -1,6 +1,7 @@
 """The GPU benchmark's speed of attention and of training: small ones run here, and the real ones are lowered for CUDA."""
 
 import csv
+import functools
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from alibi_jax.attention import IMPLEMENTATIONS
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE
 from benchmarks.gpu import contenders, inputs, speed, training
+from benchmarks.gpu.programs import compile_each
 from cuda import mesh_of
 
 REACH = Path(__file__).parents[1] / "experiments" / "results" / "reach" / "reach.csv"
@@ -88,7 +90,8 @@ def test_a_contender_that_fails_and_one_that_differs_are_not_timed_and_the_other
     broken = contenders.of_jax("not finite", lambda q, k, v, slopes: q * jnp.nan)
     several = [broken, good, wrong, contenders.of_jax("fails", fails), unbiased]
     arrays = inputs.make_inputs(256, 2, 16, False)
-    programs = speed.compile_all(several, jax.eval_shape(lambda: arrays))["forward"]
+    shapes = jax.eval_shape(lambda: arrays)
+    programs = compile_each({each.name: functools.partial(each.lower, "forward", shapes) for each in several})
     rows = {row["contender"]: row for row in speed.measure(SETTING, several, programs, arrays, 1)}
     assert [name for name, row in rows.items() if row["passed"]] == ["XLA, dense", "no bias"]
     assert [name for name, row in rows.items() if row["milliseconds"]] == ["XLA, dense", "no bias"]

@@ -38,7 +38,9 @@ def speed_figure(rows: list[dict[str, Any]], card: str) -> Figure:
     figure.axes[0].set_ylabel("effective TFLOP/s (higher is better)", fontsize=10.5, color=INK)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9.5, frameon=False, handlelength=3.2)
-    figure.suptitle(f"{card}: causal attention, 1 x 16 heads, bfloat16", x=0.01, ha="left", fontsize=12, color=INK)
+    figure.suptitle(
+        f"{card}: causal attention, 1 x {rows[0]['heads']} heads, bfloat16", x=0.01, ha="left", fontsize=12, color=INK
+    )
     return figure
 
 

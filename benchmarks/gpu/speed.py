@@ -12,7 +12,6 @@ over that of the causal ones, and `of_peak` the computed rate over the card's pu
 import functools
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +21,14 @@ from alibi_jax.model.flops import peak_flops
 from benchmarks.gpu.contenders import Bind, Call, Contender, Direction, as_jax, make_contenders, wait
 from benchmarks.gpu.inputs import BLOCK, Inputs, make_inputs, visited
 from benchmarks.gpu.part import attempt, run_part
+from benchmarks.gpu.programs import compile_each
 from benchmarks.gpu.turns import in_turns
 
 HEADS, SMALL_HEADS = 16, 1
 # (length, width of a head), in the order they are timed; a compilation of FlexAttention serves all lengths of a width
 ORDER = ((8192, 64), (32768, 64), (8192, 128), (32768, 128), (131072, 64), (2048, 64), (131072, 128), (2048, 128))
 SMALL_ORDER = ((128, 16),)  # an interpreted call takes seconds
-PRODUCTS = {"forward": 2, "forward+backward": 7}
+PRODUCTS: dict[Direction, int] = {"forward+backward": 7, "forward": 2}  # in the order they are timed
 TURNS, SMALL_TURNS = 5, 1  # of each contender
 SECONDS = 0.02  # of a turn, which repeats a call for so long
 LARGEST_DIFFERENCE = 3e-2  # between two bfloat16 results, relative to the largest number, if that is above 1
@@ -56,28 +56,17 @@ def rows(interpret: bool) -> Iterator[dict[str, Any]]:
     heads, turns = (SMALL_HEADS, SMALL_TURNS) if interpret else (HEADS, TURNS)
     for length, width in SMALL_ORDER if interpret else ORDER:
         taking_part = [each for each in contenders if each.lengths[0] <= length <= each.lengths[1]]
-        programs = compile_all(taking_part, jax.eval_shape(make_inputs, length, heads, width, False))
-        for direction, of_direction in programs.items():
+        shapes = jax.eval_shape(make_inputs, length, heads, width, False)
+        lower = {
+            (key, each.name): functools.partial(each.lower, key, shapes) for key in PRODUCTS for each in taking_part
+        }
+        programs = compile_each(lower)
+        for direction in PRODUCTS:
+            of_direction = {each.name: programs[direction, each.name] for each in taking_part}
             for name, trained in (("random", False), ("trained", True)):
                 setting = Setting(direction, length, width, heads, name)
                 inputs = make_inputs(length, heads, width, trained)
                 yield from measure(setting, taking_part, of_direction, inputs, turns)
-
-
-def compile_all(contenders: list[Contender], shapes: Inputs) -> dict[Direction, Programs]:
-    """Returns what both directions are timed with, forward and backward first.
-
-    Traced one after the other, and compiled several at a time: XLA's compiler and ptxas leave Python free.
-    """
-    programs: dict[Direction, dict] = {"forward+backward": {}, "forward": {}}
-    with ThreadPoolExecutor() as pool:
-        for direction, futures in programs.items():
-            for each in contenders:
-                compile_, reason = attempt(functools.partial(each.lower, direction, shapes))
-                futures[each.name] = pool.submit(lambda reason=reason: (None, reason))
-                if not reason:
-                    futures[each.name] = pool.submit(attempt, compile_)
-    return {key: {name: future.result() for name, future in futures.items()} for key, futures in programs.items()}
 
 
 def measure(

@@ -114,7 +114,7 @@ def rate(row: Row, ours: Row | None) -> str:
 
 def failed(rows: list[Row]) -> str:
     """Returns a line for each row that did not pass or was skipped; "" where there is none."""
-    keys = "contender kernel attention position dtype case direction width inputs length".split()
+    keys = "contender kernel attention position dtype case what direction width inputs length".split()
     lines = []
     for row in rows:
         if "skipped" in row or row.get("passed") is False:
@@ -153,7 +153,7 @@ def page(title: str, record: Record, figure: str | None) -> str:
     sections = [
         f"# {title}\n",
         "Kernels ran step by step, small: these are no results of a GPU.\n" if interpreted else "",
-        f"Made by `make gpu`. {versions}; driver {last['device'].get('driver')}.\n",
+        f"Made by `make gpu`. {versions}; driver {last['device'].get('driver') or 'unknown'}.\n",
         parts_table(record),
         "## Correctness\n",
         correctness_table(correctness) if correctness else "Not run.\n",
@@ -174,8 +174,9 @@ def speed_sections(rows: list[Row]) -> list[str]:
     """Returns the tables of the speed of attention and what they mean."""
     if not rows:
         return ["Not run.\n"]
+    heads = ", ".join(dict.fromkeys(str(row["heads"]) for row in timed(rows)))
     return [
-        "B=1, H=16, bfloat16; medians of turns. Milliseconds, and in brackets how many times ours:\n",
+        f"B=1, H={heads}, bfloat16; medians of turns. Milliseconds, and in brackets how many times ours:\n",
         speed_table(rows, milliseconds) if timed(rows) else "Nothing was timed.\n",
         "Effective TFLOP/s, as if all causal pairs were computed, and in brackets what is computed over the card's peak:\n",
         speed_table(rows, rate) if timed(rows) else "Nothing was timed.\n",

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from alibi_jax.optimizer import make_optimizer
 from alibi_jax.train import State, init_state, train_step
 from benchmarks.gpu.contenders import our_kernels
 from benchmarks.gpu.part import attempt, run_part
+from benchmarks.gpu.programs import compile_each
 from benchmarks.gpu.turns import in_turns
 
 MODEL = ModelConfig(
@@ -39,6 +39,7 @@ MODEL = ModelConfig(
 TINY = dataclasses.replace(MODEL, num_layers=2, width=32, num_heads=2, mlp_width=64, vocab_size=64)
 LENGTHS, SMALL_LENGTHS = (1024, 4096, 16_384), (64,)
 TOKENS, FEW_TOKENS = 32_768, 128  # a step
+POSITIONS = ("none", "alibi")
 TURNS, SECONDS = 5, 0.4  # of each model; a turn repeats steps for so long
 
 
@@ -47,9 +48,11 @@ def rows(interpret: bool) -> Iterator[dict[str, Any]]:
     model, lengths, tokens = (TINY, SMALL_LENGTHS, FEW_TOKENS) if interpret else (MODEL, LENGTHS, TOKENS)
     kernels = {"reference": ""} if interpret else our_kernels(interpret)
     yield from ({"attention": name, "skipped": why} for name, why in kernels.items() if why)
+    _, make_state = make_step(make_config(model, "none", "reference", lengths[0], tokens))
+    make_state = jax.jit(make_state)  # of all models: neither has parameters of positions
     for length in lengths:
-        for attention in (name for name, why in kernels.items() if not why):
-            yield from measure(model, attention, length, tokens)
+        chosen = [(attention, position) for attention, why in kernels.items() if not why for position in POSITIONS]
+        yield from measure({key: make_config(model, *reversed(key), length, tokens) for key in chosen}, make_state)
 
 
 def make_config(model: ModelConfig, position: str, attention: str, length: int, tokens: int) -> Config:
@@ -70,58 +73,59 @@ def batch_shape(config: Config) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((config.train.batch_size, config.train.train_length), jnp.int32)
 
 
+def lower(config: Config) -> Callable[[], jax.stages.Compiled]:
+    """Returns what compiles the step, which is traced and lowered."""
+    step, make_state = make_step(config)
+    batch = batch_shape(config)
+    return step.lower(jax.eval_shape(make_state), batch, batch).compile
+
+
 class Run:
-    """A model in training on one batch of random tokens: each call takes a step and returns the loss before it."""
+    """A model in training on one batch of random tokens: each call takes a step."""
 
-    def __init__(self, config: Config):
-        """Traces and lowers the step."""
-        self.config = config
-        step, self._make_state = make_step(config)
-        batch = batch_shape(config)
-        self._lowered = step.lower(jax.eval_shape(self._make_state), batch, batch)
-
-    def start(self) -> float:
-        """Compiles, makes the state, takes a step, and returns its loss in nats per token."""
-        self._step = self._lowered.compile()
-        self._state = jax.jit(self._make_state)()
-        tokens = jax.random.randint(jax.random.key(1), batch_shape(self.config).shape, 0, self.config.model.vocab_size)
-        self._batch = tokens, jnp.roll(tokens, -1, axis=1)
-        return float(self())
+    def __init__(self, config: Config, step: jax.stages.Compiled, make_state: Callable[[], State]):
+        """Takes the first step; `loss` is that before it, in nats per token."""
+        tokens = jax.random.randint(jax.random.key(1), batch_shape(config).shape, 0, config.model.vocab_size)
+        self._step, self._state, self._batch = step, make_state(), (tokens, jnp.roll(tokens, -1, axis=1))
+        self.loss = float(self())
 
     def __call__(self) -> jax.Array:
-        """Returns before the device has finished."""
+        """Returns the loss before the step, and does not wait for the device."""
         self._state, metrics = self._step(self._state, *self._batch)
         return metrics["loss"]
 
 
-def measure(model: ModelConfig, attention: str, length: int, tokens: int) -> Iterator[dict[str, Any]]:
-    """Yields the rows of one length and attention."""
-    configs = {position: make_config(model, position, attention, length, tokens) for position in ("none", "alibi")}
-    lowered = {position: attempt(functools.partial(Run, config)) for position, config in configs.items()}
-    with ThreadPoolExecutor() as pool:
-        futures = {position: pool.submit(attempt, run.start) for position, (run, _) in lowered.items() if run}
-    started = {position: future.result() for position, future in futures.items()}
-    reasons = {position: started[position][1] if run else reason for position, (run, reason) in lowered.items()}
-    runs = {position: lowered[position][0] for position, reason in reasons.items() if not reason}
+def measure(configs: dict[tuple[str, str], Config], make_state: Callable[[], State]) -> Iterator[dict[str, Any]]:
+    """Yields a row for each (attention, position method) of one length."""
+    started = compile_each({key: functools.partial(lower, config) for key, config in configs.items()})
+    for key, (step, reason) in started.items():
+        if not reason:
+            started[key] = attempt(functools.partial(Run, configs[key], step, make_state))
+    runs = {key: run for key, (run, reason) in started.items() if not reason}
     times = in_turns(runs, jax.block_until_ready, TURNS, SECONDS)
-    rates = {position: tokens / statistics.median(seconds) for position, seconds in times.items()}
-    for position, config in configs.items():
-        row = {"position": position, "attention": attention, "length": length, "batch": config.train.batch_size}
-        row |= {"parameters": parameter_count(config.model), "loss": started.get(position, (None,))[0]}
-        row |= {"passed": not reasons[position], "reason": reasons[position]}
-        yield row | speeds(config, rates.get(position), rates.get("none"))
+    seconds = {key: statistics.median(turns) for key, turns in times.items()}
+    for key, config in configs.items():
+        row = {"position": config.model.position, "attention": config.model.attention}
+        row |= {"length": config.train.train_length, "batch": config.train.batch_size}
+        row |= {"parameters": parameter_count(config.model), "loss": runs[key].loss if key in runs else None}
+        row |= {"passed": key in runs, "reason": started[key][1]}
+        yield row | speeds(config, seconds.get(key), seconds.get((key[0], "none")))
 
 
-def speeds(config: Config, rate: float | None, without: float | None) -> dict[str, float | None]:
-    """Returns tokens/s, milliseconds a step, MFU, and the rate over that of the model without a position method."""
-    if rate is None:
+def speeds(config: Config, seconds: float | None, without: float | None) -> dict[str, float | None]:
+    """Returns tokens/s, milliseconds a step, MFU, and the rate over that of the model without a position method.
+
+    seconds: of a step; without: those of that model.
+    """
+    if seconds is None:
         return dict.fromkeys(("tokens_per_second", "milliseconds", "mfu", "over_none"))
-    peak, length = peak_flops(jax.devices()[0].device_kind), config.train.train_length
+    length, peak = config.train.train_length, peak_flops(jax.devices()[0].device_kind)
+    rate = config.train.batch_size * length / seconds
     return {
         "tokens_per_second": rate,
-        "milliseconds": 1000 * config.train.batch_size * length / rate,
+        "milliseconds": 1000 * seconds,
         "mfu": rate * train_flops_per_token(config.model, length) / peak if peak else None,
-        "over_none": rate / without if without else None,
+        "over_none": without / seconds if without else None,
     }
 
 
