@@ -84,9 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems += run(part, [*python, f"benchmarks.gpu.{part}", *flags], out, seconds)
     report = run_within([*python, "benchmarks.gpu.report", "--out", str(options.out)], REPORT_SECONDS)
     problems += [f"report: {report}"] if report else []
-    print(*problems, sep="\n")
+    seconds = time.monotonic() - started
     print(
-        f"{', '.join(options.only)}: {time.monotonic() - started:.0f} s, {len(problems) or 'no'} problems; {options.out}"
+        *problems,
+        f"{', '.join(options.only)}: {seconds:.0f} s, {len(problems) or 'no'} problems; {options.out}",
+        sep="\n",
     )
     return 1 if problems else 0
 
