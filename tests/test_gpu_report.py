@@ -88,7 +88,7 @@ def test_report_writes_record_tables_and_figure_of_a_card_and_day(written):
 
 def test_page_says_what_is_missing_what_was_cut_and_what_failed(written):
     text = next(written[0].glob("*.md")).read_text()
-    assert "| step | \u2013 | \u2013 | not run |" in text
+    assert "| step | \u2013 | \u2013 | not run | \u2013 | \u2013 |" in text
     assert "killed at its limit of 110 s" in text
     assert "- tokamax: the package tokamax is not installed" in text
     assert "- FlexAttention, forward, 64, random, 131072: RuntimeError: out of memory" in text
@@ -106,6 +106,12 @@ def test_page_has_the_worst_error_over_its_tolerance_and_ratios_to_ours(written)
     assert line.endswith("| 3,577 (30%) | \u2013 | 600 (61%) |")
     mfu = 4e5 * flops.train_flops_per_token(training.MODEL, 1024) / 989e12
     assert f"| 1,024 | pallas_gpu | 400,000 | {mfu:.1%} | 380,000 |" in text and "| 0.950 |" in text
+
+
+def test_without_a_kernel_of_ours_there_are_no_ratios():
+    peers = [row for row in made_up_speed() if row["contender"] in (FLEX, CUDNN)]
+    assert "x)" not in tables.speed_table(peers, tables.milliseconds)
+    assert readme.correctness_line({}) == readme.training_line({}) == readme.speed_table({}) == ""
 
 
 def test_readme_section_is_short_and_made_from_the_record(written):

@@ -10,6 +10,7 @@ from benchmarks.gpu.tables import (
     contenders_of,
     latest,
     milliseconds,
+    ours_of,
     rows_of,
     settings_of,
     state,
@@ -40,9 +41,8 @@ def correctness_line(record: Record) -> str:
     """Returns how many comparisons with the oracle passed."""
     rows = rows_of(record, "correctness")
     passed = sum(row["passed"] for row in rows)
-    return (
-        rows and f"{passed:,} of {len(rows):,} comparisons of outputs and gradients are within the tests' tolerances."
-    )
+    text = f"{passed:,} of {len(rows):,} comparisons of outputs and gradients are within the tests' tolerances."
+    return text if rows else ""
 
 
 def training_line(record: Record) -> str:
@@ -71,12 +71,11 @@ def speed_table(record: Record) -> str:
     rows = [row for row in rows if row["direction"] == "forward+backward"]
     names, lines = contenders_of(rows), []
     for (_, _, inputs, length), contenders in settings_of(rows).items():
-        ours = contenders.get(names[0])
+        ours = ours_of(contenders)
         cells = [milliseconds(contenders[name], ours) if name in contenders else None for name in names]
         lines.append((f"{length:,}, {inputs}", ours and f"{ours['visited']:.2f}", *cells))
     if not lines:
         return ""
-    caption = (
-        f"Milliseconds of attention, forward and backward (B=1, H=16, D={WIDTH}, bfloat16), in brackets over ours:"
-    )
+    sizes = f"B=1, H={rows[0]['heads']}, D={WIDTH}, bfloat16"
+    caption = f"Milliseconds of attention, forward and backward ({sizes}), in brackets over the first of our kernels:"
     return f"{caption}\n\n" + table(("tokens, inputs", "blocks visited", *names), lines)

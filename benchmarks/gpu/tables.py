@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from alibi_jax.attention import IMPLEMENTATIONS
 from benchmarks.gpu.__main__ import PARTS
 from benchmarks.gpu.part import failures
 
@@ -41,11 +42,12 @@ def parts_table(record: Record) -> str:
 
     def line(part: str) -> list[Any]:
         if part not in record:
-            return [part, None, None, state(part, record), None]
+            return [part, None, None, state(part, record), None, None]
         facts = record[part]
-        return [part, f"{facts['seconds']:.0f}", len(facts["rows"]), state(part, record), facts["commit"]]
+        made = facts["date"][:16].replace("T", " "), facts["commit"]
+        return [part, f"{facts['seconds']:.0f}", len(facts["rows"]), state(part, record), *made]
 
-    return table(("part", "seconds", "rows", "how it ended", "commit"), map(line, PARTS))
+    return table(("part", "seconds", "rows", "how it ended", "started", "commit"), map(line, PARTS))
 
 
 def correctness_table(rows: list[Row]) -> str:
@@ -88,12 +90,17 @@ def settings_of(rows: list[Row]) -> dict[tuple, dict[str, Row]]:
     }
 
 
+def ours_of(contenders: dict[str, Row]) -> Row | None:
+    """Returns the row of the first of our kernels, of those of one setting; None where none of them was timed."""
+    return next((row for name, row in contenders.items() if name in IMPLEMENTATIONS), None)
+
+
 def speed_table(rows: list[Row], cell: Callable[[Row, Row | None], str]) -> str:
-    """Returns a line for each setting and a column for each contender; cell(its row, that of our first kernel)."""
+    """Returns a line for each setting and a column for each contender; cell(its row, ours)."""
     names = contenders_of(rows)
     lines = []
     for (direction, width, inputs, length), contenders in settings_of(rows).items():
-        ours = contenders.get(names[0])
+        ours = ours_of(contenders)
         visited = ours and f"{ours['visited']:.3f}"
         cells = [cell(contenders[name], ours) if name in contenders else None for name in names]
         lines.append((direction, width, inputs, f"{length:,}", visited, *cells))
@@ -176,7 +183,7 @@ def speed_sections(rows: list[Row]) -> list[str]:
         return ["Not run.\n"]
     heads = ", ".join(dict.fromkeys(str(row["heads"]) for row in timed(rows)))
     return [
-        f"B=1, H={heads}, bfloat16; medians of turns. Milliseconds, and in brackets how many times ours:\n",
+        f"B=1, H={heads}, bfloat16; medians of turns. Milliseconds, and in brackets over the first of our kernels:\n",
         speed_table(rows, milliseconds) if timed(rows) else "Nothing was timed.\n",
         "Effective TFLOP/s, as if all causal pairs were computed, and in brackets what is computed over the card's peak:\n",
         speed_table(rows, rate) if timed(rows) else "Nothing was timed.\n",
