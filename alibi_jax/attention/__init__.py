@@ -114,9 +114,9 @@ def attend(
     LinearBias; see attention/reach.py). An output moves by at most 2 reach_tolerance max|v|. "auto": a value per dtype, below
     its rounding; None: skip nothing. `reference` never skips.
     dropout_rate: probability that a softmax weight is dropped. The mask depends on positions alone: implementations agree.
-    implementation: "auto" chooses by the platform, and logs its choice once. Differentiable in q, k, v and the bias's arrays;
-    the Pallas kernels refuse learned slopes: name "blockwise" for them. interpret: run a Pallas kernel step by step on any
-    device; slow, for tests.
+    implementation: "auto" takes the first kernel that can serve the device and the inputs, else "blockwise", and logs once what
+    it took and why not a kernel. Differentiable in q, k, v and the bias's arrays; the Pallas kernels refuse learned slopes:
+    name "blockwise" for them. interpret: run a Pallas kernel step by step on any device; slow, for tests.
     Under `jax.set_mesh`, batch and heads are sharded over the mesh axes that sharding.RULES name for them, and the sequence
     over its own, in a ring (ring.py); axes of other names are left to the compiler. In your own shard_map: check_vma=False.
     ValueError for arguments that do not fit, and slopes that are known and not finite; NotImplementedError for an
