@@ -12,9 +12,9 @@ TOLERANCE = {
     "loss": 1e-5,  # nats
     "sharded loss": 2e-5,  # nats, after a few updates on a mesh against one device
     # a training step and scores of a small model, on one device beside `reference` in float32 on another
-    "step loss float32": 1e-5,  # nats
+    "step loss float32": 2e-5,  # nats
     "step loss bfloat16": 2e-3,
-    "step grad_norm float32": 2e-5,
+    "step grad_norm float32": 2e-5,  # relative
     "step grad_norm bfloat16": 5e-3,
     "step update float32": 1e-4,  # of all parameters, relative, root mean square
     "step update bfloat16": 1e-1,

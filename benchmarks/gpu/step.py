@@ -120,9 +120,9 @@ def kernel_calls(text: str) -> int:
 
 
 def error_of(what: str, actual: Any, expected: Any) -> float:
-    """Returns the largest error; of the update the norm of its error over its norm."""
+    """Returns the largest error, in nats; of the update and of the gradient's norm, relative to its norm."""
     difference = np.asarray(actual, np.float64) - expected
-    if what == "update":
+    if what in ("update", "grad_norm"):
         return float(np.linalg.norm(difference) / np.linalg.norm(expected))
     return float(np.abs(difference).max())
 
