@@ -59,6 +59,12 @@ def test_tiles_fit_the_shared_memory_of_the_card(itemsize, width, capability):
             assert needed <= SHARED_MEMORY[capability] * KIB
 
 
+def test_hopper_alone_gives_64_rows_of_128_channels_to_4_warps():
+    few, many = Tiles(64, 64, 4, 2), Tiles(64, 64, 8, 2)
+    for capability, expected in {(9, 0): few, (8, 0): many, (8, 9): many, (10, 0): many, None: many}.items():
+        assert choose_tiles(2, 128, capability)[1:] == (expected, expected)
+
+
 @pytest.mark.parametrize(("itemsize", "width"), CANDIDATES)
 def test_a_card_takes_the_first_tiles_that_fit(itemsize, width, monkeypatch):
     large, small = Tiles(256, 256, 8, 2), Tiles(16, 16, 4, 2)
