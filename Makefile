@@ -16,7 +16,7 @@ export JAX_PLATFORMS ?= cpu
 MODELS_AT_ONCE := $(shell [ "$$(uname)" = Linux ] && nproc | awk '{ print $$1 < 5 ? $$1 : 5 }')
 endif
 
-.PHONY: quickstart environments test test-ids test-peers test-slow test-versions test-newest test-oldest lint bench bench-attention gpu clean
+.PHONY: quickstart environments test test-ids test-peers test-slow test-versions test-newest test-oldest lint bench bench-attention gpu gpu-compile clean
 
 quickstart: .venv/.ready  ## train five small models short, test them long, write runs/quickstart/report.html
 	$(RUN) -m experiments.extrapolation --config configs/quickstart.py --out runs/quickstart --jobs $(or $(MODELS_AT_ONCE),1)
@@ -59,6 +59,9 @@ bench-attention: .venv/.peers  ## ALiBi attention beside PyTorch's, 8 minutes
 gpu:  ## on a machine with a GPU, 9 minutes: correctness, a step, speed; its own Python, installs nothing (INTERPRET=1: here)
 	$(PYTHON) -m benchmarks.gpu $(if $(INTERPRET),--interpret)
 
+gpu-compile: .venv-gpu/.ready  ## registers, spills and shared memory of the kernels for GPUs; 5 minutes, needs no GPU
+	.venv-gpu/bin/python -m benchmarks.gpu_compile
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -72,6 +75,12 @@ gpu:  ## on a machine with a GPU, 9 minutes: correctness, a step, speed; its own
 
 .venv/.peers: .venv/.dev
 	.venv/bin/pip install --quiet --editable '.[peers]'
+	touch $@
+
+# Apart from .venv, whose programs would otherwise load the plugin for CUDA.
+.venv-gpu/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv-gpu
+	.venv-gpu/bin/pip install --quiet --editable '.[gpu-compile]'
 	touch $@
 
 # Apart from the next step, as two installations of the project at once write into the same folder.
@@ -91,4 +100,4 @@ gpu:  ## on a machine with a GPU, 9 minutes: correctness, a step, speed; its own
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest runs corpora
+	rm -rf .venv .venv-newest .venv-oldest .venv-gpu runs corpora

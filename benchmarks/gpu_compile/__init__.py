@@ -1,0 +1,1 @@
+"""The attention kernels compiled for NVIDIA GPUs without one: registers, spills, shared memory, blocks at once."""
