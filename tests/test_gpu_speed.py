@@ -100,6 +100,28 @@ def test_a_contender_that_fails_and_one_that_differs_are_not_timed_and_the_other
     assert "from XLA, dense, expected" in rows["wrong"]["reason"]
 
 
+def test_nan_in_one_of_the_gradients_does_not_pass():
+    """Wherever among them it stands."""
+    arrays = inputs.make_inputs(256, 2, 16, False)
+    good = contenders.of_jax("good", contenders.xla)
+    expected = speed.Expected(arrays)
+    outputs = contenders.program(contenders.xla, "forward+backward")(*arrays)
+    assert expected.difference(good, lambda _: None, lambda: outputs) == 0
+    for place in range(3):
+        broken = [x.at[0, 5].set(jnp.nan) if number == place else x for number, x in enumerate(outputs)]
+        with pytest.raises(ValueError, match="difference of nan"):
+            speed.admit(good, lambda _, broken=broken: lambda: broken, arrays, expected)
+
+
+def test_a_model_whose_gradients_are_not_finite_is_not_timed(monkeypatch):
+    step = training.train_step
+    spoilt = lambda *rest: jax.tree.map(lambda x: x * jnp.nan if x.ndim > 1 else x, step(*rest))  # noqa: E731
+    monkeypatch.setattr(training, "train_step", spoilt)
+    rows = list(training.rows(interpret=True))
+    assert not any(row["passed"] for row in rows)
+    assert all("a step later, nan, expected finite" in row["reason"] for row in rows)
+
+
 def test_all_shapes_are_timed_most_telling_first():
     assert set(speed.ORDER) == {(length, width) for length in (2048, 8192, 32768, 131072) for width in (64, 128)}
     assert speed.ORDER[:2] == ((8192, 64), (32768, 64))

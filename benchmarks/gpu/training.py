@@ -8,6 +8,7 @@ bfloat16 peak. With `--interpret` the model is tiny, and its attention is `refer
 
 import dataclasses
 import functools
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,10 +85,12 @@ class Run:
     """A model in training on one batch of random tokens: each call takes a step."""
 
     def __init__(self, config: Config, step: jax.stages.Compiled, make_state: Callable[[], State]):
-        """Takes the first step; `loss` is that before it, in nats per token."""
+        """Takes two steps; `loss` is that before them, in nats per token. FloatingPointError where one is not finite."""
         tokens = jax.random.randint(jax.random.key(1), batch_shape(config).shape, 0, config.model.vocab_size)
         self._step, self._state, self._batch = step, make_state(), (tokens, jnp.roll(tokens, -1, axis=1))
-        self.loss = float(self())
+        self.loss, after = float(self()), float(self())  # the second shows the first one's gradients, too
+        if not math.isfinite(self.loss + after):
+            raise FloatingPointError(f"got losses of {self.loss:.4g} and, a step later, {after:.4g}, expected finite ones")
 
     def __call__(self) -> jax.Array:
         """Returns the loss before the step, and does not wait for the device."""
