@@ -15,6 +15,7 @@ import pytest
 from alibi_jax.attention import pallas_gpu
 from benchmarks.gpu import __main__ as runner
 from benchmarks.gpu import correctness, part, step
+from benchmarks.gpu.kernels import KERNELS, SERVED, our_kernels
 from cuda import mesh_of
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def test_a_kernel_with_a_wrong_slope_does_not_pass(few_cases, monkeypatch):
     monkeypatch.setattr(
         pallas_gpu, "_scores", lambda kernel, q, k, slope, *rest: scores(kernel, q, k, 1.01 * slope, *rest)
     )
-    monkeypatch.setattr(correctness, "IMPLEMENTATIONS", {"pallas_gpu": pallas_gpu.IMPLEMENTATION})
+    monkeypatch.setattr(correctness, "KERNELS", ("pallas_gpu",))
     few_cases[:] = few_cases[:1]
     rows = [row for row in correctness.rows(True) if "error" in row]
     assert {(row["kernel"], row["direction"]) for row in rows if not row["passed"]} == {
@@ -225,6 +226,63 @@ def test_a_part_that_fails_stops_no_other_and_the_report_is_made(tmp_path, monke
     started.clear()
     assert runner.main(["--interpret", "--only", "training,step", "--out", str(tmp_path)]) == 0
     assert started == ["step", "training", "report"]
+
+
+def correctness_of(*rows, **changes):
+    """A record of the part `correctness`, of (kernel, case, passed)."""
+    rows = [dict(zip(("kernel", "case", "passed"), row, strict=True)) for row in rows]
+    return {"rows": rows, "error": None, "finished": True, "interpret": True} | changes
+
+
+@pytest.mark.parametrize(
+    ("record", "reasons"),
+    [
+        (correctness_of(*((name, SERVED, True) for name in KERNELS)), {}),
+        (
+            correctness_of((KERNELS[0], "x", False), (KERNELS[0], SERVED, True), (KERNELS[1], SERVED, True)),
+            {KERNELS[0]: "left out: 1 of 2 rows of its correctness did not pass"},
+        ),
+        (
+            correctness_of((KERNELS[0], SERVED, True), (KERNELS[1], "x", True), error="killed at its limit of 100 s"),
+            {KERNELS[1]: "left out: its correctness did not finish (killed at its limit of 100 s)"},
+        ),
+        (
+            correctness_of((KERNELS[0], SERVED, True), error="Traceback\nOSError: x\n", finished=False),
+            {KERNELS[1]: "left out: its correctness did not finish (OSError: x)"},
+        ),
+    ],
+    ids=["all passed", "one is wrong", "one hangs", "one has no rows"],
+)
+def test_kernels_are_timed_that_passed_correctness(record, reasons, tmp_path, monkeypatch):
+    """Also those of an earlier call; where there is no record of its kind, all."""
+    commands = {}
+    monkeypatch.setattr(runner, "run_within", lambda command, seconds: commands.update({command[2]: command}) or "")
+    arguments = ["--interpret", "--out", str(tmp_path), "--only", "step,speed,training"]
+    (tmp_path / "parts").mkdir()
+    for written in (None, record, record | {"interpret": False}):
+        if written is not None:
+            (tmp_path / "parts" / "correctness.json").write_text(json.dumps(written))
+        runner.main(arguments)
+        expected = [f"--without={kernel}:{why}" for kernel, why in reasons.items()] if written is record else []
+        for name in ("speed", "training"):
+            assert [word for word in commands[f"benchmarks.gpu.{name}"] if "without" in word] == expected
+        assert not any("without" in word for word in commands["benchmarks.gpu.step"])
+
+
+def test_a_kernel_that_is_left_out_is_a_row_that_says_why(tmp_path, capsys):
+    def rows(interpret, without):
+        yield from ({"contender": name, "skipped": why} for name, why in our_kernels(interpret, without).items() if why)
+
+    arguments = ["--interpret", "--without", f"{KERNELS[0]}: hangs", f"--without={KERNELS[1]}"]
+    with pytest.raises(SystemExit) as ended:
+        part.run_part("speed", rows, [*arguments, "--out", str(tmp_path / "speed.json")])
+    assert ended.value.code == 0
+    expected = {KERNELS[0]: "hangs", KERNELS[1]: "left out by --without"}
+    record = json.loads((tmp_path / "speed.json").read_text())
+    assert {row["contender"]: row["skipped"] for row in record["rows"]} == expected
+    with pytest.raises(SystemExit):
+        runner.main(["--without", "mosaic"])
+    assert f"got 'mosaic', expected one of {', '.join(KERNELS)}" in capsys.readouterr().err
 
 
 def test_the_parts_end_within_nine_minutes():

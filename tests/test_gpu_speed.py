@@ -12,13 +12,15 @@ import pytest
 
 from alibi_jax.attention import IMPLEMENTATIONS
 from alibi_jax.attention.reach import DEFAULT_TOLERANCE
-from benchmarks.gpu import contenders, inputs, speed, training
+from benchmarks.gpu import contenders, inputs, kernels, speed, training
 from benchmarks.gpu.programs import compile_each
 from cuda import mesh_of
 
 REACH = Path(__file__).parents[1] / "experiments" / "results" / "reach" / "reach.csv"
 OURS = [name for name, each in IMPLEMENTATIONS.items() if each.platform == "gpu"]
-HERE = [name for name, why in contenders.our_kernels(interpret=True).items() if not why]  # can be had on this jax
+HERE = [
+    name for name, why in kernels.our_kernels(True, kernels.ALL_TAKE_PART).items() if not why
+]  # can be had on this jax
 KERNEL = {"pallas_gpu": "__gpu$xla.gpu.triton", "mosaic_gpu": "@mosaic_gpu_v2"}  # what a lowered program calls
 SETTING = speed.Setting("forward", 256, 16, 2, "random")
 

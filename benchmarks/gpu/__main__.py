@@ -16,9 +16,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.part import ROOT, failures, write
+from benchmarks.gpu.kernels import kernel_and_reason, unproven
+from benchmarks.gpu.part import ROOT, WITHOUT, failures, write
 
 PARTS = {"correctness": 100, "step": 80, "speed": 210, "training": 110}  # seconds each may take, start-up included
+TIMED = ("speed", "training")  # those that time kernels
 INTERPRETED_TIMES = 5  # as long each may take where kernels run step by step, on few cores
 REPORT_SECONDS = 40
 RESULTS = ROOT / "experiments" / "results" / "gpu"
@@ -33,6 +35,10 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts to run, of {','.join(PARTS)}")
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--interpret", action="store_true", help="small shapes on any device, kernels step by step")
+    without = f"{WITHOUT}; those that did not pass `correctness` are not, either"
+    parser.add_argument(
+        "--without", action="append", default=[], type=kernel_and_reason, metavar="KERNEL:WHY", help=without
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.only.split(",")) - set(PARTS)
     if unknown:
@@ -71,6 +77,17 @@ def run(part: str, command: Sequence[str], out: Path, seconds: float) -> list[st
     return [f"{part}: {line}" for line in failures(record) or ([problem] if problem else [])]
 
 
+def left_out(options: argparse.Namespace) -> list[str]:
+    """Returns the options of a part that times kernels: those to leave out, as asked for or as they did not pass correctness.
+
+    Where no correctness of this kind was recorded in the folder of the results, all take part.
+    """
+    out = options.out / "parts" / "correctness.json"
+    record = json.loads(out.read_text()) if out.exists() else {"interpret": None}
+    reasons = unproven(record) if record["interpret"] == options.interpret else {}
+    return [f"--without={kernel}:{why}" for kernel, why in (reasons | dict(options.without)).items()]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the parts, then the report; prints what went wrong, and returns the exit status."""
     options, started, problems = options_of(arguments), time.monotonic(), []
@@ -81,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in options.only:
         out = options.out / "parts" / f"{part}.json"
         seconds = PARTS[part] * (INTERPRETED_TIMES if options.interpret else 1)
-        problems += run(part, [*python, f"benchmarks.gpu.{part}", *flags], out, seconds)
+        without = left_out(options) if part in TIMED else []
+        problems += run(part, [*python, f"benchmarks.gpu.{part}", *flags, *without], out, seconds)
     report = run_within([*python, "benchmarks.gpu.report", "--out", str(options.out)], REPORT_SECONDS)
     problems += [f"report: {report}"] if report else []
     seconds = time.monotonic() - started

@@ -9,17 +9,17 @@ bounds. tokamax takes ALiBi as a bias [H, 1, L] of the keys alone: a shift of a 
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alibi_jax.attention import IMPLEMENTATIONS, attend
+from alibi_jax.attention import attend
 from alibi_jax.positions import LinearBias
-from alibi_jax.sharding import device
 from benchmarks.gpu.inputs import BLOCK, Inputs, make_inputs
+from benchmarks.gpu.kernels import our_kernels
 
 FIRST_LENGTH = 5 * BLOCK  # that FlexAttention is compiled with, tokens
 Direction = Literal["forward", "forward+backward"]
@@ -189,15 +189,12 @@ def not_installed(package: str) -> str:
     return "" if importlib.util.find_spec(package) else f"the package {package} is not installed"
 
 
-def our_kernels(interpret: bool) -> dict[str, str]:
-    """Returns our kernels for GPUs, each with why it cannot be had on this device, or ""."""
-    kernels = {name: each for name, each in IMPLEMENTATIONS.items() if each.platform == "gpu"}
-    return {name: each.obstacle(device(), interpret) or "" for name, each in kernels.items()}
+def make_contenders(interpret: bool, without: Mapping[str, str]) -> list[Contender]:
+    """Returns all contenders, ours first; with `interpret` those that this machine can run without a GPU.
 
-
-def make_contenders(interpret: bool) -> list[Contender]:
-    """Returns all contenders, ours first; with `interpret` those that this machine can run without a GPU."""
-    kernels = our_kernels(interpret)
+    without: kernel of ours -> why it is left out.
+    """
+    kernels = our_kernels(interpret, without)
     contenders = [of_jax(name, ours(name, interpret), computes="visited", missing=why) for name, why in kernels.items()]
     dense = of_jax("XLA, dense", xla, computes="all", lengths=(0, 8192))
     if interpret:

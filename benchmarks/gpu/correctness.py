@@ -8,21 +8,22 @@ Errors of gradients are relative to the largest one where that is above 1, as in
 most cases share their programs, which are compiled at once, several at a time.
 """
 
-import concurrent.futures
 import functools
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alibi_jax.attention import IMPLEMENTATIONS, attend
+from alibi_jax.attention import attend
 from alibi_jax.attention.dropout import dense_keep_scale, head_seeds
 from alibi_jax.positions.bias import LinearBias, alibi_slopes
 from benchmarks.gpu import oracle
+from benchmarks.gpu.kernels import KERNELS, SERVED
 from benchmarks.gpu.part import attempt, run_part
 from benchmarks.inputs import Maker, against_itself, equal_keys, far_huge_key, far_sink, normal, zero_queries
 from benchmarks.shapes import Shape
@@ -148,13 +149,11 @@ def compiled(arguments: tuple) -> jax.stages.Compiled:
     return outputs.lower(*arguments).compile()
 
 
-def served(kernels: list[str], results: dict[tuple[str, Case], Any], refusals: dict[str, str]) -> Iterator[dict]:
-    """Yields how many cases each kernel served, and why it refused the last it did; one kernel at least must serve."""
-    counts = {kernel: [bool(result) for (name, _), result in results.items() if name == kernel] for kernel in kernels}
-    serving = any(any(each) for each in counts.values())
-    for kernel, each in counts.items():
-        facts = {"case": "cases served", "kernel": kernel, "dtype": "all", "served": sum(each), "of": len(each)}
-        yield facts | {"reason": refusals.get(kernel, ""), "passed": serving}
+def served(kernel: str, results: dict[tuple[str, Case], Any], refusal: str) -> dict[str, Any]:
+    """Returns the row of how many cases a kernel served, and why it refused the last that it did."""
+    each = [bool(result) for (name, _), result in results.items() if name == kernel]
+    facts = {"case": SERVED, "kernel": kernel, "dtype": "all", "served": sum(each), "of": len(each)}
+    return facts | {"reason": refusal, "passed": True}
 
 
 def exact(case: Case) -> tuple[np.ndarray, ...]:
@@ -211,32 +210,35 @@ def compare(kernel: str, case: Case, results: dict, exact: tuple[np.ndarray, ...
 def rows(interpret: bool) -> Iterator[dict[str, Any]]:
     """Yields the rows of all cases, one implementation after the other: a kernel that hangs costs none of those before.
 
-    A kernel that refuses a case (NotImplementedError) has not failed; how many it served is in the last rows.
+    A kernel that refuses a case (NotImplementedError) has not failed; how many it served is in its last row, which says that
+    it is through.
     """
     wanted = cases(interpret)
-    kernels = [name for name, each in IMPLEMENTATIONS.items() if each.platform == "gpu"]
-    runs = [(CONTROL, case) for case in controlled(wanted)] + [(name, case) for name in kernels for case in wanted]
+    runs = {CONTROL: controlled(wanted)} | dict.fromkeys(KERNELS, wanted)
     results, refusals = {}, {}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        needed = dict.fromkeys(program(*run, interpret) for run in runs)
-        programs = {each: pool.submit(compiled, each) for each in needed}
-        expected = {case: pool.submit(exact, case) for case in wanted}
-        for name, case in runs:
-            start = time.perf_counter()
-            results[name, case], reason = attempt(
-                functools.partial(_run, programs[program(name, case, interpret)], case)
-            )
-            facts = {"seconds": time.perf_counter() - start}
-            if reason.startswith("NotImplementedError"):
-                refusals[name] = reason
-            elif reason:
-                yield _facts(name, case) | {"passed": False, "reason": reason} | facts
-            else:
-                yield from (each | facts for each in compare(name, case, results, expected[case].result()))
-    yield from served(kernels, results, refusals)
+    with ThreadPoolExecutor(os.cpu_count()) as oracles, ThreadPoolExecutor(os.cpu_count()) as compilers:
+        expected = {case: oracles.submit(exact, case) for case in wanted}
+        needed = dict.fromkeys(program(name, case, interpret) for name, several in runs.items() for case in several)
+        programs = {each: compilers.submit(compiled, each) for each in needed}
+        for name, several in runs.items():
+            for case in several:
+                start, compiling = time.perf_counter(), programs[program(name, case, interpret)]
+                results[name, case], reason = attempt(functools.partial(_run, compiling, case))
+                facts = {"seconds": time.perf_counter() - start}
+                if reason.startswith("NotImplementedError"):
+                    refusals[name] = reason
+                elif reason:
+                    yield _facts(name, case) | {"passed": False, "reason": reason} | facts
+                else:
+                    yield from (each | facts for each in compare(name, case, results, expected[case].result()))
+            if name != CONTROL:
+                yield served(name, results, refusals.get(name, ""))
+    if not any(results[name, case] for name in KERNELS for case in wanted):
+        facts = {"case": "any", "kernel": "any", "dtype": "all", "passed": False}
+        yield facts | {"reason": "no kernel served any case"}
 
 
-def _run(program: concurrent.futures.Future, case: Case) -> list[np.ndarray]:
+def _run(program: Future, case: Case) -> list[np.ndarray]:
     return [np.asarray(x, np.float64) for x in program.result()(make_inputs(case))]
 
 

@@ -6,6 +6,7 @@ exception ends the part. The rows before it are kept, also where the process is 
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import math
@@ -24,6 +25,7 @@ import jax
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.run.invocation import recorded_command
 from alibi_jax.storage import write_atomically
+from benchmarks.gpu.kernels import kernel_and_reason
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = (
@@ -35,17 +37,21 @@ OPTIONAL = (
     "tokamax",
 )  # packages that may be there
 
-Rows = Callable[[bool], Iterator[dict[str, Any]]]
+WITHOUT = "a kernel of ours that is not timed, and why"
+
+Rows = Callable[..., Iterator[dict[str, Any]]]
 
 
 def run_part(part: str, rows: Rows, arguments: Sequence[str] | None = None) -> None:
     """Runs a part from the command line, `--out FILE --interpret`, and ends the process with status 1 where it failed.
 
-    arguments: those of the command line where None. Without --interpret the default device must be a GPU.
+    Parts that time kernels also take `--without KERNEL:WHY`, which their rows get as `without`, kernel -> why. arguments: those
+    of the command line where None. Without --interpret the default device must be a GPU.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.gpu.{part}", description="One part of `make gpu`.")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--interpret", action="store_true", help="small shapes on any device, kernels step by step")
+    parser.add_argument("--without", action="append", type=kernel_and_reason, metavar="KERNEL:WHY", help=WITHOUT)
     options = parser.parse_args(arguments)
     # before a device is opened: PyTorch shares its memory
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -54,6 +60,8 @@ def run_part(part: str, rows: Rows, arguments: Sequence[str] | None = None) -> N
             f"{part}: got the platform {jax.default_backend()}, expected a GPU. Run it on a machine with one, or try it here "
             "with --interpret."
         )
+    if options.without:
+        rows = functools.partial(rows, without=dict(options.without))
     record = measure(part, rows, options.out, options.interpret)
     raise SystemExit(1 if failures(record) else 0)
 

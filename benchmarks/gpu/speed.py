@@ -11,7 +11,7 @@ over that of the causal ones, and `of_peak` the computed rate over the card's pu
 
 import functools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ import numpy as np
 from alibi_jax.model.flops import peak_flops
 from benchmarks.gpu.contenders import Bind, Call, Contender, Direction, as_jax, make_contenders, wait
 from benchmarks.gpu.inputs import BLOCK, Inputs, make_inputs, visited
+from benchmarks.gpu.kernels import ALL_TAKE_PART
 from benchmarks.gpu.part import attempt, run_part
 from benchmarks.gpu.programs import compile_each
 from benchmarks.gpu.turns import in_turns
@@ -49,9 +50,12 @@ class Setting(NamedTuple):
     inputs: str  # random, trained
 
 
-def rows(interpret: bool) -> Iterator[dict[str, Any]]:
-    """Yields a row for each contender, shape, direction and kind of inputs, and one for each contender that cannot be had."""
-    contenders = make_contenders(interpret)
+def rows(interpret: bool, without: Mapping[str, str] = ALL_TAKE_PART) -> Iterator[dict[str, Any]]:
+    """Yields a row for each contender, shape, direction and kind of inputs, and one for each contender that cannot be had.
+
+    without: kernel of ours -> why it is left out.
+    """
+    contenders = make_contenders(interpret, without)
     yield from ({"contender": each.name, "skipped": each.missing} for each in contenders if each.missing)
     contenders = [each for each in contenders if not each.missing]
     heads, turns = (SMALL_HEADS, SMALL_TURNS) if interpret else (HEADS, TURNS)

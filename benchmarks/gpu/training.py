@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from alibi_jax.model import TransformerLM
 from alibi_jax.model.flops import peak_flops, train_flops_per_token
 from alibi_jax.optimizer import make_optimizer
 from alibi_jax.train import State, init_state, train_step
-from benchmarks.gpu.contenders import our_kernels
+from benchmarks.gpu.kernels import ALL_TAKE_PART, our_kernels
 from benchmarks.gpu.part import attempt, run_part
 from benchmarks.gpu.programs import compile_each
 from benchmarks.gpu.turns import in_turns
@@ -44,10 +44,10 @@ POSITIONS = ("none", "alibi")
 TURNS, SECONDS = 5, 0.4  # of each model; a turn repeats steps for so long
 
 
-def rows(interpret: bool) -> Iterator[dict[str, Any]]:
-    """Yields a row for each length, attention and position method."""
+def rows(interpret: bool, without: Mapping[str, str] = ALL_TAKE_PART) -> Iterator[dict[str, Any]]:
+    """Yields a row for each length, attention and position method; without: kernel -> why it is left out."""
     model, lengths, tokens = (TINY, SMALL_LENGTHS, FEW_TOKENS) if interpret else (MODEL, LENGTHS, TOKENS)
-    kernels = {"reference": ""} if interpret else our_kernels(interpret)
+    kernels = {"reference": ""} if interpret else our_kernels(interpret, without)
     yield from ({"attention": name, "skipped": why} for name, why in kernels.items() if why)
     _, make_state = make_step(make_config(model, "none", "reference", lengths[0], tokens))
     make_state = jax.jit(make_state)  # of all models: neither has parameters of positions
@@ -90,7 +90,9 @@ class Run:
         self._step, self._state, self._batch = step, make_state(), (tokens, jnp.roll(tokens, -1, axis=1))
         self.loss, after = float(self()), float(self())  # the second shows the first one's gradients, too
         if not math.isfinite(self.loss + after):
-            raise FloatingPointError(f"got losses of {self.loss:.4g} and, a step later, {after:.4g}, expected finite ones")
+            raise FloatingPointError(
+                f"got losses of {self.loss:.4g} and, a step later, {after:.4g}, expected finite ones"
+            )
 
     def __call__(self) -> jax.Array:
         """Returns the loss before the step, and does not wait for the device."""
