@@ -7,6 +7,7 @@ import pytest
 
 from alibi_jax.model import flops
 from benchmarks.gpu import part, readme, report, speed, tables, training
+from benchmarks.gpu.kernels import SERVED
 
 CARD = "NVIDIA H100 80GB HBM3"
 OURS, FLEX, CUDNN = "pallas_gpu", "FlexAttention", "cuDNN, no bias"
@@ -42,7 +43,9 @@ def made_up_correctness():
     row = {"case": "D 64", "kernel": OURS, "dtype": "bfloat16", "against": "float64", "tolerance": 0.02}
     rows = [row | {"direction": name, "error": e, "passed": True} for name, e in (("out", 0.004), ("dk", 0.01))]
     failed = {"case": "D 80", "kernel": OURS, "dtype": "bfloat16", "passed": False, "reason": "ValueError: no"}
-    return [*rows, row | {"direction": "dv", "error": "nan", "passed": False}, failed]
+    facts = {"served": 9, "of": 10, "reason": "NotImplementedError: float32", "passed": True}
+    last = {"case": SERVED, "kernel": OURS, "dtype": "all"} | facts
+    return [*rows, row | {"direction": "dv", "error": "nan", "passed": False}, failed, last]
 
 
 def made_up_training():
@@ -94,7 +97,8 @@ def test_page_says_what_is_missing_what_was_cut_and_what_failed(written):
     assert "- FlexAttention, forward, 64, random, 131072: RuntimeError: out of memory" in text
     assert "- pallas_gpu, bfloat16, D 64, dv: error nan of 0.02" in text
     assert "- pallas_gpu, bfloat16, D 80: ValueError: no" in text
-    assert "| 2 of 4 rows did not pass |" in text
+    assert "| 2 of 5 rows did not pass |" in text
+    assert "- pallas_gpu served 9 of 10 cases; the last that it refused: NotImplementedError: float32\n" in text
 
 
 def test_page_has_the_worst_error_over_its_tolerance_and_ratios_to_ours(written):

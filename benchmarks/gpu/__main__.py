@@ -23,6 +23,7 @@ PARTS = {"correctness": 100, "step": 80, "speed": 210, "training": 110}  # secon
 TIMED = ("speed", "training")  # those that time kernels
 INTERPRETED_TIMES = 5  # as long each may take where kernels run step by step, on few cores
 REPORT_SECONDS = 40
+KILL_SECONDS = 10  # that a process which was killed may take to end
 RESULTS = ROOT / "experiments" / "results" / "gpu"
 INTERPRETED = ROOT / "runs" / "gpu"  # where results of the interpreter go, which are none of a GPU
 
@@ -60,7 +61,8 @@ def run_within(command: Sequence[str], seconds: float) -> str:
     finally:  # also where we are interrupted; and what a process that has ended left running
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that hangs may keep it: the others go on
+            process.wait(KILL_SECONDS)
     return "" if status == 0 else f"ended with status {status}"
 
 

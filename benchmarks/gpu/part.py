@@ -28,14 +28,17 @@ from alibi_jax.storage import write_atomically
 from benchmarks.gpu.kernels import kernel_and_reason
 
 ROOT = Path(__file__).parents[2]
+# packages that may be there
 OPTIONAL = (
     "jaxlib",
     "jax-cuda12-plugin",
     "jax-cuda13-plugin",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
     "torch",
     "triton",
     "tokamax",
-)  # packages that may be there
+)
 
 WITHOUT = "a kernel of ours that is not timed, and why"
 
@@ -137,7 +140,8 @@ def _commit() -> str | None:
     """Returns the commit of the checkout, with "-dirty" where files differ from it; None where git cannot say."""
     if shutil.which("git") is None:
         return None
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    ours = f"safe.directory={ROOT}"  # also where the checkout belongs to another user, as a mounted one may
+    command = ["git", "-C", str(ROOT), "-c", ours, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() or None
 

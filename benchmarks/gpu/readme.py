@@ -7,6 +7,7 @@ from benchmarks.gpu.part import ROOT
 from benchmarks.gpu.tables import (
     WHOLE,
     Record,
+    comparisons,
     contenders_of,
     latest,
     milliseconds,
@@ -39,7 +40,7 @@ def section(record: Record, path: Path) -> str:
 
 def correctness_line(record: Record) -> str:
     """Returns how many comparisons with the oracle passed."""
-    rows = rows_of(record, "correctness")
+    rows = comparisons(rows_of(record, "correctness"))
     passed = sum(row["passed"] for row in rows)
     text = f"{passed:,} of {len(rows):,} comparisons of outputs and gradients are within the tests' tolerances."
     return text if rows else ""
@@ -54,8 +55,8 @@ def training_line(record: Record) -> str:
     shown = [f"{row['over_none']:.2f} at {row['length']:,} tokens" for row in rows]
     mfu = [f"{row['mfu']:.0%}" for row in rows if row["mfu"]]
     return (
-        f"A model of {rows[0]['parameters'] / 1e6:.0f} million parameters trains with ALiBi at these multiples of its rate "
-        f"without positions: {', '.join(shown)} (MFU {', '.join(mfu) or 'unknown'})."
+        f"Trained with ALiBi, a model of {rows[0]['parameters'] / 1e6:.0f} million parameters has this multiple of its speed "
+        f"without a position method: {', '.join(shown)} (MFU {', '.join(mfu) or 'unknown'})."
     )
 
 
@@ -66,7 +67,7 @@ def unfinished_line(record: Record) -> str:
 
 
 def speed_table(record: Record) -> str:
-    """Returns milliseconds of forward and backward, and how many times ours the others take; "" where none were timed."""
+    """Returns milliseconds of forward and backward, and those of the others over ours; "" where none were timed."""
     rows = [row for row in rows_of(record, "speed") if row.get("width") == WIDTH and row["length"] in LENGTHS]
     rows = [row for row in rows if row["direction"] == "forward+backward"]
     names, lines = contenders_of(rows), []
@@ -77,5 +78,5 @@ def speed_table(record: Record) -> str:
     if not lines:
         return ""
     sizes = f"B=1, H={rows[0]['heads']}, D={WIDTH}, bfloat16"
-    caption = f"Milliseconds of attention, forward and backward ({sizes}), in brackets over the first of our kernels:"
+    caption = f"Milliseconds of attention, forward and backward ({sizes}), in brackets their ratio to the first of our kernels:"
     return f"{caption}\n\n" + table(("tokens, inputs", "blocks visited", *names), lines)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from alibi_jax.attention import IMPLEMENTATIONS
 from benchmarks.gpu.__main__ import PARTS
+from benchmarks.gpu.kernels import KERNELS, SERVED
 from benchmarks.gpu.part import failures
 
 Row = dict[str, Any]
@@ -52,7 +52,7 @@ def parts_table(record: Record) -> str:
 
 def correctness_table(rows: list[Row]) -> str:
     """Returns, for each kernel and dtype, the comparisons, those that did not pass, and the worst error over its tolerance."""
-    lines = []
+    rows, lines = comparisons(rows), []
     for kernel, dtype in dict.fromkeys((row["kernel"], row["dtype"]) for row in rows):
         those = [row for row in rows if (row["kernel"], row["dtype"]) == (kernel, dtype)]
         compared = [row for row in those if isinstance(row.get("error"), float)]  # NaN and infinity are text
@@ -61,6 +61,21 @@ def correctness_table(rows: list[Row]) -> str:
         where = worst and f"{worst['case']}, {worst['direction']}: {worst['error']:.2g} of {worst['tolerance']:.2g}"
         lines.append((kernel, dtype, len(those), sum(not row["passed"] for row in those), over, where))
     return table(("kernel", "dtype", "comparisons", "not passed", "worst error / tolerance", "where"), lines)
+
+
+def comparisons(rows: list[Row]) -> list[Row]:
+    """Returns the rows of correctness that compare, or failed before they could."""
+    return [row for row in rows if row["case"] != SERVED]
+
+
+def served(rows: list[Row]) -> str:
+    """Returns a line for each kernel that went through all cases of correctness: how many it served, and why not the others."""
+    lines = []
+    for row in rows:
+        if row["case"] == SERVED:
+            why = f"; the last that it refused: {row['reason']}" if row["reason"] else ""
+            lines.append(f"- {row['kernel']} served {row['served']} of {row['of']} cases{why}\n")
+    return "".join(lines)
 
 
 def plain_table(rows: list[Row]) -> str:
@@ -92,7 +107,7 @@ def settings_of(rows: list[Row]) -> dict[tuple, dict[str, Row]]:
 
 def ours_of(contenders: dict[str, Row]) -> Row | None:
     """Returns the row of the first of our kernels, of those of one setting; None where none of them was timed."""
-    return next((row for name, row in contenders.items() if name in IMPLEMENTATIONS), None)
+    return next((row for name, row in contenders.items() if name in KERNELS), None)
 
 
 def speed_table(rows: list[Row], cell: Callable[[Row, Row | None], str]) -> str:
@@ -164,6 +179,7 @@ def page(title: str, record: Record, figure: str | None) -> str:
         parts_table(record),
         "## Correctness\n",
         correctness_table(correctness) if correctness else "Not run.\n",
+        served(correctness),
         failed(correctness),
         "## One step on the GPU and on the CPU\n",
         plain_table(step) if step else "Not run.\n",
@@ -183,9 +199,9 @@ def speed_sections(rows: list[Row]) -> list[str]:
         return ["Not run.\n"]
     heads = ", ".join(dict.fromkeys(str(row["heads"]) for row in timed(rows)))
     return [
-        f"B=1, H={heads}, bfloat16; medians of turns. Milliseconds, and in brackets over the first of our kernels:\n",
+        f"B=1, H={heads}, bfloat16; medians of turns. Milliseconds, in brackets their ratio to the first of our kernels:\n",
         speed_table(rows, milliseconds) if timed(rows) else "Nothing was timed.\n",
-        "Effective TFLOP/s, as if all causal pairs were computed, and in brackets what is computed over the card's peak:\n",
+        "Effective TFLOP/s, as if all causal pairs were computed; in brackets the share of the card's peak that is computed:\n",
         speed_table(rows, rate) if timed(rows) else "Nothing was timed.\n",
         failed(rows),
     ]
