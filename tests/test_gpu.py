@@ -15,12 +15,13 @@ import pytest
 from alibi_jax.attention import pallas_gpu
 from benchmarks.gpu import __main__ as runner
 from benchmarks.gpu import correctness, part, step
+from benchmarks.gpu.cases import GROUPED, PLAIN_NAME, Case
 from benchmarks.gpu.kernels import KERNELS, SERVED, our_kernels
 from cuda import mesh_of
 
 ROOT = Path(__file__).parents[1]
 ABSENT = ("grain", "tyro", "tensorflow_datasets", "tokenizers", "tensorboardX")  # on the machines with a GPU
-FEW = ("nothing skipped", correctness.PLAIN_NAME, "dropout of equal weights")
+FEW = ("nothing skipped", PLAIN_NAME, "dropout of equal weights")
 
 
 @pytest.fixture
@@ -35,8 +36,8 @@ def few_cases(monkeypatch):
 
 def test_the_oracles_gradients_are_those_of_the_definition(few_cases):
     """With dropout, shared keys, a cache and rows that see no key."""
-    shape = correctness.GROUPED._replace(queries=9, keys=12, width=8, q_offset=2)
-    rated = correctness.Case("", "float32", shape, dropout_rate=0.3)
+    shape = GROUPED._replace(queries=9, keys=12, width=8, q_offset=2)
+    rated = Case("", "float32", shape, dropout_rate=0.3)
     for case in (rated, rated._replace(shape=shape._replace(causal=False), dropout_rate=0.0)):
         actual = correctness.outputs(*correctness.program("reference", case, True)[:5], correctness.make_inputs(case))
         for direction, x, y in zip(correctness.DIRECTIONS, actual, correctness.exact(case), strict=True):
@@ -51,7 +52,7 @@ def test_every_kernel_passes_and_every_error_stands_beside_its_tolerance(few_cas
     assert {row["direction"] for row in compared} == set(correctness.DIRECTIONS)
     assert {row["against"] for row in compared} == {"float64", "all keys", "blockwise"}
     assert all(0 <= row["error"] <= row["tolerance"] for row in compared)
-    served = [row for row in rows if row["case"] == "cases served"]
+    served = [row for row in rows if row["case"] == SERVED]
     assert [(row["served"], row["of"]) for row in served if row["kernel"] == "pallas_gpu"] == [(3, 3)]
 
 
