@@ -151,9 +151,8 @@ class Device(NamedTuple):
 
     platform: str  # "cpu", "gpu" or "tpu"
     kind: str
-    capability: tuple[int, int] | None = (
-        None  # NVIDIA's compute capability; None: no such card, or none of its kind is here
-    )
+    # NVIDIA's compute capability; None: no such card, or none of its kind is here
+    capability: tuple[int, int] | None = None
 
 
 def device() -> Device:

@@ -169,6 +169,19 @@ def test_bfloat16_gradients_equal_the_references(implementation):
         assert_close(actual / scale, reference / scale, "attention bfloat16")
 
 
+@pytest.mark.parametrize("implementation", [*map(parameters, ["blockwise", "pallas_gpu", "mosaic_gpu"])])
+def test_float16_gradients_of_scores_overflow_no_sooner_than_scaled(implementation):
+    """Of equal weights and outputs of 0, the scaled scores have gradients of 131,072, those of q k^T an eighth of it."""
+    k = jnp.full((1, 2, 1, 64), 1 / 64, jnp.float16).at[:, 1].multiply(-1)
+    v, q = 64 * k, jnp.zeros((1, 1, 1, 64), jnp.float16)
+    options = {"causal": False, "implementation": implementation, "interpret": True}
+    _, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, **options), q, k, v)
+    dq, dk, dv = vjp(jnp.full_like(q, 4096))
+    np.testing.assert_array_equal(dq, jnp.full_like(q, 2 * 131_072 / 8 / 64))
+    np.testing.assert_array_equal(dk, jnp.zeros_like(k))
+    np.testing.assert_array_equal(dv, jnp.full_like(v, 2048))
+
+
 @pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in IMPLEMENTATIONS])
 def test_decoding_token_by_token_equals_the_whole(implementation):
     """The bias is not left out, nor its distances restarted, when one query meets a cache of keys."""

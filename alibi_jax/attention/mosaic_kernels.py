@@ -250,43 +250,53 @@ def _masked_end(kernel: Kernel, j: Array, q_offset: Array, first: Array, end: Ar
     return jnp.where(last_key < kernel.num_keys, jnp.clip(after, first, end), end)
 
 
+def _over_queries(
+    kernel: Kernel, head: Head, j: Array, q_offset: Array, first: Array, end: Array, arrays: dict, scratch: dict, visit
+) -> None:
+    """Calls visit(block, slot) for the blocks of queries of a head that visit block j of keys: `first` to before `end`."""
+
+    def load(i: Array, slot: Array) -> None:
+        rows, arrived = _rows(i, kernel.block_q), scratch["arrived"].at[slot]
+        _copy({name: arrays[name].at[head.row, rows, head.number] for name in ("q", "d_out")}, scratch, arrived, slot)
+        for index, name in enumerate(("logsumexp", "delta")):
+            numbers = arrays[name].at[head.row, head.number, rows]
+            plgpu.copy_gmem_to_smem(numbers, scratch["numbers"].at[slot, index], arrived)
+
+    def visit_block(masked: bool, i: Array, slot: Array, carry: tuple) -> tuple:
+        visit(Block(head, q_offset + i * kernel.block_q, j * kernel.block_k, masked), slot)
+        return carry
+
+    spans = (_masked_end(kernel, j, q_offset, first, end), True), (end, False)
+    _loop(load, scratch["arrived"], visit_block, first, spans, ())
+
+
 def dkv_kernel(kernel: Kernel, q, k, v, d_out, logsumexp, delta, slopes, q_offset, seeds, last_query, dk, dv, scratch):
     """Serves one block of keys: the blocks of queries that visit it, of each query head that shares the key head in turn."""
     row, key_head, j = (lax.axis_index(name) for name in GRID)
     keys = row, _rows(j, kernel.block_k), key_head
     _copy({"k": k.at[keys], "v": v.at[keys]}, scratch, scratch["ready"])
     plgpu.barrier_wait(scratch["ready"])
-    first = (
-        jnp.maximum(j * kernel.block_k - q_offset[0], 0) // kernel.block_q if kernel.options.causal else jnp.int32(0)
-    )
-    group = q.shape[2] // k.shape[2]
+    offset, group = q_offset[0], q.shape[2] // k.shape[2]
+    first = jnp.maximum(j * kernel.block_k - offset, 0) // kernel.block_q if kernel.options.causal else jnp.int32(0)
+    arrays = {"q": q, "d_out": d_out, "logsumexp": logsumexp, "delta": delta}
 
     def sum_over_queries(sum_dk, sum_dv):
+        def visit(block, slot):
+            queries, d_outputs = scratch["q"].at[slot], scratch["d_out"].at[slot]
+            of_rows = [plgpu.layout_cast(scratch["numbers"][slot, index], ROWS) for index in (0, 1)]
+            signed = _signed_weights(kernel, block, _product(queries, scratch["k"].T), of_rows[0])
+            _put(scratch["weights"], _dropped(kernel, jnp.abs(signed), signed))
+            d_weights = _product(d_outputs, scratch["v"].T)
+            plgpu.wgmma(sum_dv, scratch["weights"].T, d_outputs)
+            _put(scratch["d_scores"], _gradients(kernel, d_weights, signed, of_rows[1]))
+            plgpu.wgmma(sum_dk, scratch["d_scores"].T, queries)
+            plgpu.wgmma_wait(0)  # before any of them is written over
+
         def serve(g, carry):
             head = _head(row, key_head * group + g, slopes, seeds)
-
-            def load(i, slot):
-                rows = _rows(i, kernel.block_q)
-                matrices = {"q": q.at[row, rows, head.number], "d_out": d_out.at[row, rows, head.number]}
-                numbers = {"logsumexp": logsumexp.at[row, head.number, rows], "delta": delta.at[row, head.number, rows]}
-                _copy(matrices | numbers, scratch, scratch["arrived"].at[slot], slot)
-
-            def visit(masked, i, slot, carry):
-                block = Block(head, q_offset[0] + i * kernel.block_q, j * kernel.block_k, masked)
-                queries, d_outputs = scratch["q"].at[slot], scratch["d_out"].at[slot]
-                of_rows = [plgpu.layout_cast(scratch[name][slot], ROWS) for name in ("logsumexp", "delta")]
-                signed = _signed_weights(kernel, block, _product(queries, scratch["k"].T), of_rows[0])
-                _put(scratch["weights"], _dropped(kernel, jnp.abs(signed), signed))
-                d_weights = _product(d_outputs, scratch["v"].T)
-                plgpu.wgmma(sum_dv, scratch["weights"].T, d_outputs)
-                _put(scratch["d_scores"], _gradients(kernel, d_weights, signed, of_rows[1]))
-                plgpu.wgmma(sum_dk, scratch["d_scores"].T, queries)
-                plgpu.wgmma_wait(0)  # before any of them is written over
-                return carry
-
             end = last_query[row, head.number, j] + 1
-            spans = (_masked_end(kernel, j, q_offset[0], first, end), True), (end, False)
-            return _loop(load, scratch["arrived"], visit, first, spans, carry)
+            _over_queries(kernel, head, j, offset, first, end, arrays, scratch, visit)
+            return carry
 
         lax.fori_loop(0, group, serve, ())
         return sum_dk[...], sum_dv[...]
@@ -373,8 +383,8 @@ def run_dkv(kernel: Kernel, x: PaddedInputs, d_out: Array, logsumexp: Array, del
         "d_out": matrices(STAGES, kernel.block_q, width),
         "weights": matrices(kernel.block_q, kernel.block_k),
         "d_scores": matrices(kernel.block_q, kernel.block_k),
-        "logsumexp": _numbers(STAGES, kernel.block_q),
-        "delta": _numbers(STAGES, kernel.block_q),
+        # log-sum-exp and delta in one: each buffer begins a KiB, and one more would leave room for one block of 128 channels
+        "numbers": _numbers(STAGES, 2, kernel.block_q),
         "ready": plgpu.Barrier(num_arrivals=2),
         "arrived": plgpu.Barrier(num_arrivals=4, num_barriers=STAGES),
     }

@@ -125,8 +125,17 @@ def _forward_kernel(
     logsumexp[...] = (running_max + jnp.log2(total)) / LOG2E
 
 
+def _gradient_scales(kernel: Kernel, dtype: jnp.dtype) -> tuple[float, float]:
+    """Returns the factors of the scores' gradients and of their sums over blocks, together width^-0.5.
+
+    A factor of the sums saves a multiplication a score. But float16, whose numbers end at 65,504, would overflow without it.
+    """
+    scale = kernel.width**-0.5
+    return (scale, 1.0) if dtype == jnp.float16 else (1.0, scale)
+
+
 def _weights_and_gradients(kernel, q, k, v, d_out, logsumexp, delta, slope, seed, start, j_start, masked):
-    """Returns (weights after dropout, gradient of the biased scores), float32 [T, S]: that of q k^T is width^-0.5 times it."""
+    """Returns (weights after dropout, gradient of q k^T but for the factor of its sums), float32 [T, S]."""
     scores, *positions = _scores(kernel, q, k, slope, start, j_start, masked)
     weights = _exp2(kernel, scores - (LOG2E * logsumexp)[:, None])
     d_weights = _dot(d_out, v, transposed_b=True)
@@ -134,7 +143,7 @@ def _weights_and_gradients(kernel, q, k, v, d_out, logsumexp, delta, slope, seed
     if kernel.options.dropout_rate > 0:
         keep = keep_scale(seed, kernel.options.dropout_rate, *positions)
         d_weights, dropped = d_weights * keep, weights * keep
-    return dropped, weights * (d_weights - delta[:, None])
+    return dropped, weights * (d_weights - delta[:, None]) * _gradient_scales(kernel, q.dtype)[0]
 
 
 def _dq_kernel(
@@ -154,7 +163,7 @@ def _dq_kernel(
         return total + _dot(d_scores.astype(k.dtype), k)
 
     total = _loop(kernel, start, first[0], key_blocks, visit, jnp.zeros(q.shape, jnp.float32))
-    dq[...] = (total * kernel.width**-0.5).astype(dq.dtype)
+    dq[...] = (total * _gradient_scales(kernel, q.dtype)[1]).astype(dq.dtype)
 
 
 def _dkv_kernel(
@@ -196,7 +205,8 @@ def _dkv_kernel(
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     sum_dk, sum_dv = jax.lax.fori_loop(0, q_ref.shape[1], serve, (zeros, zeros))
-    dk[...], dv[...] = (sum_dk * kernel.width**-0.5).astype(dk.dtype), sum_dv.astype(dv.dtype)
+    dk[...] = (sum_dk * _gradient_scales(kernel, k.dtype)[1]).astype(dk.dtype)
+    dv[...] = sum_dv.astype(dv.dtype)
 
 
 @functools.cache

@@ -88,7 +88,7 @@ def cases(name: str, pass_name: str) -> list[Case]:
         if name == SWEPT[0] and dtype == "float32":
             tiles += tiles_of(SWEEP_FLOAT32, pass_name)
         found += [Case(card, pass_name, dtype, width, each) for each in dict.fromkeys(tiles)]
-    if name == SWEPT[0]:  # once, to show that float16 is as bfloat16
+    if name == SWEPT[0]:  # once, to show that float16 is as bfloat16, but for a multiplication a score backward
         halves = [(width, chosen_tiles(card, pass_name, "float16", width)) for width in WIDTHS]
         found += [Case(card, pass_name, "float16", *each) for each in halves]
     return found
