@@ -213,7 +213,7 @@ def test_a_jax_without_triton_leaves_blockwise_and_the_reason(module, monkeypatc
         jax.eval_shape(lambda q: attend(q, q, q), jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32))
     assert "blockwise for 512 queries" in caplog.text
     assert caplog.text.count(f"without Pallas's Triton backend, which jax {jax.__version__} lacks") == 1
-    with pytest.raises(NotImplementedError, match=r"pallas_gpu cannot serve without .*Install .*'blockwise'"):
+    with pytest.raises(NotImplementedError, match=r"pallas_gpu cannot serve without .*Install .*'auto'"):
         attend(*[jnp.zeros((1, 8, 2, 4))] * 3, implementation="pallas_gpu")
     attend(*[jnp.zeros((1, 8, 2, 4))] * 3, implementation="pallas_gpu", interpret=True)  # which needs no Triton
 
@@ -244,10 +244,10 @@ def test_the_end_of_triton_is_one_line_of_the_log_and_no_other_warning_is_lost(c
 def test_mosaic_kernels_refuse_other_types_and_cards():
     shape = Shape(1, 64, 64, 2, 2, 64)
     with pytest.raises(
-        NotImplementedError, match="mosaic_gpu cannot serve float32 inputs.*bfloat16, float16.*blockwise"
+        NotImplementedError, match="mosaic_gpu cannot serve float32 inputs.*bfloat16, float16.*auto"
     ):
         lower_for_cuda(shape, jnp.float32, 0.0, "mosaic_gpu")
-    with pytest.raises(NotImplementedError, match=r"NVIDIA A100-SXM4-80GB.*Hopper.*9\.0.*blockwise"):
+    with pytest.raises(NotImplementedError, match=r"NVIDIA A100-SXM4-80GB.*Hopper.*9\.0.*auto"):
         lower_for_cuda(shape, jnp.bfloat16, 0.0, "mosaic_gpu", AMPERE.kind)
 
 

@@ -62,7 +62,7 @@ def _named(name: str, q: Array, bias: Bias | None, interpret: bool) -> Implement
         )
     reason = IMPLEMENTATIONS[name].refusal(device(), interpret, q, bias)
     if reason is not None:
-        raise NotImplementedError(f"attend: {name} cannot serve {reason}. Use implementation='blockwise'.")
+        raise NotImplementedError(f"attend: {name} cannot serve {reason}. Use implementation='auto'.")
     return IMPLEMENTATIONS[name]
 
 
@@ -115,8 +115,9 @@ def attend(
     its rounding; None: skip nothing. `reference` never skips.
     dropout_rate: probability that a softmax weight is dropped. The mask depends on positions alone: implementations agree.
     implementation: "auto" takes the first kernel that can serve the device and the inputs, else "blockwise", and logs once what
-    it took and why not a kernel. Differentiable in q, k, v and the bias's arrays; the Pallas kernels refuse learned slopes:
-    name "blockwise" for them. interpret: run a Pallas kernel step by step on any device; slow, for tests.
+    it took and why not a kernel. Kernels are "pallas_tpu", "pallas_gpu" (NVIDIA, compute capability 8.0 and later) and
+    "mosaic_gpu" (Hopper; no float32). Differentiable in q, k, v and the bias's arrays; kernels refuse learned slopes: name
+    "blockwise" for them. interpret: run a kernel step by step on any device; slow, for tests.
     Under `jax.set_mesh`, batch and heads are sharded over the mesh axes that sharding.RULES name for them, and the sequence
     over its own, in a ring (ring.py); axes of other names are left to the compiler. In your own shard_map: check_vma=False.
     ValueError for arguments that do not fit, and slopes that are known and not finite; NotImplementedError for an

@@ -4,10 +4,10 @@ One program serves a block of queries of one head and loops over just the blocks
 ones that need a mask last. The bias is computed inside, in float32, from integer positions and the head's slope. Exponentials
 are powers of two, which the hardware has; the scores are scaled for it.
 
-Why Triton first, and not Mosaic GPU, Pallas's own future backend: a Triton kernel is written in whole blocks, and what holds in
-interpret mode holds on the device; a Mosaic GPU one is written in barriers and asynchronous copies, whose hangs show on the
-device alone. FlexAttention is Triton, too. Triton is deprecated in Pallas from jax 0.11: when it goes, mosaic_gpu.py takes the
-place of this file on Hopper, and `_expect_deprecation` goes with it.
+Why "auto" takes these kernels before those of mosaic_gpu.py, where a card could run both: a Triton kernel is written in whole
+blocks, and what holds in interpret mode holds on the device; one of Mosaic GPU, Pallas's other backend, is written in barriers
+and asynchronous copies, whose hangs show on the device alone. No GPU has timed the two yet. Triton is deprecated in Pallas from
+jax 0.11: when it goes, mosaic_gpu serves Hopper, blockwise the other cards, and this file goes with `_expect_deprecation`.
 """
 
 import functools
