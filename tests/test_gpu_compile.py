@@ -158,6 +158,14 @@ def test_no_tiles_that_are_chosen_spill(name):
         assert row["dtype"] == "float32" or row["spill_stores"] == row["spill_loads"] == 0, row
 
 
+def test_two_blocks_of_each_mosaic_kernel_share_a_multiprocessor():
+    """One computes while the other waits: a block is one warpgroup, which has nothing else to do then."""
+    rows = json.loads((RESULTS / "h100_mosaic.json").read_text())["rows"]
+    assert {(row["pass"], row["width"]) for row in rows if row["blocks_at_once"] >= 2} == {
+        (name, width) for name in PassTiles._fields for width in (64, 128)
+    }
+
+
 def test_the_page_is_that_of_the_figures():
     records = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
     assert (RESULTS / "results.md").read_text() == markdown(records), "python -m benchmarks.gpu_compile.table"

@@ -243,9 +243,7 @@ def test_the_end_of_triton_is_one_line_of_the_log_and_no_other_warning_is_lost(c
 
 def test_mosaic_kernels_refuse_other_types_and_cards():
     shape = Shape(1, 64, 64, 2, 2, 64)
-    with pytest.raises(
-        NotImplementedError, match="mosaic_gpu cannot serve float32 inputs.*bfloat16, float16.*auto"
-    ):
+    with pytest.raises(NotImplementedError, match="mosaic_gpu cannot serve float32 inputs.*bfloat16, float16.*auto"):
         lower_for_cuda(shape, jnp.float32, 0.0, "mosaic_gpu")
     with pytest.raises(NotImplementedError, match=r"NVIDIA A100-SXM4-80GB.*Hopper.*9\.0.*auto"):
         lower_for_cuda(shape, jnp.bfloat16, 0.0, "mosaic_gpu", AMPERE.kind)
