@@ -4,7 +4,7 @@ make gpu                                            # on a machine with a GPU; i
 python -m benchmarks.gpu --only correctness,step    # some parts; the report joins them with those of earlier calls
 python -m benchmarks.gpu --interpret                # anywhere: small shapes, kernels step by step; shows that it works
 
-Minutes at most: correctness 1:40, step 1:20, speed 3:30, training 1:50, the report 0:40, and some seconds that look for the GPU.
+Minutes at most: correctness 1:40, step 1:20, speed 3:30, training 1:50, report 0:40, and some seconds that look for the GPU.
 A part that is cut at its limit keeps its rows; those of speed begin with the most telling shapes. Whoever has a GPU for 15
 minutes runs `--only correctness,step` first, 3:40 at most: what fails there is mended before anything is timed. Then
 `--only speed,training` with the same --out, 6:00 at most.
