@@ -102,6 +102,25 @@ def test_a_contender_that_fails_and_one_that_differs_are_not_timed_and_the_other
     assert "from XLA, dense, expected" in rows["wrong"]["reason"]
 
 
+def test_flex_attention_that_cannot_be_compiled_is_not_compiled_again_at_other_lengths(monkeypatch):
+    """Each try may take a minute of a GPU."""
+    tries = []
+
+    def fails(*arguments):
+        tries.append(arguments)
+        raise AssertionError("no kernel")
+
+    monkeypatch.setattr(contenders, "flex_call", fails)
+    monkeypatch.setattr(contenders, "compiled_flex", lambda: None)
+    contenders.first_flex_call.cache_clear()
+    for length in (256, 512):
+        shapes = jax.eval_shape(inputs.make_inputs, length, 2, 16, False)
+        with pytest.raises(RuntimeError, match="AssertionError: no kernel"):
+            contenders.lower_flex("cpu")("forward", shapes)
+    assert len(tries) == 1
+    contenders.first_flex_call.cache_clear()
+
+
 def test_nan_in_one_of_the_gradients_does_not_pass():
     """Wherever among them it stands."""
     arrays = inputs.make_inputs(256, 2, 16, False)

@@ -20,6 +20,7 @@ from alibi_jax.attention import attend
 from alibi_jax.positions import LinearBias
 from benchmarks.gpu.inputs import BLOCK, Inputs, make_inputs
 from benchmarks.gpu.kernels import our_kernels
+from benchmarks.gpu.part import attempt
 
 FIRST_LENGTH = 5 * BLOCK  # that FlexAttention is compiled with, tokens
 Direction = Literal["forward", "forward+backward"]
@@ -144,17 +145,25 @@ def flex_call(attention: Callable, direction: Direction, inputs: Inputs, place: 
 
 
 def lower_flex(place: str) -> Lower:
-    """Returns what makes calls of FlexAttention; the first time it compiles, once for each direction and head width.
+    """Returns what makes calls of FlexAttention; the first time it compiles, once for each direction and head width."""
+
+    def lower(direction: Direction, shapes: Inputs) -> Callable[[], Bind]:
+        reason = first_flex_call(direction, *shapes.q.shape[2:], place)
+        if reason:
+            raise RuntimeError(reason)
+        return lambda: lambda inputs: flex_call(compiled_flex(), direction, inputs, place)
+
+    return lower
+
+
+@functools.cache
+def first_flex_call(direction: Direction, heads: int, width: int, place: str) -> str:
+    """Calls FlexAttention, so that it is compiled, and returns why it could not be, or "". Kept, as it may take a minute.
 
     At FIRST_LENGTH no two dimensions are equal: the compiler would take those for one, and compile anew where they differ.
     """
-
-    def lower(direction: Direction, shapes: Inputs) -> Callable[[], Bind]:
-        attention = compiled_flex()
-        wait(flex_call(attention, direction, make_inputs(FIRST_LENGTH, *shapes.q.shape[2:], False), place)())
-        return lambda: lambda inputs: flex_call(attention, direction, inputs, place)
-
-    return lower
+    inputs = make_inputs(FIRST_LENGTH, heads, width, False)
+    return attempt(lambda: wait(flex_call(compiled_flex(), direction, inputs, place)()))[1]
 
 
 @functools.cache

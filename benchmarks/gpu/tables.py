@@ -199,7 +199,8 @@ def speed_sections(rows: list[Row]) -> list[str]:
         return ["Not run.\n"]
     heads = ", ".join(dict.fromkeys(str(row["heads"]) for row in timed(rows)))
     return [
-        f"B=1, H={heads}, bfloat16; medians of turns. Milliseconds, in brackets their ratio to the first of our kernels:\n",
+        f"B=1, H={heads}, bfloat16; medians of turns. Milliseconds, in brackets their ratio to the first of our kernels.\n"
+        "The clock is the host's: a call that takes less than its launch by the host shows the launch.\n",
         speed_table(rows, milliseconds) if timed(rows) else "Nothing was timed.\n",
         "Effective TFLOP/s, as if all causal pairs were computed; in brackets the share of the card's peak that is computed:\n",
         speed_table(rows, rate) if timed(rows) else "Nothing was timed.\n",
