@@ -230,8 +230,9 @@ def test_a_part_that_fails_stops_no_other_and_the_report_is_made(tmp_path, monke
 
 
 def correctness_of(*rows, **changes):
-    """A record of the part `correctness`, of (kernel, case, passed)."""
+    """A record of the part `correctness`, of (kernel, case, passed), in bfloat16 but for the case "float32"."""
     rows = [dict(zip(("kernel", "case", "passed"), row, strict=True)) for row in rows]
+    rows = [row | {"dtype": "float32" if row["case"] == "float32" else "bfloat16"} for row in rows]
     return {"rows": rows, "error": None, "finished": True, "interpret": True} | changes
 
 
@@ -241,8 +242,9 @@ def correctness_of(*rows, **changes):
         (correctness_of(*((name, SERVED, True) for name in KERNELS)), {}),
         (
             correctness_of((KERNELS[0], "x", False), (KERNELS[0], SERVED, True), (KERNELS[1], SERVED, True)),
-            {KERNELS[0]: "left out: 1 of 2 rows of its correctness did not pass"},
+            {KERNELS[0]: "left out: 1 of 2 bfloat16 rows of its correctness did not pass"},
         ),
+        (correctness_of((KERNELS[0], "float32", False), *((name, SERVED, True) for name in KERNELS)), {}),
         (
             correctness_of((KERNELS[0], SERVED, True), (KERNELS[1], "x", True), error="killed at its limit of 100 s"),
             {KERNELS[1]: "left out: its correctness did not finish (killed at its limit of 100 s)"},
@@ -252,7 +254,7 @@ def correctness_of(*rows, **changes):
             {KERNELS[1]: "left out: its correctness did not finish (OSError: x)"},
         ),
     ],
-    ids=["all passed", "one is wrong", "one hangs", "one has no rows"],
+    ids=["all passed", "one is wrong", "one is wrong in a type that is not timed", "one hangs", "one has no rows"],
 )
 def test_kernels_are_timed_that_passed_correctness(record, reasons, tmp_path, monkeypatch):
     """Also those of an earlier call; where there is no record of its kind, all."""

@@ -9,8 +9,8 @@ A part that is cut at its limit keeps its rows; those of speed begin with the mo
 minutes runs `--only correctness,step` first, 3:40 at most: what fails there is mended before anything is timed. Then
 `--only speed,training` with the same --out, 6:00 at most.
 
-speed and training leave out our kernels that did not pass correctness, or did not finish it: the record in --out says which.
-Where it holds none, all take part; `--without KERNEL:WHY` leaves one out.
+speed and training leave out our kernels that did not finish correctness, or did not pass it in bfloat16, which is timed: the
+record in --out says which. Where it holds none, all take part; `--without KERNEL:WHY` leaves one out.
 """
 
 import argparse

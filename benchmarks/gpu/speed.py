@@ -6,7 +6,8 @@ that fails leaves a row that says why.
 
 Effective TFLOP/s count what dense causal attention would do: 2 products of L^2 / 2 pairs forward, 7 forward and backward, each
 2 D operations a pair. Computed ones count the blocks of scores that are visited, of 128 x 128 pairs: `visited` is their number
-over that of the causal ones, and `of_peak` the computed rate over the card's published dense bfloat16 peak.
+over that of the causal ones, and `of_peak` the computed rate over the card's published dense bfloat16 peak. A kernel whose
+blocks are smaller computes a little less than that counts.
 """
 
 import functools
