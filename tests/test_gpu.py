@@ -186,8 +186,8 @@ def test_the_record_of_a_part_that_is_killed_is_whole_and_says_so(tmp_path):
     code = f"say(False); subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
     problems, record = fake(tmp_path, code, 1.0)
     assert time.monotonic() - start < 20
-    assert problems == ["fake: killed at its limit of 1.0 s"]
-    assert record["error"] == "killed at its limit of 1.0 s" and record["rows"] == [{"case": "first", "passed": True}]
+    assert problems == ["fake: killed at its limit of 1 s"]
+    assert record["error"] == "killed at its limit of 1 s" and record["rows"] == [{"case": "first", "passed": True}]
     time.sleep(max(0.0, 3.5 - (time.monotonic() - start)))
     assert not (tmp_path / "late").exists()
 
@@ -208,7 +208,10 @@ def test_what_went_wrong_in_a_part_is_one_line(code, problem, tmp_path):
 def test_a_part_that_fails_stops_no_other_and_the_report_is_made(tmp_path, monkeypatch, capfd):
     started = []
 
+    limits = []
+
     def run_within(command, seconds):
+        limits.append(seconds)
         module = command[2].removeprefix("benchmarks.gpu.")
         started.append(module)
         if module in ("correctness", "speed"):
@@ -227,6 +230,9 @@ def test_a_part_that_fails_stops_no_other_and_the_report_is_made(tmp_path, monke
     started.clear()
     assert runner.main(["--interpret", "--only", "training,step", "--out", str(tmp_path)]) == 0
     assert started == ["step", "training", "report"]
+    limits.clear()
+    runner.main(["--interpret", "--only", "speed", "--times", "1.5", "--out", str(tmp_path)])
+    assert limits == [1.5 * runner.PARTS["speed"] * runner.INTERPRETED_TIMES, runner.REPORT_SECONDS]
 
 
 def correctness_of(*rows, **changes):

@@ -7,7 +7,7 @@ python -m benchmarks.gpu --interpret                # anywhere: small shapes, ke
 Minutes at most: correctness 1:40, step 1:20, speed 3:30, training 1:50, report 0:40, and some seconds that look for the GPU.
 A part that is cut at its limit keeps its rows; those of speed begin with the most telling shapes. Whoever has a GPU for 15
 minutes runs `--only correctness,step` first, 3:40 at most: what fails there is mended before anything is timed. Then
-`--only speed,training` with the same --out, 6:00 at most.
+`--only speed,training` with the same --out, 6:00 at most; with `--times 1.3`, 7:36.
 
 speed and training leave out our kernels that did not finish correctness, or did not pass it in bfloat16, which is timed: the
 record in --out says which. Where it holds none, all take part; `--without KERNEL:WHY` leaves one out.
@@ -37,13 +37,14 @@ INTERPRETED = ROOT / "runs" / "gpu"  # where results of the interpreter go, whic
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the options: only (names of parts, in the order of PARTS), out (a folder), interpret."""
+    """Returns the options: only (names of parts, in the order of PARTS), out (a folder), interpret, times, without."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description="What one GPU shows within 9 minutes."
     )
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts to run, of {','.join(PARTS)}")
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--interpret", action="store_true", help="small shapes on any device, kernels step by step")
+    parser.add_argument("--times", type=float, default=1.0, help="how many times its limit a part may take")
     without = f"{WITHOUT}; those that did not pass `correctness` are not, either"
     parser.add_argument(
         "--without", action="append", default=[], type=kernel_and_reason, metavar="KERNEL:WHY", help=without
@@ -65,7 +66,7 @@ def run_within(command: Sequence[str], seconds: float) -> str:
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        return f"killed at its limit of {seconds} s"
+        return f"killed at its limit of {seconds:.0f} s"
     finally:  # also where we are interrupted; and what a process that has ended left running
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = ["--interpret"] if options.interpret else []
     for part in options.only:
         out = options.out / "parts" / f"{part}.json"
-        seconds = PARTS[part] * (INTERPRETED_TIMES if options.interpret else 1)
+        seconds = options.times * PARTS[part] * (INTERPRETED_TIMES if options.interpret else 1)
         without = left_out(options) if part in TIMED else []
         problems += run(part, [*python, f"benchmarks.gpu.{part}", *flags, *without], out, seconds)
     report = run_within([*python, "benchmarks.gpu.report", "--out", str(options.out)], REPORT_SECONDS)
