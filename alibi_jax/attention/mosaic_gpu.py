@@ -38,14 +38,14 @@ def _backward(options: Options, inputs: Inputs, residuals: Residuals, wants_bias
     return dq[:, :queries, :, :width], dk[:, :keys, :, :width], dv[:, :keys, :, :width], None
 
 
-def _obstacle(device: Device, interpret: bool) -> str | None:
-    """Returns why there is no Mosaic GPU kernel for a device: the card, or the installed jax."""
-    # a card that is not here has no known capability: it is known by its name
-    hopper = (
-        device.kind.startswith(("NVIDIA H", "NVIDIA GH")) if device.capability is None else device.capability == HOPPER
-    )
+def _obstacle(card: Device, interpret: bool) -> str | None:
+    """Returns why there is no Mosaic GPU kernel for a card: the card itself, or the installed jax."""
+    if card.capability is None:  # it is not here, and known by its name
+        hopper = card.kind.startswith(("NVIDIA H", "NVIDIA GH"))
+    else:
+        hopper = card.capability == HOPPER
     if not (interpret or hopper):
-        return f"{device.kind} (it supports NVIDIA's Hopper cards, of compute capability 9.0)"
+        return f"{card.kind} (it supports NVIDIA's Hopper cards, of compute capability 9.0)"
     try:
         from jax.experimental.pallas import mosaic_gpu as plgpu
     except ImportError as error:

@@ -354,34 +354,34 @@ def _backward(
     return dq[:, :queries, :, :width], dk[:, :keys, :, :width], dv[:, :keys, :, :width], None
 
 
-def _obstacle(device: Device, interpret: bool) -> str | None:
-    """Returns why there is no Triton kernel for a device: the card, or the installed jax."""
+def _obstacle(card: Device, interpret: bool) -> str | None:
+    """Returns why there is no Triton kernel for a card: the card itself, or the installed jax."""
     if interpret:
         return None
-    if device.capability is None:  # a card that is not here: known by its name
-        serves, known = device.kind.startswith("NVIDIA"), ""
+    if card.capability is None:  # it is not here, and known by its name
+        serves, known = card.kind.startswith("NVIDIA"), ""
     else:
-        serves, known = device.capability >= OLDEST, ", of compute capability {}.{}".format(*device.capability)
+        serves, known = card.capability >= OLDEST, ", of compute capability {}.{}".format(*card.capability)
     if not serves:
-        return f"{device.kind}{known} (it supports NVIDIA's cards from compute capability {OLDEST[0]}.{OLDEST[1]} on)"
+        return f"{card.kind}{known} (it supports NVIDIA's cards from compute capability {OLDEST[0]}.{OLDEST[1]} on)"
     try:
         from jax.experimental.pallas.triton import CompilerParams, elementwise_inline_asm  # noqa: F401
     except ImportError as error:
         return f"without Pallas's Triton backend, which jax {jax.__version__} lacks ({error}). Install jax 0.12, which has it"
-    return _unknown_to_jax(device)
+    return _unknown_to_jax(card)
 
 
-def _unknown_to_jax(device: Device) -> str | None:
+def _unknown_to_jax(card: Device) -> str | None:
     """Returns why jax cannot lower Triton for a card: from 0.11 on it goes by the name where NVIDIA's card is not here."""
     from jax.experimental.pallas import triton
 
-    here = device.capability is not None and device.kind.startswith("NVIDIA")
+    here = card.capability is not None and card.kind.startswith("NVIDIA")
     if here or not hasattr(triton, "get_gpu_info"):
         return None
     try:
         triton.get_gpu_info()
     except ValueError as error:
-        return f"{device.kind}, a name that jax {jax.__version__} does not know ({error})"
+        return f"{card.kind}, a name that jax {jax.__version__} does not know ({error})"
     return None
 
 
