@@ -15,7 +15,7 @@ from jax.experimental.pallas import triton as pallas_triton
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alibi_jax import attention
-from alibi_jax.attention import attend, mosaic_gpu, pallas_gpu
+from alibi_jax.attention import attend, mosaic_gpu, triton_backend
 from alibi_jax.config import MeshConfig, ModelConfig
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.placement import tree_shardings
@@ -232,8 +232,8 @@ def test_hopper_has_the_mosaic_kernels_where_a_jax_has_no_triton(triton, dtype, 
 
 def test_the_end_of_triton_is_one_line_of_the_log_and_no_other_warning_is_lost(caplog, monkeypatch):
     caplog.set_level("INFO")
-    monkeypatch.setattr(pallas_gpu.log.parent.parent, "propagate", True)
-    pallas_gpu._log_deprecation.cache_clear()
+    monkeypatch.setattr(triton_backend.log.parent.parent, "propagate", True)
+    triton_backend._log_deprecation.cache_clear()
     for length in (64, 128):
         lower_for_cuda(Shape(1, length, length, 2, 2, 16), jnp.float32, 0.0)  # here warnings are errors
     assert caplog.text.count("Pallas's Triton backend") == 1
@@ -266,7 +266,7 @@ def test_a_warning_of_others_is_not_repeated_because_attention_is_traced_again()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
         for _ in range(3):
-            pallas_gpu._expect_deprecation()
+            triton_backend.expect_deprecation()
             warnings.warn("of others", UserWarning, stacklevel=1)
             warnings.warn("The Pallas Triton backend is deprecated", DeprecationWarning, stacklevel=1)
     assert [str(each.message) for each in seen] == ["of others"]

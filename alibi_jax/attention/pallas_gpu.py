@@ -7,14 +7,11 @@ are powers of two, which the hardware has; the scores are scaled for it.
 Why "auto" takes these kernels before those of mosaic_gpu.py, where a card could run both: a Triton kernel is written in whole
 blocks, and what holds in interpret mode holds on the device; one of Mosaic GPU, Pallas's other backend, is written in barriers
 and asynchronous copies, whose hangs show on the device alone. No GPU has timed the two yet. Triton is deprecated in Pallas from
-jax 0.11: when it goes, mosaic_gpu serves Hopper, blockwise the other cards, and this file goes with `_expect_deprecation`.
+jax 0.11: when it goes, mosaic_gpu serves Hopper, blockwise the other cards, and this file goes with triton_backend.py.
 """
 
 import functools
-import logging
 import math
-import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,20 +23,11 @@ from jaxtyping import Array, Float, Float32
 from alibi_jax.attention.dropout import keep_scale
 from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE, Implementation, Inputs, Options, Residuals
 from alibi_jax.attention.padded import PaddedInputs, key_range, padded_inputs, padded_residuals, with_row_bounds
-from alibi_jax.attention.tiles import OLDEST, PassTiles, Tiles, choose_tiles
-from alibi_jax.sharding import Device, device
-
-log = logging.getLogger(__name__)
+from alibi_jax.attention.tiles import PassTiles, Tiles, choose_tiles
+from alibi_jax.attention.triton_backend import expect_deprecation, obstacle
+from alibi_jax.sharding import device
 
 LOG2E = math.log2(math.e)  # exp(x) = exp2(LOG2E x), and the hardware has exp2
-# The filter of the one warning that says so, as Python keeps it: (action, message, category, module, line).
-DEPRECATION = (
-    "ignore",
-    re.compile("The Pallas Triton backend is deprecated", re.IGNORECASE),
-    DeprecationWarning,
-    None,
-    0,
-)
 LEAST_WIDTH = 16  # channels: Triton's products are at least so wide
 
 
@@ -209,34 +197,13 @@ def _dkv_kernel(
     dv[...] = sum_dv.astype(dv.dtype)
 
 
-@functools.cache
-def _log_deprecation() -> None:
-    log.info(
-        "attention: pallas_gpu runs on Pallas's Triton backend, which a jax later than %s will not have. Without it "
-        "'auto' takes mosaic_gpu on Hopper, blockwise on other cards.",
-        jax.__version__,
-    )
-
-
-def _expect_deprecation() -> None:
-    """Turns jax's DeprecationWarning about the Triton backend, that one message alone, into one line of our log.
-
-    It comes with every kernel, when it is lowered: after this file's code has returned, so that only a filter of the whole
-    process reaches it. It asks for another backend, which no user of attend() can choose. Whatever filter the caller has set
-    since stands behind it; where it is the first already it stays, for each change makes Python repeat all other warnings.
-    """
-    if warnings.filters[:1] != [DEPRECATION]:
-        warnings.filterwarnings("ignore", DEPRECATION[1].pattern, DeprecationWarning)
-    _log_deprecation()
-
-
 def _compiler_params(kernel: Kernel) -> Any:
     """Returns what tells Pallas to take Triton; the interpreter needs nothing."""
     if kernel.options.interpret:
         return None
     from jax.experimental.pallas.triton import CompilerParams  # here, for some day it will be gone
 
-    _expect_deprecation()
+    expect_deprecation()
     return CompilerParams(num_warps=kernel.tiles.num_warps, num_stages=kernel.tiles.num_stages)
 
 
@@ -354,37 +321,6 @@ def _backward(
     return dq[:, :queries, :, :width], dk[:, :keys, :, :width], dv[:, :keys, :, :width], None
 
 
-def _obstacle(card: Device, interpret: bool) -> str | None:
-    """Returns why there is no Triton kernel for a card: the card itself, or the installed jax."""
-    if interpret:
-        return None
-    if card.capability is None:  # it is not here, and known by its name
-        serves, known = card.kind.startswith("NVIDIA"), ""
-    else:
-        serves, known = card.capability >= OLDEST, ", of compute capability {}.{}".format(*card.capability)
-    if not serves:
-        return f"{card.kind}{known} (it supports NVIDIA's cards from compute capability {OLDEST[0]}.{OLDEST[1]} on)"
-    try:
-        from jax.experimental.pallas.triton import CompilerParams, elementwise_inline_asm  # noqa: F401
-    except ImportError as error:
-        return f"without Pallas's Triton backend, which jax {jax.__version__} lacks ({error}). Install jax 0.12, which has it"
-    return _unknown_to_jax(card)
-
-
-def _unknown_to_jax(card: Device) -> str | None:
-    """Returns why jax cannot lower Triton for a card: from 0.11 on it goes by the name where NVIDIA's card is not here."""
-    from jax.experimental.pallas import triton
-
-    here = card.capability is not None and card.kind.startswith("NVIDIA")
-    if here or not hasattr(triton, "get_gpu_info"):
-        return None
-    try:
-        triton.get_gpu_info()
-    except ValueError as error:
-        return f"{card.kind}, a name that jax {jax.__version__} does not know ({error})"
-    return None
-
-
 def implementation(tiles: PassTiles | None = None) -> Implementation:
     """Returns the same function as `reference_attention`, with gradients for q, k and v; None: the tiles that suit the card."""
     return Implementation(
@@ -394,7 +330,7 @@ def implementation(tiles: PassTiles | None = None) -> Implementation:
         linear_bias_only=True,
         largest_head_width=128,
         platform="gpu",
-        obstacle=_obstacle,
+        obstacle=obstacle,
     )
 
 
