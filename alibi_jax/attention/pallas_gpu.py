@@ -46,33 +46,49 @@ def _dot(a: Array, b: Array, transposed_a: bool = False, transposed_b: bool = Fa
     return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
+def _instruction(name: str, *operands: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+    """Returns what one instruction of PTX, NVIDIA's assembly language, makes of each element of its operands."""
+    from jax.experimental.pallas.triton import elementwise_inline_asm
+
+    registers = ", ".join(f"${i}" for i in range(1 + len(operands)))
+    constraints = ",".join(["=f", *["f"] * len(operands)])
+    shape = [jax.ShapeDtypeStruct(operands[0].shape, jnp.float32)]
+    (result,) = elementwise_inline_asm(
+        f"{name} {registers};", args=[*operands], constraints=constraints, pack=1, result_shape_dtypes=shape
+    )
+    return result
+
+
 def _exp2(kernel: Kernel, x: Array) -> Array:
     """Returns 2^x by the instruction alone, which gives 0 below float32's least normal number, 1e-38.
 
     For jnp.exp2 the compiler adds three instructions that keep subnormal numbers: a fifth of all those of the forward pass.
     """
+    return jnp.exp2(x) if kernel.options.interpret else _instruction("ex2.approx.ftz.f32", x)
+
+
+def _multiply_add(kernel: Kernel, x: Array, factor: float, terms: Array) -> Array:
+    """Returns x factor + terms, terms broadcast to x: XLA makes two instructions of it, a tenth of the forward pass more."""
     if kernel.options.interpret:
-        return jnp.exp2(x)
-    from jax.experimental.pallas.triton import elementwise_inline_asm
-
-    result = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
-    (power,) = elementwise_inline_asm(
-        "ex2.approx.ftz.f32 $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=result
-    )
-    return power
+        return x * factor + terms
+    return _instruction("fma.rn.f32", x, jnp.full(x.shape, factor, x.dtype), jnp.broadcast_to(terms, x.shape))
 
 
-def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, start: Array, j_start: Array, masked: bool) -> tuple:
+def _scores(
+    kernel: Kernel, q: Array, k: Array, slope: Array, start: Array, j_start: Array, masked: bool, of_first: bool = False
+) -> tuple:
     """Returns (scores to the base 2 [T, S], positions [T, 1], [1, S]); masked: -inf where a key is padding or after the
-    query."""
+    query. of_first: with the bias of the first query in all rows."""
     q_positions = start + jnp.arange(q.shape[0])[:, None]
     k_positions = j_start + jnp.arange(k.shape[0])[None, :]
-    distances = q_positions - k_positions
-    scores = _dot(q, k, transposed_b=True) * (LOG2E * kernel.width**-0.5)
-    scores = scores - (LOG2E * slope) * jnp.abs(distances.astype(jnp.float32))
+    distances = (start if of_first else q_positions) - k_positions
+    if not kernel.options.causal:
+        distances = jnp.abs(distances)
+    bias = (-LOG2E * slope) * distances.astype(jnp.float32)
+    scores = _multiply_add(kernel, _dot(q, k, transposed_b=True), LOG2E * kernel.width**-0.5, bias)
     if masked:
         seen = k_positions < kernel.num_keys
-        seen = seen & (distances >= 0) if kernel.options.causal else seen
+        seen = seen & (q_positions - k_positions >= 0) if kernel.options.causal else seen
         scores = jnp.where(seen, scores, -jnp.inf)
     return scores, q_positions, k_positions
 
@@ -91,11 +107,15 @@ def _forward_kernel(
     tiles = kernel.tiles
     start = q_offset[0] + pl.program_id(0) * tiles.block_q
     q, slope = q_ref[...], slope[0]
+    # The softmax does not see what a whole row has more or less: where no key comes after its query, the bias may be that of
+    # the first row, a number a key. On Hopper a score of 64 channels then takes 9.7 instructions for 10.5. Backward it saves
+    # 0.2 of 10.7 (dq), and in dk, dv it takes registers instead, of which one block less would be at work.
+    of_first = kernel.options.causal
 
     def visit(masked, j, carry):
         accumulator, running_max, running_sum = carry
         rows = pl.ds(j * tiles.block_k, tiles.block_k)
-        scores, *positions = _scores(kernel, q, k_ref[rows, :], slope, start, j * tiles.block_k, masked)
+        scores, *positions = _scores(kernel, q, k_ref[rows, :], slope, start, j * tiles.block_k, masked, of_first)
         new_max = jnp.maximum(running_max, scores.max(1))
         weights = _exp2(kernel, scores - new_max[:, None])
         rescale = _exp2(kernel, running_max - new_max)
@@ -110,7 +130,8 @@ def _forward_kernel(
     accumulator, running_max, running_sum = _loop(kernel, start, first[0], key_blocks, visit, carry)
     total = jnp.maximum(running_sum, LEAST_SUM)  # 0 where a row needs none of these keys
     out[...] = (accumulator / total[:, None]).astype(out.dtype)
-    logsumexp[...] = (running_max + jnp.log2(total)) / LOG2E
+    excess = slope * jnp.arange(tiles.block_q).astype(jnp.float32) if of_first else 0.0
+    logsumexp[...] = (running_max + jnp.log2(total)) / LOG2E - excess
 
 
 def _gradient_scales(kernel: Kernel, dtype: jnp.dtype) -> tuple[float, float]:
