@@ -76,16 +76,28 @@ def _positions(block: Block, shape: tuple[int, int]) -> tuple[Array, Array]:
 
 
 def _scores(kernel: Kernel, block: Block, products: Float32[Array, "T S"]) -> Float32[Array, "T S"]:
-    """Returns scores to the base 2; -inf where a key is padding or after the query."""
+    """Returns scores to the base 2; -inf where a key is padding or after the query.
+
+    Causal ones have the bias of the block's first query in all rows. The softmax does not see what a whole row has more or
+    less, and a bias that is a number a key saves a fifth of the instructions.
+    """
     q_positions, k_positions = _positions(block, products.shape)
-    distances = q_positions - k_positions
+    columns = plgpu.broadcasted_iota(jnp.int32, products.shape, 1, layout=plgpu.Layout.WGMMA)
+    causal = kernel.options.causal
+    distances = (block.q_start - block.k_start) - columns if causal else jnp.abs(q_positions - k_positions)
     scores = products * (LOG2E * kernel.width**-0.5)
-    scores = scores - (LOG2E * block.head.slope) * jnp.abs(distances).astype(jnp.float32)
+    scores = scores - (LOG2E * block.head.slope) * distances.astype(jnp.float32)
     if not block.masked:
         return scores
     seen = k_positions < kernel.num_keys
-    seen = seen & (distances >= 0) if kernel.options.causal else seen
+    seen = seen & (q_positions >= k_positions) if causal else seen
     return jnp.where(seen, scores, -jnp.inf)
+
+
+def _excess(kernel: Kernel, slope: Array) -> Float32[Array, " T"]:
+    """Returns by how much the log-sum-exp of `_scores` is too large."""
+    rows = plgpu.broadcasted_iota(jnp.int32, (kernel.block_q,), 0, layout=ROWS).astype(jnp.float32)
+    return (slope if kernel.options.causal else 0.0) * rows
 
 
 def _keep(kernel: Kernel, block: Block, shape: tuple[int, int]) -> Array | float:
@@ -97,6 +109,7 @@ def _keep(kernel: Kernel, block: Block, shape: tuple[int, int]) -> Array | float
 def _signed_weights(kernel: Kernel, block: Block, products: Array, logsumexp: Array) -> Float32[Array, "T S"]:
     """Returns the softmax's weights, negative where dropout drops them: to keep both apart takes 32 registers more."""
     scores = _scores(kernel, block, products)
+    logsumexp = logsumexp + _excess(kernel, block.head.slope)
     weights = jnp.exp2(scores - _along_rows(LOG2E * logsumexp, scores))
     if kernel.options.dropout_rate == 0:
         return weights
@@ -207,7 +220,7 @@ def forward_kernel(kernel: Kernel, q, k, v, slopes, q_offset, seeds, first, out,
     )
     accumulator, running_max, running_sum = carry
     total = jnp.maximum(running_sum, LEAST_SUM)  # 0 where a row needs none of these keys
-    scratch["numbers"][...] = running_max / LOG2E + jnp.log(total)
+    scratch["numbers"][...] = running_max / LOG2E + jnp.log(total) - _excess(kernel, head.slope)
     _put(scratch["q"], accumulator / _along_rows(total, accumulator))
     plgpu.copy_smem_to_gmem(scratch["q"], out.at[row, rows, number])
     plgpu.copy_smem_to_gmem(scratch["numbers"], logsumexp.at[row, number, rows])
