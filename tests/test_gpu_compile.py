@@ -155,7 +155,7 @@ def test_no_tiles_that_are_chosen_spill(name):
     rows = [compiled[*case, chosen_tiles(card, *case)] for case in chosen if record["kernels"] == "pallas_gpu"]
     for row in rows or record["rows"]:
         assert row["loop_local_accesses"] == 0 < row["blocks_at_once"], row
-        assert row["dtype"] == "float32" or row["spill_stores"] == row["spill_loads"] == 0, row
+        assert row["spill_stores"] == row["spill_loads"] == 0, row
 
 
 def test_two_blocks_of_each_mosaic_kernel_share_a_multiprocessor():

@@ -78,8 +78,8 @@ def _positions(block: Block, shape: tuple[int, int]) -> tuple[Array, Array]:
 def _scores(kernel: Kernel, block: Block, products: Float32[Array, "T S"]) -> Float32[Array, "T S"]:
     """Returns scores to the base 2; -inf where a key is padding or after the query.
 
-    Causal ones have the bias of the block's first query in all rows. The softmax does not see what a whole row has more or
-    less, and a bias that is a number a key saves a fifth of the instructions.
+    The softmax does not see what is added to a whole row. So all rows of a causal block have the bias of its first query: a
+    number a key, not a score, which saves a fifth of the instructions.
     """
     q_positions, k_positions = _positions(block, products.shape)
     columns = plgpu.broadcasted_iota(jnp.int32, products.shape, 1, layout=plgpu.Layout.WGMMA)
@@ -95,7 +95,7 @@ def _scores(kernel: Kernel, block: Block, products: Float32[Array, "T S"]) -> Fl
 
 
 def _excess(kernel: Kernel, slope: Array) -> Float32[Array, " T"]:
-    """Returns by how much the log-sum-exp of `_scores` is too large."""
+    """Returns by how much the log-sum-exp of `_scores` is too large, by row."""
     rows = plgpu.broadcasted_iota(jnp.int32, (kernel.block_q,), 0, layout=ROWS).astype(jnp.float32)
     return (slope if kernel.options.causal else 0.0) * rows
 

@@ -78,7 +78,7 @@ def _scores(
     kernel: Kernel, q: Array, k: Array, slope: Array, start: Array, j_start: Array, masked: bool, of_first: bool = False
 ) -> tuple:
     """Returns (scores to the base 2 [T, S], positions [T, 1], [1, S]); masked: -inf where a key is padding or after the
-    query. of_first: with the bias of the first query in all rows."""
+    query. of_first: all rows have the bias of the first query, which is too large by slope x row where causal."""
     q_positions = start + jnp.arange(q.shape[0])[:, None]
     k_positions = j_start + jnp.arange(k.shape[0])[None, :]
     distances = (start if of_first else q_positions) - k_positions
@@ -107,9 +107,9 @@ def _forward_kernel(
     tiles = kernel.tiles
     start = q_offset[0] + pl.program_id(0) * tiles.block_q
     q, slope = q_ref[...], slope[0]
-    # The softmax does not see what a whole row has more or less: where no key comes after its query, the bias may be that of
-    # the first row, a number a key. On Hopper a score of 64 channels then takes 9.7 instructions for 10.5. Backward it saves
-    # 0.2 of 10.7 (dq), and in dk, dv it takes registers instead, of which one block less would be at work.
+    # The softmax does not see what is added to a whole row. So all rows of a causal pass take the bias of the first: a number a
+    # key, not a score. On Hopper a score of 64 channels then takes 9.7 instructions, not 10.5. Backward it would save 0.2 of
+    # 10.7 (dq), and cost registers: one block fewer at once (dk, dv).
     of_first = kernel.options.causal
 
     def visit(masked, j, carry):
@@ -130,7 +130,7 @@ def _forward_kernel(
     accumulator, running_max, running_sum = _loop(kernel, start, first[0], key_blocks, visit, carry)
     total = jnp.maximum(running_sum, LEAST_SUM)  # 0 where a row needs none of these keys
     out[...] = (accumulator / total[:, None]).astype(out.dtype)
-    excess = slope * jnp.arange(tiles.block_q).astype(jnp.float32) if of_first else 0.0
+    excess = slope * jnp.arange(tiles.block_q).astype(jnp.float32) if of_first else 0.0  # of the scores, by row
     logsumexp[...] = (running_max + jnp.log2(total)) / LOG2E - excess
 
 

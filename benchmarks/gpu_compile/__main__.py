@@ -46,7 +46,7 @@ SWEEP = [
     *((128, 64, 4, 2), (128, 128, 8, 2)),
 ]
 # float32 has no tensor cores here, so that its programs are alike on all cards, long, and slow to compile: on the first alone.
-SWEEP_FLOAT32 = [(32, 32, 8, 2), (64, 32, 8, 2)]
+SWEEP_FLOAT32 = [(64, 16, 4, 2), (32, 32, 4, 2), (32, 32, 8, 2), (64, 32, 8, 2)]
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -29,8 +29,8 @@ COLUMNS = {
 LEGEND = """Registers and spilled bytes (stores + loads) are those of one thread, from `ptxas -v`. Blocks at once: how many
 a multiprocessor holds by registers, shared memory and warps. Instructions a score: what all threads issue for one visit of a
 block that needs no mask, over its scores. Products by: the instructions for tensor cores in the PTX, fma where there are
-none; \\* ptxas notes that they wait for each other. **Bold**: the tiles that `pallas_gpu` chooses;
-where they spill, float32 on the A100, it is outside the loop. Nothing here was timed."""
+none; \\* ptxas notes that they wait for each other. **Bold**: the tiles that `pallas_gpu` chooses.
+Nothing here was timed."""
 
 
 def line(row: dict[str, Any]) -> str:
