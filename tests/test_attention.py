@@ -78,6 +78,15 @@ def test_forward_equals_float64(shape, bias_name, implementation):
     assert_close(out, dense(q, k, v, bias, shape.q_offset, shape.causal), "attention")
 
 
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "pallas_tpu", "pallas_gpu"])
+def test_numpy_arrays_are_served_outside_of_jit(implementation):
+    shape = SHAPES["one block"]
+    q, k, v = (np.asarray(x) for x in inputs(shape))
+    bias = LinearBias(alibi_slopes(shape.heads))
+    out = attend(q, k, v, bias=bias, implementation=implementation, interpret=True)
+    assert_close(out, dense(q, k, v, bias, 0, True), "attention")
+
+
 @pytest.mark.parametrize(
     ("shape", "rate", "bias_name", "implementation"),
     [parameters(*each, quick=(each[0], each[2]) in QUICK) for each in GRADIENTS],

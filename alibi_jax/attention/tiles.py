@@ -47,8 +47,7 @@ class Candidates(NamedTuple):
 
 
 # By bytes of a number and the channels a head has at most. NVIDIA's compiler spills no register of these;
-# experiments/results/gpu_compile shows others beside them. No GPU has timed them yet. float32's forward pass has 32 rows at
-# most, as the bias counts from a block's first row: of 64 rows the largest error is 2.2e-6, and 2e-6 is allowed.
+# experiments/results/gpu_compile shows others beside them. No GPU has timed them yet.
 CANDIDATES = {
     (2, 64): Candidates([Tiles(128, 64, 4, 3)], [Tiles(64, 64, 4, 2)], [Tiles(64, 64, 4, 2)]),
     (2, 128): Candidates([Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)], [Tiles(64, 64, 8, 2)], [Tiles(64, 64, 8, 2)]),
