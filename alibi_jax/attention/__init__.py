@@ -4,6 +4,7 @@ import functools
 import logging
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -90,9 +91,9 @@ def _compute(implementation: Implementation, options: Options, inputs: Inputs) -
 
 
 def attend(
-    q: Float[Array, "B T H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
+    q: Float[Array | np.ndarray, "B T H D"],
+    k: Float[Array | np.ndarray, "B S K D"],
+    v: Float[Array | np.ndarray, "B S K D"],
     *,
     bias: Bias | None = None,
     q_offset: int | Int[Array, ""] = 0,
@@ -124,6 +125,7 @@ def attend(
     implementation that does not exist or cannot serve.
     """
     arguments.check_arrays(q, k, v)
+    q, k, v = (jnp.asarray(x) for x in (q, k, v))
     arguments.check_causal(causal)
     bias = arguments.checked_bias(bias, q.shape[2])
     offset = arguments.checked_offset(q_offset, q.shape[1])

@@ -111,14 +111,14 @@ def _values_and_perturbed(primals: Inputs) -> tuple[Inputs, Inputs]:
 
 
 def _as_arrays(inputs: Inputs) -> Inputs:
-    """Returns the inputs as jax's arrays: users and jax.checkpoint hand on numpy's."""
+    """Returns the inputs as jax's arrays: jax.checkpoint hands constants on as numpy's."""
     return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), inputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def differentiable(implementation: Implementation, options: Options, inputs: Inputs) -> Float[Array, "B T H D"]:
     """Returns the output of an implementation, with gradients for q, k, v and, where anything asks for it, the bias."""
-    return implementation.forward(options, _as_arrays(inputs))[0]
+    return implementation.forward(options, inputs)[0]
 
 
 def _forward(implementation: Implementation, options: Options, primals: Inputs) -> tuple:
