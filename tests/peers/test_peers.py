@@ -50,7 +50,8 @@ def make_mask(name, heads, q_positions, k_positions):
 
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [("alibi", name) for name in IMPLEMENTATIONS] + [("t5", "reference"), ("t5", "blockwise")],
+    [("alibi", name) for name, each in IMPLEMENTATIONS.items() if "float32" in each.dtypes]
+    + [("t5", "reference"), ("t5", "blockwise")],
 )
 @pytest.mark.parametrize(("queries", "keys"), [(150, 150), (70, 190)])
 def test_attention_and_gradients_equal_torch_sdpa(queries, keys, name, implementation):
