@@ -48,17 +48,17 @@ def measured_fractions():
 
 
 def test_inputs_of_a_trained_models_bounds_visit_what_was_measured_of_one():
-    made = inputs.make_inputs(4096, 8, 64, True)
-    actual = np.asarray(inputs.visited(made, DEFAULT_TOLERANCE["float32"]))
+    arrays = inputs.make_inputs(4096, 8, 64, True)
+    actual = np.asarray(inputs.visited(arrays, DEFAULT_TOLERANCE["float32"]))
     expected = measured_fractions()
     assert abs(actual.mean() - expected.mean()) < 0.01
     assert np.abs(actual - expected).max() < 0.03
 
 
 def test_inputs_of_a_trained_models_bounds_have_them():
-    made = inputs.make_inputs(256, 8, 64, True)
-    q, k = (np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in made[:2])
-    np.testing.assert_allclose((q * k).mean((0, 1)) / 8, inputs.score_bounds(np.asarray(made.slopes)), rtol=0.01)
+    arrays = inputs.make_inputs(256, 8, 64, True)
+    q, k = (np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in arrays[:2])
+    np.testing.assert_allclose((q * k).mean((0, 1)) / 8, inputs.score_bounds(np.asarray(arrays.slopes)), rtol=0.01)
 
 
 def test_every_contender_of_this_machine_is_timed_in_both_directions_and_on_both_inputs(all_rows):

@@ -64,7 +64,9 @@ for number in (signal.SIGTERM, signal.SIGHUP):  # the kernel's, to stopped proce
     signal.signal(number, signal.SIG_IGN if sys.argv[2] == "deaf" else save)
 other = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(100)"])
 pathlib.Path(sys.argv[1], "other").write_text(str(other.pid))
-pathlib.Path(sys.argv[1], "ready").write_text(str(os.getpid()))
+number = pathlib.Path(sys.argv[1], "number")
+number.write_text(str(os.getpid()))
+number.rename(pathlib.Path(sys.argv[1], "ready"))  # whole or absent: we may be killed as soon as it is there
 if sys.argv[2] == "stopped":
     os.kill(os.getpid(), signal.SIGSTOP)
 time.sleep(100)

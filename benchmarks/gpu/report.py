@@ -17,11 +17,11 @@ from benchmarks.gpu.tables import Record, contenders_of, latest, page, rows_of
 
 def join(folder: Path) -> Record:
     """Returns part -> its record, of the files in a folder that the card of the latest one wrote; an empty one has none."""
-    found = {part: json.loads(path.read_text()) for part in PARTS if (path := folder / f"{part}.json").exists()}
-    if not found:
+    records = {part: json.loads(path.read_text()) for part in PARTS if (path := folder / f"{part}.json").exists()}
+    if not records:
         return {}
-    card = card_of(found)
-    return {part: record for part, record in found.items() if record["device"]["kind"] == card}
+    card = card_of(records)
+    return {part: record for part, record in records.items() if record["device"]["kind"] == card}
 
 
 def card_of(record: Record) -> str:

@@ -44,8 +44,8 @@ def parts_table(record: Record) -> str:
         if part not in record:
             return [part, None, None, state(part, record), None, None]
         facts = record[part]
-        made = facts["date"][:16].replace("T", " "), facts["commit"]
-        return [part, f"{facts['seconds']:.0f}", len(facts["rows"]), state(part, record), *made]
+        started = facts["date"][:16].replace("T", " ")
+        return [part, f"{facts['seconds']:.0f}", len(facts["rows"]), state(part, record), started, facts["commit"]]
 
     return table(("part", "seconds", "rows", "how it ended", "started", "commit"), map(line, PARTS))
 

@@ -79,7 +79,7 @@ def cases(name: str, pass_name: str) -> list[Case]:
     """Returns what is compiled of a pass for a record: the candidates, and the sweep where the card stands for its kind."""
     if name == MOSAIC:
         return [Case(CARDS["h100"], pass_name, "bfloat16", width, MOSAIC_TILES, "mosaic_gpu") for width in WIDTHS]
-    card, found = CARDS[name], []
+    card, several = CARDS[name], []
     for dtype, width in itertools.product(("bfloat16", "float32"), WIDTHS):
         candidates = HOPPER if card.capability == (9, 0) else CANDIDATES
         tiles = list(candidates[jnp.dtype(dtype).itemsize, width]._asdict()[pass_name])
@@ -87,11 +87,11 @@ def cases(name: str, pass_name: str) -> list[Case]:
             tiles += tiles_of(SWEEP, pass_name)
         if name == SWEPT[0] and dtype == "float32":
             tiles += tiles_of(SWEEP_FLOAT32, pass_name)
-        found += [Case(card, pass_name, dtype, width, each) for each in dict.fromkeys(tiles)]
+        several += [Case(card, pass_name, dtype, width, each) for each in dict.fromkeys(tiles)]
     if name == SWEPT[0]:  # once, to show that float16 is as bfloat16, but for a multiplication a score backward
         halves = [(width, chosen_tiles(card, pass_name, "float16", width)) for width in WIDTHS]
-        found += [Case(card, pass_name, "float16", *each) for each in halves]
-    return found
+        several += [Case(card, pass_name, "float16", *each) for each in halves]
+    return several
 
 
 def row(case: Case) -> dict[str, Any]:

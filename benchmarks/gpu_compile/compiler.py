@@ -40,12 +40,12 @@ def tool(name: str) -> Path:
     """Returns the path of one of NVIDIA's programs; FileNotFoundError where its package is not installed."""
     import nvidia  # a folder of several packages, which only the extra gpu-compile brings
 
-    found = [path for root in nvidia.__path__ for path in Path(root).glob(f"*/bin/{name}")]
-    if not found:
+    paths = [path for root in nvidia.__path__ for path in Path(root).glob(f"*/bin/{name}")]
+    if not paths:
         raise FileNotFoundError(
             f"{name}: got none in nvidia/*/bin of this Python, expected one. Install alibi_jax[gpu-compile]."
         )
-    return found[0]
+    return paths[0]
 
 
 @functools.cache

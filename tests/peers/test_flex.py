@@ -14,14 +14,14 @@ LENGTH, HEADS, WIDTH = 384, 2, 16
 
 
 def test_block_mask_is_that_of_all_pairs():
-    made = contenders.causal_block_mask(512, "cpu")
+    actual = contenders.causal_block_mask(512, "cpu")
     expected = flex.create_block_mask(lambda b, h, q, k: q >= k, None, None, 512, 512, device="cpu")
     for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
-        torch.testing.assert_close(getattr(made, name), getattr(expected, name))
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name))
     for side in ("kv", "full_kv", "q", "full_q"):  # indices past a row's number of blocks mean nothing
         counts, indices = getattr(expected, f"{side}_num_blocks")[0, 0], getattr(expected, f"{side}_indices")[0, 0]
         for row, count in enumerate(counts.tolist()):
-            assert getattr(made, f"{side}_indices")[0, 0, row, :count].tolist() == indices[row, :count].tolist()
+            assert getattr(actual, f"{side}_indices")[0, 0, row, :count].tolist() == indices[row, :count].tolist()
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -29,9 +29,9 @@ def test_block_mask_is_that_of_all_pairs():
 @pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
 def test_flex_attention_equals_ours(direction, trained, monkeypatch):
     monkeypatch.setattr(flex, "_validate_device", lambda *_: None)  # refuses a backward pass on a CPU, which works
-    made = inputs.make_inputs(LENGTH, HEADS, WIDTH, trained)
-    ours = contenders.program(contenders.ours("blockwise", False), direction)(*made)
-    theirs = contenders.as_jax(contenders.flex_call(flex.flex_attention, direction, made, "cpu")())
+    arrays = inputs.make_inputs(LENGTH, HEADS, WIDTH, trained)
+    ours = contenders.program(contenders.ours("blockwise", False), direction)(*arrays)
+    theirs = contenders.as_jax(contenders.flex_call(flex.flex_attention, direction, arrays, "cpu")())
     for x, y in zip(ours, theirs, strict=True):
         x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
         assert x.shape == y.shape
@@ -45,8 +45,8 @@ def test_one_compilation_serves_all_lengths():
     compile_ = contenders.lower_flex("cpu")("forward", inputs.make_inputs(1024, 8, WIDTH, False))
     with torch._dynamo.config.patch(error_on_recompile=True):
         for length in (256, 1024):
-            made = inputs.make_inputs(length, 8, WIDTH, True)
-            (theirs,) = contenders.as_jax(compile_()(made)())
-            (ours,) = contenders.program(contenders.ours("blockwise", False), "forward")(*made)
+            arrays = inputs.make_inputs(length, 8, WIDTH, True)
+            (theirs,) = contenders.as_jax(compile_()(arrays)())
+            (ours,) = contenders.program(contenders.ours("blockwise", False), "forward")(*arrays)
             difference = jnp.abs(theirs.astype(jnp.float32) - ours.astype(jnp.float32)).max()
             assert difference <= LARGEST_DIFFERENCE * jnp.abs(ours).max()
