@@ -122,6 +122,19 @@ def test_kernels_know_what_was_seen_elsewhere(kernel, known_mass):
     assert all(bool(jnp.any(x)) == (known_mass == 0.0) for x in actual)
 
 
+@pytest.mark.parametrize("kernel", [*map(parameters, KERNELS)])
+def test_kernels_of_16_bits_have_the_log_sum_exp_that_others_go_on_from(kernel):
+    """There a kernel's scores may have a bias that differs by row, which is put back."""
+    q, k, v = (x.astype(jnp.bfloat16) for x in arrays(batch=1)[:3])
+    inputs = Inputs(q, k, v, biases("steep"), jnp.int32(0), jnp.zeros((1, HEADS, 2), jnp.uint32))
+    options = Options(True, 0.0, None, True)
+    actual, expected = (
+        jax.jit(functools.partial(each.forward, options))(inputs)[1]
+        for each in (IMPLEMENTATIONS[kernel], blockwise.IMPLEMENTATION)
+    )
+    assert_close(actual, expected, "attention bfloat16")
+
+
 def test_large_scores_and_a_far_key_that_outweighs_the_near():
     q, k, v, d_out = arrays()
     k = k.at[:, 3].multiply(300.0)

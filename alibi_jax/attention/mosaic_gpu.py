@@ -8,6 +8,7 @@ completes a product (wgmma) at once, so that it would miss a factor that is writ
 """
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from alibi_jax.attention.implementation import Implementation, Inputs, Options, Residuals
@@ -18,11 +19,15 @@ HOPPER = 9, 0  # the compute capability that has wgmma: neither older nor newer 
 LEAST_WIDTH = 64  # channels: a row of 128 bytes, as the products want shared memory laid out
 
 
+def _bias_by_key(options: Options, inputs: Inputs) -> bool:
+    return options.causal and inputs.q.dtype != jnp.float32  # which only the interpreter takes, in tests
+
+
 def _forward(options: Options, inputs: Inputs) -> tuple[Float[Array, "B T H D"], Float32[Array, "B H T"]]:
     from alibi_jax.attention import mosaic_kernels as kernels  # here, for its interface changes between versions of jax
 
     queries, width = inputs.q.shape[1], inputs.q.shape[3]
-    kernel = kernels.Kernel(options, inputs.k.shape[1], width)
+    kernel = kernels.Kernel(options, inputs.k.shape[1], width, _bias_by_key(options, inputs))
     out, logsumexp = kernels.run_forward(kernel, padded_inputs(options, inputs, kernel, LEAST_WIDTH))
     return out[:, :queries, :, :width], logsumexp[:, :, :queries]
 
@@ -31,7 +36,7 @@ def _backward(options: Options, inputs: Inputs, residuals: Residuals, wants_bias
     from alibi_jax.attention import mosaic_kernels as kernels
 
     queries, keys, width = inputs.q.shape[1], inputs.k.shape[1], inputs.q.shape[3]
-    kernel = kernels.Kernel(options, keys, width)
+    kernel = kernels.Kernel(options, keys, width, _bias_by_key(options, inputs))
     padded = padded_inputs(options, with_row_bounds(options, inputs), kernel, LEAST_WIDTH)
     arrays = padded, *padded_residuals(residuals, kernel.block_q, LEAST_WIDTH)
     dq, (dk, dv) = kernels.run_dq(kernel, *arrays), kernels.run_dkv(kernel, *arrays)

@@ -37,6 +37,7 @@ class Kernel(NamedTuple):
     options: Options
     num_keys: int  # before padding
     width: int  # of a head, before padding
+    bias_by_key: bool  # a number a key, not a score: causal, and 16 bits, as it costs float32 its last ones
     block_q: int = 64  # rows of one warpgroup's product
     block_k: int = 64
 
@@ -79,26 +80,25 @@ def _scores(kernel: Kernel, block: Block, products: Float32[Array, "T S"]) -> Fl
     """Returns scores to the base 2; -inf where a key is padding or after the query.
 
     The softmax does not see what is added to a whole row. So all rows of a causal block have the bias of its middle query: a
-    number a key, not a score, which saves a fifth of the instructions. Of the first query, twice as many bits would be lost.
+    number a key, not a score, which saves a fifth of the instructions.
     """
     q_positions, k_positions = _positions(block, products.shape)
     columns = plgpu.broadcasted_iota(jnp.int32, products.shape, 1, layout=plgpu.Layout.WGMMA)
-    causal = kernel.options.causal
     middle = block.q_start + kernel.block_q // 2
-    distances = (middle - block.k_start) - columns if causal else jnp.abs(q_positions - k_positions)
+    distances = (middle - block.k_start) - columns if kernel.bias_by_key else jnp.abs(q_positions - k_positions)
     scores = products * (LOG2E * kernel.width**-0.5)
     scores = scores - (LOG2E * block.head.slope) * distances.astype(jnp.float32)
     if not block.masked:
         return scores
     seen = k_positions < kernel.num_keys
-    seen = seen & (q_positions >= k_positions) if causal else seen
+    seen = seen & (q_positions >= k_positions) if kernel.options.causal else seen
     return jnp.where(seen, scores, -jnp.inf)
 
 
 def _excess(kernel: Kernel, slope: Array) -> Float32[Array, " T"]:
     """Returns by how much the log-sum-exp of `_scores` is too large, by row."""
     rows = plgpu.broadcasted_iota(jnp.int32, (kernel.block_q,), 0, layout=ROWS) - kernel.block_q // 2
-    return (slope if kernel.options.causal else 0.0) * rows.astype(jnp.float32)
+    return (slope if kernel.bias_by_key else 0.0) * rows.astype(jnp.float32)
 
 
 def _keep(kernel: Kernel, block: Block, shape: tuple[int, int]) -> Array | float:
