@@ -10,123 +10,39 @@ This module is imported when a kernel is traced, as Mosaic GPU's interface chang
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Float32
 
-from alibi_jax.attention.dropout import keep_scale
-from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE, Options
+from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE
+from alibi_jax.attention.mosaic_scores import (
+    LOG2E,
+    ROWS,
+    Block,
+    Head,
+    Kernel,
+    after_dropout,
+    along_rows,
+    biased_scores,
+    excess,
+    gradients,
+    keep,
+    signed_weights,
+)
 from alibi_jax.attention.padded import PaddedInputs, key_range
 
-LOG2E = math.log2(math.e)  # exp(x) = exp2(LOG2E x), and the hardware has exp2
 STAGES = 2  # blocks in flight: the one computed with and the next
 GRID = "row", "head", "block"  # the last runs fastest: blocks that need the same keys are served at the same time
-ROWS = plgpu.Layout.WGMMA.reduce(1)  # how a number a row lies in registers beside a block of scores
-
-
-class Kernel(NamedTuple):
-    """The sizes that are fixed when the kernels are traced."""
-
-    options: Options
-    num_keys: int  # before padding
-    width: int  # of a head, before padding
-    bias_by_key: bool  # a number a key, not a score: causal, and 16 bits, as it costs float32 its last ones
-    block_q: int = 64  # rows of one warpgroup's product
-    block_k: int = 64
-
-
-class Head(NamedTuple):
-    """A query head: its row of the batch, its number, its slope and its dropout seed."""
-
-    row: Int32[Array, ""]
-    number: Int32[Array, ""]
-    slope: Float32[Array, ""]
-    seed: tuple[Array, Array]
-
-
-class Block(NamedTuple):
-    """A block of a head's scores: the positions its queries and keys begin at."""
-
-    head: Head
-    q_start: Int32[Array, ""]
-    k_start: Int32[Array, ""]
-    masked: bool  # some of its keys may be padding or after a query
 
 
 def _head(row: Array, number: Array, slopes: Any, seeds: Any) -> Head:
     return Head(row, number, slopes[number], (seeds[row, number, 0], seeds[row, number, 1]))
-
-
-def _along_rows(numbers: Array, like: Array) -> Array:
-    """Returns a number of each row, repeated along the row."""
-    return lax.broadcast_in_dim(numbers, like.shape, [0])
-
-
-def _positions(block: Block, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """Returns the positions of the query and the key of every score."""
-    # Not start - start + (row - column): ptxas keeps the differences, which no visit changes, in 32 registers, and spills.
-    rows, columns = (plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
-    return block.q_start + rows, block.k_start + columns
-
-
-def _scores(kernel: Kernel, block: Block, products: Float32[Array, "T S"]) -> Float32[Array, "T S"]:
-    """Returns scores to the base 2; -inf where a key is padding or after the query.
-
-    The softmax does not see what is added to a whole row. So all rows of a causal block have the bias of its middle query: a
-    number a key, not a score, which saves a fifth of the instructions.
-    """
-    q_positions, k_positions = _positions(block, products.shape)
-    columns = plgpu.broadcasted_iota(jnp.int32, products.shape, 1, layout=plgpu.Layout.WGMMA)
-    middle = block.q_start + kernel.block_q // 2
-    distances = (middle - block.k_start) - columns if kernel.bias_by_key else jnp.abs(q_positions - k_positions)
-    scores = products * (LOG2E * kernel.width**-0.5)
-    scores = scores - (LOG2E * block.head.slope) * distances.astype(jnp.float32)
-    if not block.masked:
-        return scores
-    seen = k_positions < kernel.num_keys
-    seen = seen & (q_positions >= k_positions) if kernel.options.causal else seen
-    return jnp.where(seen, scores, -jnp.inf)
-
-
-def _excess(kernel: Kernel, slope: Array) -> Float32[Array, " T"]:
-    """Returns by how much the log-sum-exp of `_scores` is too large, by row."""
-    rows = plgpu.broadcasted_iota(jnp.int32, (kernel.block_q,), 0, layout=ROWS) - kernel.block_q // 2
-    return (slope if kernel.bias_by_key else 0.0) * rows.astype(jnp.float32)
-
-
-def _keep(kernel: Kernel, block: Block, shape: tuple[int, int]) -> Array | float:
-    """Returns the factors of the weights by dropout."""
-    rate = kernel.options.dropout_rate
-    return keep_scale(block.head.seed, rate, *_positions(block, shape)) if rate > 0 else 1.0
-
-
-def _signed_weights(kernel: Kernel, block: Block, products: Array, logsumexp: Array) -> Float32[Array, "T S"]:
-    """Returns the softmax's weights, negative where dropout drops them: to keep both apart takes 32 registers more."""
-    scores = _scores(kernel, block, products)
-    logsumexp = logsumexp + _excess(kernel, block.head.slope)
-    weights = jnp.exp2(scores - _along_rows(LOG2E * logsumexp, scores))
-    if kernel.options.dropout_rate == 0:
-        return weights
-    return jnp.where(_keep(kernel, block, weights.shape) > 0, weights, -weights)
-
-
-def _dropped(kernel: Kernel, x: Float32[Array, "T S"], signed: Float32[Array, "T S"]) -> Float32[Array, "T S"]:
-    """Returns x after the dropout that the signs of the weights tell of."""
-    rate = kernel.options.dropout_rate
-    return jnp.where(signed > 0, x * (1.0 / (1.0 - rate)), 0.0) if rate > 0 else x
-
-
-def _gradients(kernel: Kernel, d_weights: Array, signed: Array, delta: Array) -> Float32[Array, "T S"]:
-    """Returns the gradient of the scaled scores; d_weights: of the weights after dropout."""
-    weights = jnp.abs(signed)
-    return weights * (_dropped(kernel, d_weights, signed) - _along_rows(delta, weights)) * kernel.width**-0.5
 
 
 def _product(a: Any, b: Any) -> Float32[Array, "rows columns"]:
@@ -204,14 +120,14 @@ def forward_kernel(kernel: Kernel, q, k, v, slopes, q_offset, seeds, first, out,
 
     def visit(block, slot, carry):
         accumulator, running_max, running_sum = carry
-        scores = _scores(kernel, block, _product(scratch["q"], scratch["k"].at[slot].T))
+        scores = biased_scores(kernel, block, _product(scratch["q"], scratch["k"].at[slot].T))
         new_max = jnp.maximum(running_max, scores.max(1))
-        weights = jnp.exp2(scores - _along_rows(new_max, scores))
+        weights = jnp.exp2(scores - along_rows(new_max, scores))
         rescale = jnp.exp2(running_max - new_max)
         running_sum = running_sum * rescale + weights.sum(1)
-        _put(scratch["weights"], weights * _keep(kernel, block, weights.shape))
+        _put(scratch["weights"], weights * keep(kernel, block, weights.shape))
         products = _product(scratch["weights"], scratch["v"].at[slot])
-        return accumulator * _along_rows(rescale, accumulator) + products, new_max, running_sum
+        return accumulator * along_rows(rescale, accumulator) + products, new_max, running_sum
 
     zeros = plgpu.layout_cast(jnp.zeros((kernel.block_q, q.shape[3]), jnp.float32), plgpu.Layout.WGMMA)
     carry = zeros, *(plgpu.layout_cast(jnp.full(kernel.block_q, x, jnp.float32), ROWS) for x in (LOWEST_SCORE, 0.0))
@@ -221,8 +137,8 @@ def forward_kernel(kernel: Kernel, q, k, v, slopes, q_offset, seeds, first, out,
     )
     accumulator, running_max, running_sum = carry
     total = jnp.maximum(running_sum, LEAST_SUM)  # 0 where a row needs none of these keys
-    scratch["numbers"][...] = running_max / LOG2E + jnp.log(total) - _excess(kernel, head.slope)
-    _put(scratch["q"], accumulator / _along_rows(total, accumulator))
+    scratch["numbers"][...] = running_max / LOG2E + jnp.log(total) - excess(kernel, head.slope)
+    _put(scratch["q"], accumulator / along_rows(total, accumulator))
     plgpu.copy_smem_to_gmem(scratch["q"], out.at[row, rows, number])
     plgpu.copy_smem_to_gmem(scratch["numbers"], logsumexp.at[row, number, rows])
     plgpu.wait_smem_to_gmem(0)
@@ -241,9 +157,9 @@ def dq_kernel(kernel: Kernel, q, k, v, d_out, logsumexp, delta, slopes, q_offset
     def sum_over_keys(total):
         def visit(block, slot, carry):
             keys, values = scratch["k"].at[slot], scratch["v"].at[slot]
-            signed = _signed_weights(kernel, block, _product(scratch["q"], keys.T), of_rows[0])
+            signed = signed_weights(kernel, block, _product(scratch["q"], keys.T), of_rows[0])
             d_weights = _product(scratch["d_out"], values.T)
-            _put(scratch["d_scores"], _gradients(kernel, d_weights, signed, of_rows[1]))
+            _put(scratch["d_scores"], gradients(kernel, d_weights, signed, of_rows[1]))
             plgpu.wgmma(total, scratch["d_scores"], keys)
             plgpu.wgmma_wait(0)  # before d_scores and the keys are written over
             return carry
@@ -298,11 +214,11 @@ def dkv_kernel(kernel: Kernel, q, k, v, d_out, logsumexp, delta, slopes, q_offse
         def visit(block, slot):
             queries, d_outputs = scratch["q"].at[slot], scratch["d_out"].at[slot]
             of_rows = [plgpu.layout_cast(scratch["numbers"][slot, index], ROWS) for index in (0, 1)]
-            signed = _signed_weights(kernel, block, _product(queries, scratch["k"].T), of_rows[0])
-            _put(scratch["weights"], _dropped(kernel, jnp.abs(signed), signed))
+            signed = signed_weights(kernel, block, _product(queries, scratch["k"].T), of_rows[0])
+            _put(scratch["weights"], after_dropout(kernel, jnp.abs(signed), signed))
             d_weights = _product(d_outputs, scratch["v"].T)
             plgpu.wgmma(sum_dv, scratch["weights"].T, d_outputs)
-            _put(scratch["d_scores"], _gradients(kernel, d_weights, signed, of_rows[1]))
+            _put(scratch["d_scores"], gradients(kernel, d_weights, signed, of_rows[1]))
             plgpu.wgmma(sum_dk, scratch["d_scores"].T, queries)
             plgpu.wgmma_wait(0)  # before any of them is written over
 

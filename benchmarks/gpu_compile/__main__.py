@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "gpu_compile"
 PACKAGES = ("jaxlib", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cuda-nvdisasm")
 WIDTHS = (64, 128)  # channels of a head
 MOSAIC = "h100_mosaic"
-MOSAIC_TILES = Tiles(64, 64, 4, 2)  # as mosaic_kernels.py has them
+MOSAIC_TILES = Tiles(64, 64, 4, 2)  # as mosaic_scores.py has them
 # Mosaic GPU writes from jax 0.11 on how much shared memory a kernel takes.
 RECORDS = (*CARDS, MOSAIC) if jax.__version_info__ >= (0, 11) else tuple(CARDS)
 
