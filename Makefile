@@ -57,6 +57,8 @@ bench-attention: .venv/.peers  ## ALiBi attention beside PyTorch's, 8 minutes
 	$(RUN) -m benchmarks.attention_plot runs/attention.json --out runs/attention.png
 
 gpu:  ## on a machine with a GPU, 9 minutes: correctness, a step, speed; its own Python, installs nothing (INTERPRET=1: here)
+	@$(PYTHON) -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('jax') is None)" || { echo "make gpu: got \
+$(PYTHON) without jax, expected one that has it. Name it: make gpu PYTHON=..., which installs nothing."; exit 1; }
 	$(PYTHON) -m benchmarks.gpu $(if $(INTERPRET),--interpret)
 
 gpu-compile: .venv-gpu/.ready  ## registers, spills and shared memory of the kernels for GPUs; 5 minutes, needs no GPU
