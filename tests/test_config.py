@@ -119,6 +119,7 @@ def test_differing_fields_are_named_and_sections_can_be_left_out():
     one, other = Config(), replace(replace(Config(), "model", width=256), "mesh", fsdp=2)
     assert differing_fields(one, other) == ["model.width: 128 -> 256", "mesh.fsdp: 1 -> 2"]
     assert differing_fields(one, other, ignore=("mesh",)) == ["model.width: 128 -> 256"]
+    assert differing_fields(one, other, ignore=("mesh", "model.width")) == []
 
 
 def test_configs_are_frozen_and_json_holds_every_field():

@@ -52,6 +52,7 @@ def test_another_run_is_told_by_its_fields_or_its_text(tmp_path):
     own, place = Origin(config, "a" * 64), tmp_path / "4"
     check_origin(place, own, own)
     check_origin(place, own, Origin(replace(replace(config, "mesh", fsdp=2), "data", directory="moved"), None))
+    check_origin(place, own, Origin(replace(config, "model", remat=True, remat_saves="attention"), None))
     with pytest.raises(ConfigError, match=r"4, which belongs to another run .*: train\.seed: 0 -> 1; expected"):
         check_origin(place, own, Origin(replace(config, "train", seed=1), "a" * 64))
     with pytest.raises(ConfigError, match=r"text and tokenizer of fingerprint a{12} -> b{12}; expected"):

@@ -5,7 +5,9 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from alibi_jax.config import (
     Config,
@@ -20,12 +22,13 @@ from alibi_jax.config import (
 )
 from alibi_jax.errors import ConfigError
 from alibi_jax.model.flops import peak_flops, train_flops_per_token
+from alibi_jax.model.remat import REMAT_SAVES
 from alibi_jax.plan.bounds import train_flops
 from alibi_jax.plan.chips import CHIPS, chip_of
 from alibi_jax.plan.collectives import collectives
-from alibi_jax.plan.compile import abstract_state, compile_step, effort, overflow_of
+from alibi_jax.plan.compile import Compiled, Overflow, abstract_state, compile_step, compiled, effort, overflow_of
 from alibi_jax.plan.hlo import Program, shapes
-from alibi_jax.plan.memory import activation_bytes, advice
+from alibi_jax.plan.memory import Memory, activation_bytes, advice, cheaper_remat
 from alibi_jax.plan.plan import plan, with_vocabulary
 from alibi_jax.plan.report import json_text, record, search_text, text
 from alibi_jax.plan.search import candidates, factorisations, search
@@ -132,6 +135,26 @@ def test_what_remat_keeps_is_not_counted_twice():
     assert again["inputs"].recomputed == pytest.approx(layers + again["inputs"].attention / 3)
 
 
+def test_a_choice_of_remat_that_recomputes_less_is_named_where_it_fits():
+    config, mesh = (
+        small(MeshConfig(), {"remat": True, "remat_saves": "inputs"}),
+        mesh_on(MeshConfig(), find_topology("cpu:8")),
+    )
+    with jax.set_mesh(mesh):
+        params = abstract_state(config, mesh).params
+        sizes = {saves: activation_bytes(replace(config, "model", remat_saves=saves), params) for saves in REMAT_SAVES}
+        memory = Memory(0, 0, 0, 0, sizes["inputs"], 0, 0, sizes["inputs"], sizes["inputs"], 0)
+
+        def lines(limit: int | None, keeps: str = "inputs") -> str:
+            return " ".join(cheaper_remat(config, keeps, dataclasses.replace(memory, limit=limit), params))
+
+        assert "--model.remat-saves products (now inputs)" in lines(2 * sizes["products"])
+        assert "--model.remat-saves attention (now inputs)" in lines((sizes["products"] + sizes["attention"]) // 2)
+        assert (
+            lines(sizes["inputs"]) == lines(None) == lines(2 * sizes["products"], "products") == lines(GIB, "all") == ""
+        )
+
+
 def test_a_plan_is_reported_and_kept(on_tpus):
     config, planned = on_tpus
     report = text(planned)
@@ -164,8 +187,30 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
     for change in ("--mesh.fsdp 4", "--model.remat", "--train.gradient-accumulation 2", "--mesh.sequence 2"):
         assert change in report
     bare = replace(replace(config, "mesh", data=1, fsdp=4), "model", remat=True)
-    changes = " ".join(advice(bare, mesh_on(bare.mesh, find_topology("v5e:2x2"))))
+    changes = " ".join(advice(bare, mesh_on(bare.mesh, find_topology("v5e:2x2")), "inputs"))
     assert "fsdp" not in changes and "remat" not in changes, "only what can still be changed"
+
+
+def test_the_peak_is_what_the_compiler_refuses_by():
+    """One matrix more and the peak is above the limit. Arguments and temporary memory add up to more than that before."""
+
+    def step(weights, moments):
+        kept = jax.lax.scan(lambda carry, matrix: (carry + matrix, carry), weights[0], weights)[1]
+        gradients = jax.lax.scan(lambda carry, pair: (carry + pair[0], pair[1] + carry), weights[0], (weights, kept))[1]
+        moments = moments + gradients / gradients.max()
+        return weights - moments, moments
+
+    mesh = mesh_on(MeshConfig(), find_topology("v5e:1x1"))
+    compiles = jax.jit(step, donate_argnums=(0, 1))
+
+    def of(matrices: int) -> Compiled | Overflow:
+        shape = jax.ShapeDtypeStruct((matrices, 1024, 1024), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+        return compiled(compiles.lower(shape, shape))
+
+    with jax.set_mesh(mesh), effort(full=False):
+        fits, too_large = of(1007), of(1008)
+    assert fits.peak <= CHIPS["v5e"].usable_bytes < fits.side_by_side
+    assert too_large.used == too_large.limit == CHIPS["v5e"].usable_bytes, "to the hundredth of a GiB that is printed"
 
 
 def test_what_the_compiler_says_of_memory():

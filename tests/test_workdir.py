@@ -25,6 +25,7 @@ def test_folder_belongs_to_one_config_and_one_text(tmp_path):
     open_workdir(tmp_path, config, "text")
     (tmp_path / "checkpoints/2").mkdir(parents=True)
     open_workdir(tmp_path, replace(replace(config, "mesh", fsdp=2), "evaluate", max_tokens=9), "text")
+    open_workdir(tmp_path, replace(config, "model", remat=True, remat_saves="attention"), "text")
     other = replace(replace(config, "model", width=32), "optimizer", beta2=0.5)
     with pytest.raises(ConfigError, match=r"model\.width: 16 -> 32; optimizer\.beta2: 0\.98 -> 0\.5"):
         open_workdir(tmp_path, other, "text")

@@ -191,12 +191,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def differing_fields(one: Config, other: Config, ignore: Sequence[str] = ()) -> list[str]:
-    """Returns the fields in which two configs differ, as "section.field: here -> there"; `ignore` names sections."""
+    """Returns the fields in which two configs differ, as "section.field: here -> there"; `ignore` names sections, or fields
+    as section.field."""
     left, right = dataclasses.asdict(one), dataclasses.asdict(other)
     return [
         f"{section}.{field}: {left[section][field]} -> {right[section][field]}"
         for section in left
         if section not in ignore
         for field in left[section]
-        if left[section][field] != right[section][field]
+        if f"{section}.{field}" not in ignore and left[section][field] != right[section][field]
     ]

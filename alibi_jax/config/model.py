@@ -68,7 +68,8 @@ class ModelConfig(Section):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # data type of activations; parameters are float32
     scan_layers: bool = False  # compile one layer and scan it over stacked parameters
     remat: bool = False  # recompute each layer's activations in the backward pass instead of storing them
-    remat_saves: Literal["inputs", "attention", "products"] = "inputs"  # with remat: what is stored anyway
+    # with remat: what is stored anyway; auto: as much as fits a device of a known kind, by an estimate (`plan` says it)
+    remat_saves: Literal["auto", "inputs", "attention", "products"] = "auto"
 
     @property
     def head_width(self) -> int:

@@ -9,23 +9,16 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, Int
 
-from alibi_jax.attention import SAVED_NAME, attend
+from alibi_jax.attention import attend
 from alibi_jax.config import ModelConfig
 from alibi_jax.model.adaptive import Embedding, Softmax, xavier
+from alibi_jax.model.remat import REMAT_SAVES, layers_keep
 from alibi_jax.positions.base import PositionMethod, check_consecutive, check_positions
 from alibi_jax.positions.bias import Bias, LinearBias, concrete
 from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.sharding import shard
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
-ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
-REMAT_SAVES = {  # beside each layer's input
-    "inputs": None,
-    "attention": ATTENTION,  # its output and log-sum-exp, so that attention, costly and no matrix product, is not recomputed
-    "products": jax.checkpoint_policies.save_from_both_policies(  # those, and the products with parameters
-        ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    ),
-}
 zeros = nn.initializers.zeros_init()
 
 
@@ -186,8 +179,10 @@ class TransformerLM(nn.Module):
     ) -> Float[Array, "B L E"]:
         config = self.config
         fields = config, position.rotate, implementation(config.attention, position, context.bias), train
-        policy = REMAT_SAVES[config.remat_saves]
-        layer = nn.remat(Block, prevent_cse=not config.scan_layers, policy=policy) if config.remat else Block
+        layer = Block
+        if config.remat:
+            policy = REMAT_SAVES[layers_keep(config, *x.shape[:2])]
+            layer = nn.remat(Block, prevent_cse=not config.scan_layers, policy=policy)
         if config.scan_layers:
             scanned = nn.scan(
                 layer,

@@ -16,6 +16,7 @@ from alibi_jax.model.flops import (
     softmax_flops_per_token,
     train_flops_per_token,
 )
+from alibi_jax.model.remat import layers_keep
 from alibi_jax.plan.collectives import Collective
 from alibi_jax.plan.topology import Topology
 from alibi_jax.sharding import local_size
@@ -60,11 +61,11 @@ class Bounds:
         return max(self.times, key=self.times.get)
 
 
-def _recomputed(model: ModelConfig, length: int) -> float:
-    """Returns the operations per token that remat does twice: those of the activations it does not keep (remat_saves)."""
-    if not model.remat or model.remat_saves == "products":
+def _recomputed(model: ModelConfig, saves: str, length: int) -> float:
+    """Returns the operations per token that remat does twice: those of the activations it does not keep."""
+    if saves in ("all", "products"):
         return 0.0
-    kept = attention_flops_per_token(model, length) if model.remat_saves == "attention" else 0.0
+    kept = attention_flops_per_token(model, length) if saves == "attention" else 0.0
     return layers_flops_per_token(model, length) - kept
 
 
@@ -76,10 +77,12 @@ def train_flops(config: Config) -> Flops:
     """
     model, train = config.model, config.train
     length, tokens = train.train_length, train.batch_size * train.train_length
-    rows = local_size(train.batch_size // train.gradient_accumulation, "batch") * local_size(length, "length")
+    rows = train.batch_size // train.gradient_accumulation
     head = model.clusters[0]
-    in_chunks = 4 * rows * local_size(head.size, "vocab") > model.logits_mib * 2**20
-    recomputed = _recomputed(model, length) + softmax_flops_per_token(model) * in_chunks
+    logits = local_size(rows, "batch") * local_size(length, "length") * local_size(head.size, "vocab")
+    in_chunks = 4 * logits > model.logits_mib * 2**20
+    recomputed = _recomputed(model, layers_keep(model, rows, length), length)
+    recomputed += softmax_flops_per_token(model) * in_chunks
     total = train_flops_per_token(model, length)
     return Flops(total * tokens, total, 3 * attention_flops_per_token(model, length) * tokens, recomputed * tokens)
 

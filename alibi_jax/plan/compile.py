@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from alibi_jax.config import Config, replace
 from alibi_jax.evaluate.nats import window_nats
 from alibi_jax.model import TransformerLM
-from alibi_jax.sharding import batch_sharding, placed_shapes
+from alibi_jax.sharding import batch_sharding, device, placed_shapes
 from alibi_jax.train import State, programs
 
 QUICK = (
@@ -27,9 +27,11 @@ class Compiled(NamedTuple):
 
     text: str
     arguments: int
-    temporary: int  # the most at once, beside arguments and results
     code: int
-    peak: int  # the most at once: arguments, results and temporary arrays
+    peak: int  # the most held at once; a TPU's compiler refuses a program where this is more than a device has
+    side_by_side: (
+        int  # arguments, results and temporary memory added up: more than the peak where one takes another's place
+    )
     seconds: float  # of compilation
 
 
@@ -64,7 +66,10 @@ def overflow_of(message: str) -> tuple[int, int] | None:
 
 
 def compiled(lowered: jax.stages.Lowered) -> Compiled | Overflow:
-    """Returns the program for one device, or by how much it does not fit; other errors of the compiler are raised."""
+    """Returns the program for one device, or by how much it does not fit; other errors of the compiler are raised.
+
+    Called inside `jax.set_mesh(mesh)`.
+    """
     start = time.perf_counter()
     try:
         program = lowered.compile()
@@ -75,10 +80,11 @@ def compiled(lowered: jax.stages.Lowered) -> Compiled | Overflow:
         return Overflow(*overflow, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    arguments = memory.argument_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # those not written over arguments
-    peak = max(memory.peak_memory_in_bytes, arguments + temporary + results)  # a CPU's own peak omits temporary arrays
-    return Compiled(program.as_text(), arguments, temporary, memory.generated_code_size_in_bytes, peak, seconds)
+    side_by_side = arguments + results + memory.temp_size_in_bytes
+    peak = memory.peak_memory_in_bytes if device().platform == "tpu" else side_by_side  # a CPU's omits temporary arrays
+    return Compiled(program.as_text(), arguments, memory.generated_code_size_in_bytes, peak, side_by_side, seconds)
 
 
 def _tokens(rows: int, length: int, mesh: Mesh) -> jax.ShapeDtypeStruct:

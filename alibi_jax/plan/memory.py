@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -10,12 +11,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from alibi_jax.config import Config
+from alibi_jax.config import Config, replace
+from alibi_jax.config.checks import gib
 from alibi_jax.model import TransformerLM
+from alibi_jax.model.remat import REMAT_SAVES
 from alibi_jax.plan.compile import Compiled, Overflow
 from alibi_jax.plan.topology import Topology
 from alibi_jax.sharding import RULES, local_size, num_shards
 from alibi_jax.train import State, sum_nats
+
+CERTAIN = 0.9  # of the memory: an estimate of a peak from another program's may be a little too low
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +34,9 @@ class Memory:
     padding: int  # what the arguments' layout in tiles adds to these three
     activations: int  # residuals of the forward pass kept for the backward pass, by JAX's own linearisation
     other: int  # whatever else is held at the peak: gradients, gathered weights, logits, copies
-    code: int  # the program itself
-    peak: int  # the most held at once
+    code: int  # the program itself, which the peak does not count
+    peak: int  # the most held at once: what has to be below the limit
+    side_by_side: int  # arguments, results and temporary memory added up, as if none took another's place
     limit: int | None  # that a program may have; None where it is not known
 
 
@@ -83,15 +89,36 @@ def memory_of(config: Config, topology: Topology, state: State, step: Compiled |
     logical = parameters + moments + batch
     if isinstance(step, Overflow):
         other = max(0, step.used - logical - activations)
-        return Memory(parameters, moments, batch, 0, activations, other, 0, step.used, step.limit)
-    other = max(0, step.temporary - activations)
+        return Memory(parameters, moments, batch, 0, activations, other, 0, step.used, step.used, step.limit)
+    other = max(0, step.peak - step.arguments - activations)
     padding = step.arguments - logical
-    limit = topology.usable_bytes
-    return Memory(parameters, moments, batch, padding, activations, other, step.code, step.peak, limit)
+    peaks = step.peak, step.side_by_side
+    return Memory(parameters, moments, batch, padding, activations, other, step.code, *peaks, topology.usable_bytes)
 
 
-def advice(config: Config, mesh: Mesh) -> list[str]:
-    """Returns the changes to a recipe that would lower its step's peak and can still be made, the cheapest first."""
+def cheaper_remat(config: Config, keeps: str, memory: Memory, params: Any) -> list[str]:
+    """Returns a line on the choice of remat that recomputes the least of those that fit by estimate; none where it is `keeps`.
+
+    The estimate is the compiled peak with other activations. Called inside `jax.set_mesh(mesh)`.
+    """
+    if keeps not in REMAT_SAVES or memory.limit is None:
+        return []
+    for saves in itertools.takewhile(lambda saves: saves != keeps, REMAT_SAVES):
+        activations = activation_bytes(replace(config, "model", remat_saves=saves), params)
+        peak = memory.peak - memory.activations + activations
+        if peak <= CERTAIN * memory.limit:
+            return [
+                f"--model.remat-saves {saves} (now {keeps}) would recompute less and fit, by estimate: {gib(peak)} per device "
+                "at the peak. Plan it to be sure."
+            ]
+    return []
+
+
+def advice(config: Config, mesh: Mesh, keeps: str) -> list[str]:
+    """Returns the changes to a recipe that would lower its step's peak and can still be made, the cheapest first.
+
+    keeps: what each layer keeps for the backward pass, as `layers_keep` says.
+    """
     model, train = config.model, config.train
     changes = []
     weights, tensor, length = RULES["width"], RULES["heads"], RULES["length"]
@@ -103,10 +130,10 @@ def advice(config: Config, mesh: Mesh) -> list[str]:
         )
     if not model.remat:
         changes.append(
-            "--model.remat True: keeps one array per layer and recomputes the rest, for a third more operations"
+            "--model.remat True: keeps what fits of each layer and recomputes the rest, for up to a third more operations"
         )
-    elif model.remat_saves != "inputs":
-        changes.append(f"--model.remat-saves inputs (now {model.remat_saves}): keeps less of each layer")
+    elif keeps != "inputs":
+        changes.append(f"--model.remat-saves inputs (now {keeps}): keeps less of each layer")
     microbatches = train.gradient_accumulation
     if train.batch_size % (2 * microbatches * num_shards(mesh, "batch")) == 0:
         changes.append(

@@ -10,11 +10,12 @@ from alibi_jax.config import Config, replace
 from alibi_jax.data.tokenizer import TOKENIZERS
 from alibi_jax.errors import require
 from alibi_jax.evaluate.nats import windows_per_batch
+from alibi_jax.model.remat import layers_keep
 from alibi_jax.plan.bounds import Bounds, Flops, bounds_of, evaluation_flops, train_flops
 from alibi_jax.plan.collectives import Collective, collectives
 from alibi_jax.plan.compile import Compiled, Overflow, abstract_state, compile_evaluation, compile_step, effort
 from alibi_jax.plan.hlo import Program
-from alibi_jax.plan.memory import Memory, advice, memory_of
+from alibi_jax.plan.memory import Memory, advice, cheaper_remat, memory_of
 from alibi_jax.plan.topology import Topology, mesh_on
 from alibi_jax.plan.traffic import hbm_bytes
 from alibi_jax.sharding import check_divides, check_mesh
@@ -47,7 +48,8 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The plan of a recipe on a topology. Where it does not fit, `cost` is None and `advice` says what to change."""
+    """The plan of a recipe on a topology. Where it does not fit, `cost` is None and `advice` says what to change; where it
+    fits, `advice` says which choice of remat would recompute less."""
 
     topology: str
     slices: int
@@ -124,6 +126,9 @@ def plan(config: Config, topology: Topology, lengths: Sequence[int] = (), full: 
         cost = _cost(topology, mesh, step, train_flops(config)) if fits else None
         evaluations = tuple(_evaluation(config, topology, mesh, state, length) for length in lengths)
         memory = memory_of(config, topology, state, step)
+        rows = config.train.batch_size // config.train.gradient_accumulation
+        keeps = layers_keep(config.model, rows, config.train.train_length)
+        changes = cheaper_remat(config, keeps, memory, state.params) if fits else advice(config, mesh, keeps)
     return Plan(
         topology=topology.name,
         slices=topology.slices,
@@ -134,13 +139,13 @@ def plan(config: Config, topology: Topology, lengths: Sequence[int] = (), full: 
         train_length=config.train.train_length,
         batch_size=config.train.batch_size,
         gradient_accumulation=config.train.gradient_accumulation,
-        remat=config.model.remat_saves if config.model.remat else "all",
+        remat=keeps,
         compute_dtype=config.model.compute_dtype,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         fits=fits,
         memory=memory,
         cost=cost,
-        advice=() if fits else tuple(advice(config, mesh)),
+        advice=tuple(changes),
         evaluations=evaluations,
         full_effort=full,
         compile_seconds=step.seconds,

@@ -88,7 +88,7 @@ def _verdict(plan: Plan) -> str:
             f"{gib(plan.memory.limit)} GiB available. To lower it:\n{changes}"
         )
     limit = f", of the {gib(plan.memory.limit)} GiB available" if plan.memory.limit else ""
-    return f"It fits: {gib(plan.memory.peak)} GiB per device at the peak{limit}."
+    return "\n".join([f"It fits: {gib(plan.memory.peak)} GiB per device at the peak{limit}.", *plan.advice])
 
 
 def _memory(plan: Plan) -> str:
@@ -100,10 +100,16 @@ def _memory(plan: Plan) -> str:
         ("padding of these arrays", memory.padding),
         ("activations kept for the backward pass", memory.activations),
         ("gradients, gathered weights, logits, copies", memory.other),
-        ("the program", memory.code),
         ("peak, the most at once", memory.peak),
+        ("beside it: the program itself", memory.code),
     ]
-    return aligned(["memory of a device", "MiB"], [[kind, f"{size / MIB:,.1f}"] for kind, size in kinds])
+    table = aligned(["memory of a device", "MiB"], [[kind, f"{size / MIB:,.1f}"] for kind, size in kinds])
+    if memory.side_by_side <= memory.peak:
+        return table
+    return (
+        f"{table}\nArguments, results and all temporary memory add up to {mib(memory.side_by_side)} MiB, which is not needed: "
+        "some of it is used again for other arrays."
+    )
 
 
 def _bounds(plan: Plan, cost: Cost) -> str:

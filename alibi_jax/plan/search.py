@@ -9,18 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from alibi_jax.config import Config, ModelConfig, replace
+from alibi_jax.config import Config, replace
 from alibi_jax.errors import ConfigError, require
+from alibi_jax.model.remat import FLOAT32, HEADROOM, estimated_peak, matrix_parameters
 from alibi_jax.plan.bounds import train_flops
 from alibi_jax.plan.plan import Plan, plan, with_vocabulary
 from alibi_jax.plan.topology import Topology
 from alibi_jax.sharding import AXES, RULES, check_mesh, local_size
 
 ACCUMULATIONS = (1, 2, 4, 8)
-REMATS = ((False, "inputs"), (True, "products"), (True, "attention"), (True, "inputs"))  # remat, remat_saves
-FLOAT32 = 4  # bytes of a parameter, a moment, a gradient
-HEADROOM = 0.75  # of the memory: an estimate may be a quarter too low (13.9 GiB for 18.3, without remat)
-WIDE, NARROW = 10, 2  # arrays of the model's width, and of the MLP's, that a layer keeps for its backward pass
+REMATS = ((False, "auto"), (True, "products"), (True, "attention"), (True, "inputs"))  # remat, remat_saves
 
 
 class Candidate(NamedTuple):
@@ -60,7 +58,7 @@ def _sent(config: Config, mesh: AbstractMesh) -> float:
     size = jnp.dtype(model.compute_dtype).itemsize
     width, tensor, length = (mesh.shape[RULES[name]] for name in ("width", "heads", "length"))
     copies = mesh.size // (width * tensor)
-    weights = _weights(model)
+    weights = matrix_parameters(model)
     gathered = 3 * weights / tensor * size * (width - 1) / width
     summed = weights / tensor / width * FLOAT32 * 2 * (copies - 1) / copies
     outputs = model.num_layers * _tokens(config) * model.width * size
@@ -69,32 +67,10 @@ def _sent(config: Config, mesh: AbstractMesh) -> float:
     return train.gradient_accumulation * (gathered + sums + ring) + summed
 
 
-def _weights(model: ModelConfig) -> int:
-    """Returns the parameters of all matrices: attention, MLP and one embedding table."""
-    layer = 4 * model.width**2 + 2 * model.width * model.mlp_width
-    return model.num_layers * layer + model.vocab_size * model.width
-
-
 def _tokens(config: Config) -> int:
     """Returns the tokens of one micro-batch on a device."""
     rows = config.train.batch_size // config.train.gradient_accumulation
     return local_size(rows, "batch") * local_size(config.train.train_length, "length")
-
-
-def _memory(config: Config, mesh: AbstractMesh) -> float:
-    """Returns roughly the bytes of a device at the peak."""
-    model = config.model
-    tokens = _tokens(config)
-    size = jnp.dtype(model.compute_dtype).itemsize
-    tensor = mesh.shape[RULES["heads"]]
-    table = model.vocab_size * model.width
-    state = 4 * FLOAT32 * _weights(model) / tensor / mesh.shape[RULES["width"]]
-    layer = tokens * (WIDE * model.width + NARROW * model.mlp_width / tensor) * size
-    channels = {"inputs": 1, "attention": 2, "products": 6}[model.remat_saves] * model.width  # kept per token and layer
-    channels += model.mlp_width / tensor if model.remat_saves == "products" else 0
-    kept = model.num_layers * tokens * channels * size + 2 * layer if model.remat else (model.num_layers + 1) * layer
-    logits = 3 * min(model.logits_mib * 2**20, FLOAT32 * tokens * model.vocab_size / tensor)
-    return state + kept + logits + (FLOAT32 + size) * table / tensor
 
 
 def estimate(config: Config, topology: Topology) -> Candidate:
@@ -105,7 +81,8 @@ def estimate(config: Config, topology: Topology) -> Candidate:
         flops = train_flops(config)
         compute = (flops.model + flops.recomputed) / len(topology.devices) / topology.flops
         sending = _sent(config, mesh) / topology.interconnect_rate if topology.interconnect_rate else 0.0
-        return Candidate(config, compute, sending, _memory(config, mesh))
+        rows = config.train.batch_size // config.train.gradient_accumulation
+        return Candidate(config, compute, sending, estimated_peak(config.model, rows, config.train.train_length))
 
 
 def candidates(config: Config, topology: Topology, batches: Sequence[int] = ()) -> list[Candidate]:

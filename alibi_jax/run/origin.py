@@ -7,9 +7,9 @@ from alibi_jax.config import Config, differing_fields, from_json, to_json
 from alibi_jax.errors import ConfigError
 from alibi_jax.storage import Location
 
-# Sections of the config that may differ: those that a run may change when it goes on, and where the text is kept, for the
-# fingerprint says which text it is.
-MAY_DIFFER = ("mesh", "evaluate", "data")
+# Of its config, what a run may change when it goes on: sections, and fields that change no result beyond rounding.
+MAY_CHANGE = ("mesh", "evaluate", "model.remat", "model.remat_saves")
+KEPT_ELSEWHERE = ("data",)  # where the text is kept may differ: the fingerprint says which text it is
 
 
 class Origin(NamedTuple):
@@ -42,7 +42,7 @@ def read_origin(checkpoint: Location) -> tuple[int, Origin] | None:
 
 def check_origin(checkpoint: Location, kept: Origin, own: Origin) -> None:
     """Raises ConfigError, which names the fields that differ or the text, where a checkpoint is of another run than `own`."""
-    differing = differing_fields(kept.config, own.config, MAY_DIFFER)
+    differing = differing_fields(kept.config, own.config, (*MAY_CHANGE, *KEPT_ELSEWHERE))
     if own.corpus is not None and kept.corpus != own.corpus:
         differing.append(f"text and tokenizer of fingerprint {kept.corpus[:12]} -> {own.corpus[:12]}")
     if differing:

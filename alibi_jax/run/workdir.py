@@ -13,10 +13,9 @@ import jax
 from alibi_jax.config import Config, differing_fields, load_config, to_json
 from alibi_jax.errors import ConfigError
 from alibi_jax.run.lock import writing
-from alibi_jax.run.origin import Origin, check_origin, read_origin
+from alibi_jax.run.origin import MAY_CHANGE, Origin, check_origin, read_origin
 from alibi_jax.storage import Location, in_bucket, write_atomically
 
-MAY_DIFFER = ("mesh", "evaluate")  # sections of the config that a run may change when it goes on
 COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint's folder on a disk until it is whole
 SHARED_SECONDS = 10.0  # until a new file of one host is to be seen on the others; some file systems remember listings
@@ -58,7 +57,7 @@ def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
     """Creates the run's folder with config.json and corpus.txt, or checks those of a run that has saved something.
 
     fingerprint: of the corpus. ConfigError where the folder cannot be written, or holds a run of another config, whose
-    fields are named, or of another text. Sections in MAY_DIFFER may change: a checkpoint restores onto any mesh.
+    fields are named, or of another text. What MAY_CHANGE names may differ: a checkpoint restores onto any mesh.
     """
     texts = {"config.json": to_json(config), "corpus.txt": fingerprint}
     with writing(workdir):
@@ -73,7 +72,7 @@ def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
     with writing(workdir):
         for name in missing:
             write_atomically(workdir / name, texts[name])
-    differing = differing_fields(load_config(workdir), config, MAY_DIFFER)
+    differing = differing_fields(load_config(workdir), config, MAY_CHANGE)
     if differing:
         raise ConfigError(
             f"workdir: got a config that differs from the run in {workdir}: {'; '.join(differing)}; expected the same. "

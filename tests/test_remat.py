@@ -1,0 +1,58 @@
+"""What layers keep with remat: what fits the device that is traced for, by an estimate, or what the config names."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from alibi_jax.config import MeshConfig, ModelConfig, load_config
+from alibi_jax.model import TransformerLM
+from alibi_jax.model.remat import REMAT_SAVES, estimated_peak, layers_keep
+from alibi_jax.plan.plan import with_vocabulary
+from alibi_jax.plan.topology import find_topology, mesh_on
+
+SMALL = ModelConfig(num_layers=2, width=64, num_heads=2, mlp_width=128, vocab_size=50, scan_layers=True, remat=True)
+
+
+@pytest.mark.parametrize(
+    "name, keeps",
+    [
+        ("v5e:16x16", "products"),
+        ("v5e:8x8", "attention"),
+        ("v5e:4x4", "inputs"),
+        ("v6e:8x8", "products"),
+        ("cpu:8", "inputs"),
+    ],
+)
+def test_the_largest_recipe_keeps_what_fits(name, keeps):
+    """A million tokens a step: the fewer the chips, the more tokens each holds. Of a CPU the memory is not known."""
+    config = with_vocabulary(load_config("configs/cc100_1b3.py"))
+    rows, length = config.train.batch_size, config.train.train_length
+    with jax.set_mesh(mesh_on(config.mesh, find_topology(name))):
+        assert layers_keep(config.model, rows, length) == keeps
+        for named in REMAT_SAVES:
+            assert layers_keep(dataclasses.replace(config.model, remat_saves=named), rows, length) == named
+        assert layers_keep(dataclasses.replace(config.model, remat=False), rows, length) == "all"
+
+
+def test_an_estimate_grows_with_what_is_kept():
+    deep = dataclasses.replace(SMALL, num_layers=24)
+    choices = [{"remat": False}, *({"remat_saves": saves} for saves in REMAT_SAVES)]
+    sizes = [estimated_peak(dataclasses.replace(deep, **choice), 8, 256) for choice in choices]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize("name, keeps, other", [("v5e:2x2", "products", "inputs"), ("cpu:4", "inputs", "products")])
+def test_a_model_is_traced_with_what_fits(name, keeps, other):
+    """The gradient's program with "auto" is that with the name it stands for, on a chip and on this machine's processor."""
+    tokens = jax.ShapeDtypeStruct((4, 32), jnp.int32)
+
+    def products(saves: str) -> int:
+        model = TransformerLM(dataclasses.replace(SMALL, remat_saves=saves, attention="reference"))
+        params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), tokens)["params"]
+        loss = lambda params, x: model.apply({"params": params}, x, x, method="nats").sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params, tokens)).count(" dot_general[")
+
+    with jax.set_mesh(mesh_on(MeshConfig(), find_topology(name))):
+        assert products("auto") == products(keeps) != products(other)
