@@ -350,10 +350,10 @@ def test_the_largest_recipe_compiles_for_a_pod_with_our_kernel_and_no_square_of_
     mesh = mesh_on(config.mesh, find_topology("v5e:16x16"))
     with jax.set_mesh(mesh), effort(full=False):
         step = compile_step(config, mesh, abstract_state(config, mesh))
-    assert step.peak < 4 * GIB
-    for kernel, times in (("alibi_forward_kernel", 2), ("alibi_dq_kernel", 1), ("alibi_dkv_kernel", 1)):
+    assert step.peak < 9 * GIB, "what each layer keeps is chosen to fit"
+    for kernel in ("alibi_forward_kernel", "alibi_dq_kernel", "alibi_dkv_kernel"):
         calls = [line for line in step.text.splitlines() if f"%{kernel}" in line and "tpu_custom_call" in line]
-        assert len(calls) == times, f"{kernel}: the forward pass runs again backward"
+        assert len(calls) == 1, f"{kernel}: attention's forward pass is kept, and not run again backward"
     arrays = shapes(step.text)
     assert not [dims for _, dims in arrays if dims.count(4096) > 1], "somebody's scores are there whole"
     whole = 4 * 4096 * 12_576
