@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alibi_jax.attention import attend
-from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
+from alibi_jax.attention.reach import first_key_blocks, last_query_blocks, nearest_mass
 from alibi_jax.positions import LinearBias, alibi_slopes
+from alibi_jax.sharding import Device
 from benchmarks.inputs import INPUTS, normal
 from benchmarks.shapes import Shape
 from conftest import assert_close
@@ -130,6 +131,18 @@ def test_reach_of_a_cache_and_of_queries_past_the_keys():
     end = first_blocks(q[:, 256:], k, slopes, 256, 2.0**-25, 32, 32)
     np.testing.assert_array_equal(end, whole[:, :, 8:])
     assert int(first_blocks(q[:, :32], k, slopes, 5000, 2.0**-25, 32, 32).max()) == 0
+
+
+def test_the_mass_of_the_nearest_keys_is_the_same_in_steps_unrolled_for_a_gpu(monkeypatch):
+    q, k, _ = made(normal, 0, 2)
+    arguments, texts, results = (q, k, jnp.array([0.5, 0.25]), jnp.int32(3)), [], []
+    for card in (Device("cpu", "cpu"), Device("gpu", "NVIDIA H200")):
+        monkeypatch.setattr("alibi_jax.attention.reach.device", lambda card=card: card)
+        mass = jax.jit(lambda *arrays: nearest_mass(*arrays))  # another function: a trace of the same one would be kept
+        texts.append(mass.lower(*arguments).as_text())
+        results.append(mass(*arguments))
+    assert ["stablehlo.while" in text for text in texts] == [True, False]
+    assert_close(*results, "attention")
 
 
 def test_last_query_blocks_turns_the_visits_around():
