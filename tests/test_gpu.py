@@ -102,6 +102,14 @@ def test_what_the_correctness_part_compiles_is_lowered_for_cuda(dtype):
             assert step.kernel_calls(text) == 3, "forward, dq, and dk with dv"
 
 
+def test_float32_itself_passes_the_case_that_is_not_causal():
+    """The definition does not where queries come after all keys: scores of -100 are rounded to 1e-5."""
+    case = next(each for each in correctness.cases(False) if each.name == "not causal" and each.dtype == "float32")
+    results = correctness.outputs("reference", case.shape.causal, 0.0, None, False, correctness.make_inputs(case))
+    rows = list(correctness.compare("reference", case, {("reference", case): results}, correctness.exact(case)))
+    assert len(rows) == 4 and all(row["passed"] for row in rows)
+
+
 def test_a_training_step_on_a_gpu_takes_the_kernel_by_itself_and_no_tf32():
     """XLA would round float32 to TF32 where a product does not say otherwise."""
     config = step.Setting(jax.devices()[0], step.MODEL, step.LENGTH).config()
@@ -156,6 +164,15 @@ def test_a_part_by_itself_ends_with_1_where_a_row_did_not_pass(passed, status, t
         part.run_part("step", lambda interpret: iter([{"passed": passed}]), arguments)
     assert ended.value.code == status
     assert json.loads((tmp_path / "part.json").read_text())["finished"]
+
+
+def test_a_part_that_times_nothing_does_without_autotuning(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    arguments = ["--interpret", "--out", str(tmp_path / "part.json")]
+    for autotuned, expected in ((True, 0), (False, 1)):
+        with pytest.raises(SystemExit):
+            part.run_part("step", lambda interpret: iter([]), arguments, autotuned)
+        assert os.environ["XLA_FLAGS"].split()[1:] == expected * ["--xla_gpu_autotune_level=0"]
 
 
 def test_a_part_without_a_gpu_is_refused(tmp_path):

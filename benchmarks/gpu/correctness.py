@@ -152,4 +152,4 @@ def _run(program: Future, case: Case) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    run_part("correctness", rows)
+    run_part("correctness", rows, autotuned=False)

@@ -45,11 +45,12 @@ WITHOUT = "a kernel of ours that is not timed, and why"
 Rows = Callable[..., Iterator[dict[str, Any]]]
 
 
-def run_part(part: str, rows: Rows, arguments: Sequence[str] | None = None) -> None:
+def run_part(part: str, rows: Rows, arguments: Sequence[str] | None = None, autotuned: bool = True) -> None:
     """Runs a part from the command line, `--out FILE --interpret`, and ends the process with status 1 where it failed.
 
     Parts that time kernels also take `--without KERNEL:WHY`, which their rows get as `without`, kernel -> why. arguments: those
-    of the command line where None. Without --interpret the default device must be a GPU.
+    of the command line where None. Without --interpret the default device must be a GPU. autotuned: XLA times variants of its
+    own products of matrices, which takes most of a minute a program in float32.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.gpu.{part}", description="One part of `make gpu`.")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
@@ -58,6 +59,8 @@ def run_part(part: str, rows: Rows, arguments: Sequence[str] | None = None) -> N
     options = parser.parse_args(arguments)
     # before a device is opened: PyTorch shares its memory
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if not autotuned:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
     if not options.interpret and jax.default_backend() != "gpu":
         raise SystemExit(
             f"{part}: got the platform {jax.default_backend()}, expected a GPU. Run it on a machine with one, or try it here "
