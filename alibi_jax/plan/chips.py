@@ -19,6 +19,8 @@ class Chip(NamedTuple):
     network_rate: float  # bytes/s per chip of the data-centre network between slices, one way; 0: not published
     source: str
     devices: int = 1  # devices jax shows for a chip
+    cores: int = 1  # TensorCores of a TPU
+    clock: float | None = None  # cycles/s of a TensorCore; None: not known
 
     @property
     def interconnect_rate(self) -> float:
@@ -28,6 +30,8 @@ class Chip(NamedTuple):
 
 # Google publishes a chip's interconnect as the sum of all its links in both directions: half of that is sent, over 4 or 6
 # links (the v4 paper gives 50 GB/s per link); the data-centre network in bits per chip, for v5e per pod of 256 chips.
+# A TensorCore's clock: v5e's is in https://jax-ml.github.io/scaling-book/tpus. Where none is published it is derived: the peak
+# over the operations of a cycle and core, 2 x 128 x 128 for each of v5p's four arrays, 2^19 of v6e and tpu7x.
 _TPU = "https://docs.cloud.google.com/tpu/docs/"
 _NVIDIA = "https://www.nvidia.com/en-us/data-center/"
 
@@ -57,6 +61,7 @@ CHIPS = {
             links=4,
             network_rate=3.125 * GB,  # 6.4 Tbit/s a pod
             source=f"{_TPU}v5e",
+            clock=1.5e9,
         ),
         Chip(
             name="v5p",
@@ -69,6 +74,8 @@ CHIPS = {
             links=6,
             network_rate=6.25 * GB,  # 50 Gbit/s
             source=f"{_TPU}v5p",
+            cores=2,
+            clock=1.75e9,
         ),
         Chip(
             name="v6e",
@@ -81,6 +88,7 @@ CHIPS = {
             links=4,
             network_rate=12.5 * GB,  # 100 Gbit/s
             source=f"{_TPU}v6e, {_TPU}tpu7x",
+            clock=918e12 / 2**19,  # 1.75 GHz
         ),
         Chip(
             name="tpu7x",
@@ -94,6 +102,8 @@ CHIPS = {
             network_rate=12.5 * GB,  # 100 Gbit/s
             source=f"{_TPU}tpu7x",
             devices=2,
+            cores=2,
+            clock=2307e12 / 2 / 2**19,  # 2.2 GHz
         ),
         Chip(
             name="A100",

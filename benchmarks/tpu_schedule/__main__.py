@@ -1,0 +1,161 @@
+"""Bundles of the TPU kernels' regions, ours and those of jax's splash attention, by chip, pass, head width and blocks.
+
+python -m benchmarks.tpu_schedule                        # everything, 15 minutes on two cores; needs libtpu and no TPU
+python -m benchmarks.tpu_schedule --only ours --plan     # after a change of the kernels, 4 minutes
+python -m benchmarks.tpu_schedule --only ours,v5e
+
+OUT/COMPILER.json has the rows of a version of the compiler: those compiled anew replace the older ones of the same
+implementation and chip. OUT/results.md and OUT/bundles.png show all of them. It compares programs, and is no time.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import jax
+
+from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.plan.attention import FIGURES
+from alibi_jax.run.invocation import recorded_command
+from alibi_jax.storage import write_atomically
+from benchmarks.tpu_schedule.compiler import TOPOLOGIES, Case, dumping
+from benchmarks.tpu_schedule.table import write_page
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "tpu_schedule"
+IMPLEMENTATIONS = ("ours", "splash", "splash_fused")
+WIDTHS = (64, 128, 256)  # channels of a head
+# Tokens; long enough that queries, keys and values do not fit the memory of a core, where programs differ. Beyond the second
+# our backward kernel keeps its sums of dq outside, where heads are 128 wide.
+LENGTH, LONG = 32_768, 131_072
+SPLASH_BLOCKS = ((512, 512), (1024, 512), (512, 1024), (1024, 1024))  # queries, keys
+
+
+class Job(NamedTuple):
+    """A process that compiles."""
+
+    implementation: str
+    chip: str
+    process: subprocess.Popen
+    folder: tempfile.TemporaryDirectory  # of the compiler's texts
+    output: IO[str]
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the options: implementations, chips, out (a folder), jobs, plan."""
+    names = [*IMPLEMENTATIONS, *TOPOLOGIES]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu_schedule", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help=f"implementations and chips, some of {', '.join(names)}")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at once, each of 2 GB")
+    parser.add_argument("--plan", action="store_true", help="write alibi_jax/plan/attention_bundles.json, too")
+    options = parser.parse_args(arguments)
+    only = [name for name in options.only.split(",") if name]
+    if unknown := set(only) - set(names):
+        parser.error(f"--only: got {sorted(unknown)}, expected some of {', '.join(names)}. Correct the name.")
+    options.implementations = [name for name in IMPLEMENTATIONS if name in only] or list(IMPLEMENTATIONS)
+    options.chips = [name for name in TOPOLOGIES if name in only] or list(TOPOLOGIES)
+    return options
+
+
+def cases(implementation: str) -> Iterator[Case]:
+    """Yields what is compiled of an implementation for a chip."""
+    if implementation == "ours":
+        for dtype, width in [*(("bfloat16", width) for width in WIDTHS), ("float32", 128)]:
+            yield from (Case(name, width, dtype, LENGTH) for name in ("forward", "backward"))
+            if dtype == "bfloat16":
+                yield Case("backward", width, dtype, LONG * 128 // max(width, 128))
+        return
+    widths = WIDTHS if implementation == "splash" else (128,)
+    for width, blocks in itertools.product(widths, SPLASH_BLOCKS):
+        yield Case("backward", width, "bfloat16", LENGTH, *blocks)
+    yield Case("backward", 128, "float32", LENGTH, 512, 512)
+
+
+def start(implementation: str, chip: str) -> Job:
+    """Starts the process that compiles an implementation for a chip."""
+    folder = tempfile.TemporaryDirectory(prefix="tpu_schedule-")
+    output = tempfile.TemporaryFile("w+")
+    environment = os.environ | dumping(Path(folder.name)) | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "benchmarks.tpu_schedule.compiler", implementation, chip]
+    process = subprocess.Popen([*command, *map(str, cases(implementation))], stdout=output, env=environment)
+    return Job(implementation, chip, process, folder, output)
+
+
+def finish(job: Job) -> list[dict[str, Any]]:
+    """Returns the rows of a process that has ended; CalledProcessError where it failed."""
+    if job.process.returncode:
+        raise subprocess.CalledProcessError(job.process.returncode, job.process.args)
+    job.output.seek(0)
+    rows = [json.loads(line) for line in job.output]
+    print(f"{job.implementation} on {job.chip}: {len(rows)} rows", flush=True)
+    return rows
+
+
+def compile_all(work: Sequence[tuple[str, str]], jobs: int) -> Iterator[list[dict[str, Any]]]:
+    """Yields the rows of each implementation and chip, `jobs` at once. No folder or process is left, however it ends."""
+    waiting, running = list(work), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(start(*waiting.pop(0)))
+            time.sleep(0.1)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                job.folder.cleanup()
+                yield finish(job)
+    finally:
+        for job in running:
+            job.process.kill()
+            job.process.wait()
+            job.folder.cleanup()
+
+
+def merged(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the record of a compiler with rows in place of those of the same implementation and chip."""
+
+    def place(row: dict[str, Any]) -> tuple[int, int]:
+        return IMPLEMENTATIONS.index(row["implementation"]), list(TOPOLOGIES).index(row["chip"])
+
+    new = {place(row) for row in rows}
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    return {"command": recorded_command(), **provenance(), "compiler": path.stem} | {
+        "rows": sorted([*(row for row in kept if place(row) not in new), *rows], key=place)
+    }
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record, a line for each row."""
+    head = json.dumps({name: value for name, value in record.items() if name != "rows"})
+    lines = ",\n".join(json.dumps(row) for row in record["rows"])
+    write_atomically(path, f'{head[:-1]}, "rows": [\n{lines}\n]}}\n')
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compiles everything asked for, and writes the rows, the page and the plot."""
+    options = options_of(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that folders are deleted
+    jax.config.update("jax_platforms", "cpu")
+    options.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    path = options.out / f"libtpu_{importlib.metadata.version('libtpu')}.json"
+    for rows in compile_all(list(itertools.product(options.implementations, options.chips)), options.jobs):
+        record = merged(path, rows)
+        write(path, record)
+    if options.plan:
+        write(FIGURES, record | {"rows": [row for row in record["rows"] if row["implementation"] == "ours"]})
+    write_page(options.out)
+    print(f"{time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
