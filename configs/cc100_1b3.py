@@ -21,7 +21,7 @@ def get_config() -> Config:
             residual_dropout=0.0,  # ours: less than one epoch needs no regularisation
             compute_dtype="bfloat16",  # the paper: fp16; bfloat16 needs no loss scaling
             scan_layers=True,
-            remat=True,
+            remat=True,  # each layer keeps what fits the chip (remat_saves "auto")
         ),
         data=DataConfig(
             source="files",

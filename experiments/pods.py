@@ -19,6 +19,7 @@ from alibi_jax.config import Config, load_config, replace
 from alibi_jax.evaluate.sweep import provenance
 from alibi_jax.evaluate.tables import markdown
 from alibi_jax.plan.plan import plan
+from alibi_jax.plan.reach import every_block, share_of
 from alibi_jax.plan.report import gib, mesh_text, mib, milliseconds, record
 from alibi_jax.plan.topology import find_topology
 from alibi_jax.run.command import exit_with
@@ -27,6 +28,7 @@ from alibi_jax.storage import write_atomically
 from experiments.grid import read_kept
 
 RECIPE = Path(__file__).parents[1] / "configs" / "cc100_1b3.py"
+REACH = Path(__file__).parent / "results" / "reach" / "reach.csv"
 LISTED = 16 * 2**20  # bytes of the collectives listed
 ROWS_A_CHIP = 2  # sequences, in weak scaling
 
@@ -40,6 +42,7 @@ class Row:
     batch: int  # sequences
     length: int = 2048  # tokens
     slices: int = 1
+    with_reach: bool = False  # attention visits the share of blocks that REACH says, not all
 
     def config(self, recipe: Config) -> Config:
         """Returns the recipe's config with this row's length, batch and mesh."""
@@ -56,6 +59,7 @@ PODS = {
     "v5p-4096": Row("v5p:8x16x16", (8, 64, 4, 1), 512),
     "v5e-256 x 8 slices": Row("v5e:16x16", (8, 64, 4, 1), 512, slices=8),
     "v5e-256, 65,536 tokens": Row("v5e:16x16", (1, 16, 1, 16), 16, length=65_536),
+    "v5e-256, 65,536 tokens, reach": Row("v5e:16x16", (1, 16, 1, 16), 16, length=65_536, with_reach=True),
 }
 SHAPES = ("2x2x2", "2x4x4", "4x4x4", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 LARGEST_SPLIT = 64  # devices parameters are split over in weak scaling; beyond, they are kept several times
@@ -82,24 +86,33 @@ def cells(name: str, planned: dict) -> list[str]:
         f"{planned['chips']:,}",
         mesh_text(planned["mesh"]),
         tokens,
+        planned["remat"],
         gib(memory["peak"]),
     ]
     if cost is None:
-        return [*facts, *["-"] * 4, f"does not fit: {gib(planned['excess'])} GiB too much", "-", "-"]
+        return [*facts, *["-"] * 5, f"does not fit: {gib(planned['excess'])} GiB too much", "-", "-"]
     bounds = cost["bounds"]
     times = {
         kind: bounds[kind] for kind in ("compute", "memory", "interconnect", "network") if bounds[kind] is not None
     }
-    columns = [
-        milliseconds(times[kind]) if kind in times else "-" for kind in ("compute", "memory", "interconnect", "network")
-    ]
+    columns = [milliseconds(times["compute"]), milliseconds(bounds["attention"]["seconds"])]
+    columns += [milliseconds(times[kind]) if kind in times else "-" for kind in ("memory", "interconnect", "network")]
     effort = "full" if planned["full_effort"] else "quick"
     return [*facts, *columns, max(times, key=times.get), f"{100 * bounds['best_utilisation']:.0f}", effort]
 
 
 HEADING = [
-    *("plan", "topology", "chips", "mesh", "sequences x tokens", "peak, GiB"),
-    *("compute, ms", "memory, ms", "interconnect, ms", "network, ms", "bound by", "MFU at most, %", "compiled"),
+    *("plan", "topology", "chips", "mesh", "sequences x tokens", "layers keep", "peak, GiB"),
+    *(
+        "compute, ms",
+        "of it attention",
+        "memory, ms",
+        "interconnect, ms",
+        "network, ms",
+        "bound by",
+        "MFU at most, %",
+        "compiled",
+    ),
 ]
 
 
@@ -145,7 +158,9 @@ class Pods:
         rows = PODS | weak_scaling()
         kept = read_kept(file, {})
         for name, row in self.missing(rows, kept):
-            planned = plan(row.config(recipe), find_topology(row.topology, row.slices), full=not self.quick)
+            share = share_of(REACH) if row.with_reach else every_block
+            topology = find_topology(row.topology, row.slices)
+            planned = plan(row.config(recipe), topology, full=not self.quick, share=share)
             command = recorded_command()
             kept[name] = {
                 "row": dataclasses.asdict(row),
@@ -178,11 +193,15 @@ def results(names: Sequence[str], kept: dict) -> str:
         [
             f"`{last['command']}`; configs/cc100_1b3.py at the lengths and batches shown; {versions}; {last['date'][:10]}; "
             f"{compiled / 60:.0f} minutes of compiling on CPU cores.",
-            "Peak memory is what the TPU's compiler says of a device. Compute counts the model's operations and what is "
-            "computed twice (remat, logits in chunks) over the published bfloat16 peak; memory the bytes the compiled program "
-            "moves, estimated from its text; interconnect and network the bytes a chip sends over all its links one way, and "
-            "over its fraction of the data-centre network. They are lower bounds: nothing was run. At 65,536 tokens 71 % of "
-            "the operations are attention to all keys, most of which ALiBi's heads skip: there compute is no lower bound.",
+            "Peak memory is what the TPU's compiler checks against the memory of a device. Compute counts attention, and the "
+            "other operations, those done twice too (remat, logits in chunks), over the published bfloat16 peak. Attention "
+            "takes the bundles of its kernels over the chip's clock, without waits for copies, or its operations over the "
+            "peak where a chip has no such figures. Memory counts the bytes the compiled program moves, estimated from its "
+            "text; interconnect and network the bytes a chip sends over all its links one way, and over its fraction of the "
+            "data-centre network. They are lower bounds of these programs: nothing was run.",
+            "Attention visits all blocks up to the diagonal, except in the row named reach: there as many as the small model "
+            "that visits most (experiments/results/reach). How many this model's heads would visit is not known. MFU then "
+            "counts what is visited.",
             "8 and 32 chips are bound by memory because there the compiler passes weights from chip to chip while it "
             "multiplies and writes a product's output anew with each: 4 or 16 times. v5p-128 has 64 chips, v5p-4096 2,048: "
             "v5p is named by its cores.",

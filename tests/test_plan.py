@@ -23,7 +23,8 @@ from alibi_jax.config import (
 from alibi_jax.errors import ConfigError
 from alibi_jax.model.flops import peak_flops, train_flops_per_token
 from alibi_jax.model.remat import REMAT_SAVES
-from alibi_jax.plan.bounds import train_flops
+from alibi_jax.plan import bounds
+from alibi_jax.plan.bounds import Attention, Batch, attention_of, bounds_of, train_flops
 from alibi_jax.plan.chips import CHIPS, chip_of
 from alibi_jax.plan.collectives import collectives
 from alibi_jax.plan.compile import Compiled, Overflow, abstract_state, compile_step, compiled, effort, overflow_of
@@ -112,15 +113,15 @@ def test_a_plan_for_tpus_has_bounds(on_tpus):
     config, planned = on_tpus
     assert planned.fits and planned.excess == 0 and planned.memory.limit == 15.75 * GIB
     assert 0 <= planned.memory.padding and planned.memory.peak < GIB
-    flops, bounds = planned.cost.flops, planned.cost.bounds
+    flops, bound = planned.cost.flops, planned.cost.bounds
     assert flops.model == train_flops_per_token(config.model, 256) * 16 * 256
-    assert bounds.compute == pytest.approx(flops.model / 4 / 197e12)
-    assert bounds.memory == planned.cost.hbm_bytes / 819e9
+    assert bound.compute == pytest.approx(flops.model / 4 / 197e12)
+    assert bound.memory == planned.cost.hbm_bytes / 819e9
     sent = sum(each.times * each.sent for each in planned.cost.collectives)
-    assert bounds.interconnect == pytest.approx(sent / (2 * 50e9)), "of four links two lead to a neighbour in 2x2"
-    assert bounds.network is None
-    assert bounds.seconds == max(bounds.times.values()) == bounds.times[bounds.binds]
-    assert bounds.best_utilisation == pytest.approx(bounds.compute / bounds.seconds)
+    assert bound.interconnect == pytest.approx(sent / (2 * 50e9)), "of four links two lead to a neighbour in 2x2"
+    assert bound.network is None
+    assert bound.seconds == max(bound.times.values()) == bound.times[bound.binds]
+    assert bound.best_utilisation == pytest.approx(bound.compute / bound.seconds)
     assert any("weights of the MLP" in each.purpose for each in planned.cost.collectives)
 
 
@@ -155,6 +156,25 @@ def test_a_choice_of_remat_that_recomputes_less_is_named_where_it_fits():
         )
 
 
+def test_attention_takes_what_its_kernels_take_or_its_operations(monkeypatch):
+    config, topology = small(MeshConfig(fsdp=2, tensor=2), {"remat": True}), find_topology("v5e:2x2")
+    calls = []
+    monkeypatch.setattr(bounds, "attention_seconds", lambda *call: calls.append(call) or 0.5)
+    with jax.set_mesh(mesh_on(config.mesh, topology)):
+        flops = train_flops(replace(config, "model", remat_saves="inputs"))
+        batch = Batch(config.model, 16, 256, share=0.25)
+        kernels, operations = (attention_of(topology, batch, flops, each) for each in (True, False))
+    assert calls == [("v5e", 2, 64, "bfloat16", 8, 256, 0.25, ("forward", "forward", "backward"))], "of one device"
+    assert kernels == Attention(2 * 0.5, 0.25, by_bundles=True), "two layers"
+    peak = 4 * 197e12
+    assert operations.seconds == pytest.approx(0.25 * flops.attention * 4 / 3 / peak), "forward twice"
+    bound = bounds_of(topology, flops, 1, [], kernels)
+    others = flops.model + flops.recomputed - flops.attention * 4 / 3
+    assert bound.compute == pytest.approx(others / peak + 1.0)
+    useful = flops.model - 0.75 * flops.attention
+    assert bound.best_utilisation == pytest.approx(useful / peak / bound.compute), "blocks that are visited count"
+
+
 def test_a_plan_is_reported_and_kept(on_tpus):
     config, planned = on_tpus
     report = text(planned)
@@ -164,6 +184,7 @@ def test_a_plan_is_reported_and_kept(on_tpus):
         "Bound by memory",
         "MFU",
         "Roofline",
+        "all blocks of causal attention: operations over the bfloat16 peak",
         "data 1 x fsdp 4",
     ):
         assert expected in report
@@ -308,6 +329,18 @@ def test_the_command(tmp_path, capsys):
     assert "It fits" in capsys.readouterr().out
     assert json.loads(out.read_text())["plans"][0]["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1}
     assert main(["plan", str(recipe), "--topology", "v5z:2x2"]) == 2
+
+
+def test_a_share_of_attention_that_cannot_be_is_refused(tmp_path, capsys):
+    (tmp_path / "recipe.json").write_text(to_json(small(MeshConfig())))
+    command = ["plan", str(tmp_path / "recipe.json"), "--topology", "cpu:8", "--attention-share"]
+    with pytest.raises(SystemExit, match="^2$"):
+        main([*command, "1.5"])
+    assert main([*command, str(tmp_path / "no.csv")]) == 2
+    assert main([*command, "0.5", "--model.position", "rotary"]) == 2
+    shown = capsys.readouterr().err
+    for expected in ("got 1.5", "no.csv, which is no file", "only ALiBi's reach skips blocks"):
+        assert expected in shown
 
 
 def test_a_plan_that_does_not_fit_ends_with_status_1(tmp_path, capsys, monkeypatch):

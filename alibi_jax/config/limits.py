@@ -86,6 +86,7 @@ RANGES = {
     "plan.lengths": Range(1, 2**24, is_size=True),
     "plan.batches": Range(1, COUNT, is_size=True),
     "plan.tries": Range(1, 10_000),
+    "plan.attention_share": Range(1e-6, 1.0),  # at 2^20 tokens the diagonal's blocks alone are 2^-10
 }
 
 

@@ -1,12 +1,16 @@
 """How fast a program could run at best: its work over each of the chip's published peaks. The longest time binds.
 
 No program reaches these bounds: they assume that compute, memory and network overlap perfectly. A bound says what is
-impossible, and which of the three to look at first. Two things are counted that a run may skip: attention to keys that ALiBi's
-heads provably do not need, which at long inputs are most of them, and all branches of a conditional.
+impossible, and which of the three to look at first. Attention takes what its kernels' bundles take, where they are known
+(attention.py), and else its operations over the peak: all of causal attention, or the share of its blocks that is named, for at
+long inputs ALiBi's heads provably do not need most of them. All branches of a conditional are counted.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
 
 from alibi_jax.config import Config, ModelConfig
 from alibi_jax.model.flops import (
@@ -17,9 +21,10 @@ from alibi_jax.model.flops import (
     train_flops_per_token,
 )
 from alibi_jax.model.remat import layers_keep
+from alibi_jax.plan.attention import attention_seconds
 from alibi_jax.plan.collectives import Collective
 from alibi_jax.plan.topology import Topology
-from alibi_jax.sharding import local_size
+from alibi_jax.sharding import local_size, num_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +35,41 @@ class Flops:
     per_token: float  # the same for each token
     attention: float  # of the model's, those of scores and weighted sums over all keys; ALiBi skips most at long inputs
     recomputed: float  # beside the model's: layers and logits recomputed in the backward pass
+    attention_again: float  # of those, attention's
+    passes: tuple[str, ...]  # of attention, those that are run: forward, forward again, backward
+
+
+class Batch(NamedTuple):
+    """What one call of a program computes, over all devices."""
+
+    model: ModelConfig
+    rows: int
+    length: int  # tokens
+    share: float  # of the blocks of causal attention, those visited
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """The least seconds of attention on one device, what is recomputed included."""
+
+    seconds: float
+    share: float  # of the blocks of causal attention, those visited
+    by_bundles: bool  # of the kernels, over the clock, without waits for copies; otherwise operations over the peak
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
     """The least seconds of a step by each peak; None where a peak is not published."""
 
-    compute: float
+    compute: float  # attention's included
     memory: float
     interconnect: float
     network: float | None
     intensity: float  # FLOP per byte moved to and from memory
     ridge: float  # FLOP the chip can do while it moves one byte
-    best_utilisation: float  # of the chips' peak, counting the model's operations alone: the highest possible MFU
+    # of the chips' peak, the highest possible MFU: by the model's operations, of attention's those of the visited share
+    best_utilisation: float
+    attention: Attention
 
     @property
     def times(self) -> dict[str, float]:
@@ -61,12 +88,13 @@ class Bounds:
         return max(self.times, key=self.times.get)
 
 
-def _recomputed(model: ModelConfig, saves: str, length: int) -> float:
-    """Returns the operations per token that remat does twice: those of the activations it does not keep."""
+def _recomputed(model: ModelConfig, saves: str, length: int) -> tuple[float, float]:
+    """Returns the operations per token that remat does twice, those of the activations it does not keep; and attention's."""
     if saves in ("all", "products"):
-        return 0.0
-    kept = attention_flops_per_token(model, length) if saves == "attention" else 0.0
-    return layers_flops_per_token(model, length) - kept
+        return 0.0, 0.0
+    attention = attention_flops_per_token(model, length)
+    layers = layers_flops_per_token(model, length)
+    return (layers, attention) if saves == "inputs" else (layers - attention, 0.0)
 
 
 def train_flops(config: Config) -> Flops:
@@ -81,40 +109,83 @@ def train_flops(config: Config) -> Flops:
     head = model.clusters[0]
     logits = local_size(rows, "batch") * local_size(length, "length") * local_size(head.size, "vocab")
     in_chunks = 4 * logits > model.logits_mib * 2**20
-    recomputed = _recomputed(model, layers_keep(model, rows, length), length)
+    recomputed, again = _recomputed(model, layers_keep(model, rows, length), length)
     recomputed += softmax_flops_per_token(model) * in_chunks
-    total = train_flops_per_token(model, length)
-    return Flops(total * tokens, total, 3 * attention_flops_per_token(model, length) * tokens, recomputed * tokens)
+    total, attention = train_flops_per_token(model, length), 3 * attention_flops_per_token(model, length)
+    passes = ("forward", *["forward"] * (again > 0), "backward")
+    return Flops(total * tokens, total, attention * tokens, recomputed * tokens, again * tokens, passes)
 
 
 def evaluation_flops(config: Config, rows: int, length: int) -> Flops:
     """Returns the operations of scoring one batch of `rows` windows."""
     total = forward_flops_per_token(config.model, length)
     tokens = rows * length
-    return Flops(total * tokens, total, attention_flops_per_token(config.model, length) * tokens, 0.0)
+    return Flops(
+        total * tokens, total, attention_flops_per_token(config.model, length) * tokens, 0.0, 0.0, ("forward",)
+    )
 
 
-def bounds_of(topology: Topology, flops: Flops, hbm_bytes: int, sent: Sequence[Collective]) -> Bounds | None:
-    """Returns the bounds from the operations of all devices and the bytes that one device moves and sends; None for a chip
-    without published peaks.
+def attention_of(topology: Topology, batch: Batch, flops: Flops, has_kernels: bool) -> Attention | None:
+    """Returns attention's time on one device, in a program that runs its kernels or does not; None for a chip without published
+    peaks.
+
+    Where a sequence is split over devices, the mean of their times. Called inside `jax.set_mesh(mesh)`.
+    """
+    if topology.chip is None:
+        return None
+    seconds = _kernel_seconds(topology, batch, flops) if has_kernels else None
+    if seconds is not None:
+        return Attention(seconds, batch.share, True)
+    operations = batch.share * (flops.attention + flops.attention_again)
+    return Attention(operations / len(topology.devices) / topology.flops, batch.share, False)
+
+
+def _kernel_seconds(topology: Topology, batch: Batch, flops: Flops) -> float | None:
+    model = batch.model
+    seconds = attention_seconds(
+        topology.chip.name,
+        local_size(model.num_heads, "heads"),
+        model.head_width,
+        model.compute_dtype,
+        local_size(batch.rows, "batch"),
+        batch.length,
+        batch.share,
+        flops.passes,
+    )
+    parts = num_shards(jax.sharding.get_abstract_mesh(), "length")
+    return None if seconds is None else model.num_layers * seconds / parts
+
+
+def bounds_of(
+    topology: Topology, flops: Flops, hbm_bytes: int, sent: Sequence[Collective], attention: Attention | None
+) -> Bounds | None:
+    """Returns the bounds from the operations of all devices, the bytes that one device moves and sends and its attention's
+    time; None for a chip without published peaks.
 
     Collectives in loops whose number of passes depends on the data are left out: there may be none.
     """
     chip, devices = topology.chip, len(topology.devices)
-    if chip is None:
+    if attention is None:
         return None
     counted = [collective for collective in sent if collective.times is not None]
     between = sum(each.times * each.sent_between_slices for each in counted)
     inside = sum(each.times * each.sent_inside_slices for each in counted)
     hbm_rate = chip.hbm_rate * topology.chips_per_device
     network_rate = chip.network_rate * topology.chips_per_device
+    others = flops.model + flops.recomputed - flops.attention - flops.attention_again
     times = {
-        "compute": (flops.model + flops.recomputed) / devices / topology.flops,
+        "compute": others / devices / topology.flops + attention.seconds,
         "memory": hbm_bytes / hbm_rate,
         "interconnect": inside / topology.interconnect_rate if topology.interconnect_rate else 0.0,
         "network": between / network_rate if between and network_rate else None,
     }
     longest = max(time for time in times.values() if time is not None)
-    intensity = (flops.model + flops.recomputed) / devices / max(hbm_bytes, 1)
-    best = flops.model / devices / topology.flops / longest
-    return Bounds(**times, intensity=intensity, ridge=topology.flops / hbm_rate, best_utilisation=best)
+    useful = flops.model - (1 - attention.share) * flops.attention
+    done = others + attention.share * (flops.attention + flops.attention_again)
+    return Bounds(
+        **times,
+        intensity=done / devices / max(hbm_bytes, 1),
+        ridge=topology.flops / hbm_rate,
+        best_utilisation=useful / devices / topology.flops / longest,
+        attention=attention,
+    )

@@ -130,7 +130,7 @@ def advice(config: Config, mesh: Mesh, keeps: str) -> list[str]:
         )
     if not model.remat:
         changes.append(
-            "--model.remat True: keeps what fits of each layer and recomputes the rest, for up to a third more operations"
+            "--model.remat: keeps what fits of each layer and recomputes the rest, for up to a third more operations"
         )
     elif keeps != "inputs":
         changes.append(f"--model.remat-saves inputs (now {keeps}): keeps less of each layer")

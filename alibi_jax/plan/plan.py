@@ -11,15 +11,18 @@ from alibi_jax.data.tokenizer import TOKENIZERS
 from alibi_jax.errors import require
 from alibi_jax.evaluate.nats import windows_per_batch
 from alibi_jax.model.remat import layers_keep
-from alibi_jax.plan.bounds import Bounds, Flops, bounds_of, evaluation_flops, train_flops
+from alibi_jax.plan.bounds import Batch, Bounds, Flops, attention_of, bounds_of, evaluation_flops, train_flops
 from alibi_jax.plan.collectives import Collective, collectives
 from alibi_jax.plan.compile import Compiled, Overflow, abstract_state, compile_evaluation, compile_step, effort
 from alibi_jax.plan.hlo import Program
 from alibi_jax.plan.memory import Memory, advice, cheaper_remat, memory_of
+from alibi_jax.plan.reach import Share, every_block
 from alibi_jax.plan.topology import Topology, mesh_on
 from alibi_jax.plan.traffic import hbm_bytes
 from alibi_jax.sharding import check_divides, check_mesh
 from alibi_jax.train import State
+
+KERNEL = 'custom_call_target="tpu_custom_call"'  # in a program that runs Pallas's kernels, which are attention's alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,28 +95,33 @@ def with_vocabulary(config: Config) -> Config:
     return replace(config, "model", vocab_size=size)
 
 
-def _cost(topology: Topology, mesh: Mesh, program: Compiled, flops: Flops) -> Cost:
+def _cost(topology: Topology, mesh: Mesh, program: Compiled, batch: Batch, flops: Flops) -> Cost:
     parsed = Program(program.text)
     slice_of = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]
     sent = collectives(parsed, dict(mesh.shape), slice_of if topology.slices > 1 else ())
     moved, data_dependent = hbm_bytes(parsed)
-    return Cost(flops, moved, data_dependent, tuple(sent), bounds_of(topology, flops, moved, sent))
+    attention = attention_of(topology, batch, flops, KERNEL in program.text)
+    return Cost(flops, moved, data_dependent, tuple(sent), bounds_of(topology, flops, moved, sent, attention))
 
 
-def _evaluation(config: Config, topology: Topology, mesh: Mesh, state: State, length: int) -> Evaluation:
+def _evaluation(config: Config, topology: Topology, mesh: Mesh, state: State, length: int, share: float) -> Evaluation:
     rows = windows_per_batch(config.evaluate.batch_tokens, length)
     program = compile_evaluation(config, mesh, state, rows, length)
     if isinstance(program, Overflow):
         return Evaluation(length, rows, program.used, program.limit, False, None, program.seconds)
-    cost = _cost(topology, mesh, program, evaluation_flops(config, rows, length))
+    batch = Batch(config.model, rows, length, share)
+    cost = _cost(topology, mesh, program, batch, evaluation_flops(config, rows, length))
     return Evaluation(length, rows, program.peak, topology.usable_bytes, True, cost, program.seconds)
 
 
-def plan(config: Config, topology: Topology, lengths: Sequence[int] = (), full: bool = False) -> Plan:
+def plan(
+    config: Config, topology: Topology, lengths: Sequence[int] = (), full: bool = False, share: Share = every_block
+) -> Plan:
     """Returns the plan of a recipe on a topology: its train step compiled for it, and its evaluation at `lengths`.
 
     full: with all of XLA's optimization, as a run will be; otherwise with its first level, which compiles some 4 times as fast.
-    ConfigError where a size does not divide over the mesh, or the vocabulary is not known.
+    share: of the blocks of causal attention at a length, those that are visited. ConfigError where a size does not divide over
+    the mesh, or the vocabulary is not known.
     """
     config = with_vocabulary(config)
     mesh = mesh_on(config.mesh, topology)
@@ -123,8 +131,10 @@ def plan(config: Config, topology: Topology, lengths: Sequence[int] = (), full: 
         state = abstract_state(config, mesh)
         step = compile_step(config, mesh, state)
         fits = isinstance(step, Compiled)
-        cost = _cost(topology, mesh, step, train_flops(config)) if fits else None
-        evaluations = tuple(_evaluation(config, topology, mesh, state, length) for length in lengths)
+        length = config.train.train_length
+        batch = Batch(config.model, config.train.batch_size, length, share(length))
+        cost = _cost(topology, mesh, step, batch, train_flops(config)) if fits else None
+        evaluations = tuple(_evaluation(config, topology, mesh, state, each, share(each)) for each in lengths)
         memory = memory_of(config, topology, state, step)
         rows = config.train.batch_size // config.train.gradient_accumulation
         keeps = layers_keep(config.model, rows, config.train.train_length)

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 from alibi_jax.config import Config
 from alibi_jax.evaluate.sweep import provenance
+from alibi_jax.plan.bounds import Attention
 from alibi_jax.plan.collectives import Collective
 from alibi_jax.plan.plan import Cost, Evaluation, Plan
 
 GIB, MIB = 2**30, 2**20
 LISTED = 16 * MIB  # collectives of at least so many bytes are listed one by one
 EXPLAINED = {
-    "compute": "operations over the bfloat16 peak: the model's, with attention to all keys, and those that are recomputed",
+    "compute": "attention, and the other operations, those that are recomputed too, over the bfloat16 peak",
     "memory": "bytes moved over the peak of the chip's memory: an estimate from the compiled program",
     "interconnect": "bytes sent over all of a chip's links at once, one way",
     "network": "bytes sent between slices over the data-centre network, at its rate per chip",
@@ -118,12 +119,14 @@ def _bounds(plan: Plan, cost: Cost) -> str:
     if bounds is None:
         return f"No published peaks for these devices. {mib(cost.hbm_bytes)} MiB moved by each, estimated."
     rows = [[name, milliseconds(seconds), EXPLAINED[name]] for name, seconds in bounds.times.items()]
+    rows.insert(1, ["  of it attention", milliseconds(bounds.attention.seconds), _attention(bounds.attention)])
     attention = flops.attention / flops.model
     return "\n".join(
         [
             aligned(["time at best", "ms", "from"], rows, left=(0, 2)),
             f"Bound by {bounds.binds}: {milliseconds(bounds.seconds)} ms, {tokens / bounds.seconds:,.0f} tokens/s, "
-            f"{100 * bounds.best_utilisation:.1f} % of the chips' peak (MFU) at most.",
+            f"{100 * bounds.best_utilisation:.1f} % of the chips' peak (MFU) at most"
+            f"{'' if bounds.attention.share == 1 else ', counting the blocks that are visited'}.",
             f"{flops.model / 1e12:,.1f} TFLOP of the model ({flops.per_token / 1e9:,.3f} GFLOP per token, "
             f"{100 * attention:.1f} % attention to every key, even those that ALiBi skips), {flops.recomputed / 1e12:,.1f} "
             "TFLOP recomputed.",
@@ -132,6 +135,13 @@ def _bounds(plan: Plan, cost: Cost) -> str:
             *([] if plan.full_effort else [QUICK]),
         ]
     )
+
+
+def _attention(attention: Attention) -> str:
+    blocks = "all blocks" if attention.share == 1 else f"{100 * attention.share:.0f} % of the blocks"
+    if attention.by_bundles:
+        return f"{blocks} of causal attention: bundles of the kernels over the chip's clock, without waits for copies"
+    return f"{blocks} of causal attention: operations over the bfloat16 peak"
 
 
 def _times(collective: Collective) -> str:

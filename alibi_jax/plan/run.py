@@ -7,6 +7,7 @@ from pathlib import Path
 from alibi_jax.config import Config
 from alibi_jax.errors import require
 from alibi_jax.plan.plan import plan
+from alibi_jax.plan.reach import share_of
 from alibi_jax.plan.report import json_text, search_text, text
 from alibi_jax.plan.search import search
 from alibi_jax.plan.topology import find_topology
@@ -26,10 +27,12 @@ def plan_run(
     searches: bool = False,
     batches: Sequence[int] = (),
     tries: int = 8,
+    attention_share: float | Path = 1.0,
     json: Path | None = None,
 ) -> tuple[str, bool]:
     """Returns (the report, whether it fits) of a recipe on the topology `name`; of a search, whether anything fits.
 
+    attention_share: of the blocks of causal attention, those that are visited, or the file that says it (plan/reach.py).
     The plan's mesh is the config's; a search tries all meshes, and adds the whole report of the best plan. json: the file in
     which the plans are kept, too. ConfigError as `find_topology`, `plan` and `search` raise it.
     """
@@ -40,12 +43,19 @@ def plan_run(
         "the name of a file in an existing folder",
         "Make the folder, or name another file.",
     )
-    topology = find_topology(name, slices)
+    require(
+        config.model.position == "alibi" or attention_share == 1,
+        "attention_share",
+        f"{attention_share} for a model with position method {config.model.position}",
+        "1: only ALiBi's reach skips blocks",
+        "Leave it out.",
+    )
+    topology, share = find_topology(name, slices), share_of(attention_share)
     if searches:
-        plans = search(config, topology, batches, tries, lengths, full, log.info)
+        plans = search(config, topology, batches, tries, lengths, full, share, log.info)
         report = "\n\n".join([search_text(plans), *(text(best) for best in plans[:1] if best.fits)])
     else:
-        plans = [plan(config, topology, lengths, full)]
+        plans = [plan(config, topology, lengths, full, share)]
         report = text(plans[0])
     if json is not None:
         write_atomically(json, json_text(plans, config, recorded_command()))

@@ -14,6 +14,7 @@ from alibi_jax.errors import ConfigError, require
 from alibi_jax.model.remat import FLOAT32, HEADROOM, estimated_peak, matrix_parameters
 from alibi_jax.plan.bounds import train_flops
 from alibi_jax.plan.plan import Plan, plan, with_vocabulary
+from alibi_jax.plan.reach import Share, every_block
 from alibi_jax.plan.topology import Topology
 from alibi_jax.sharding import AXES, RULES, check_mesh, local_size
 
@@ -111,6 +112,7 @@ def search(
     tries: int = 8,
     lengths: Sequence[int] = (),
     full: bool = False,
+    share: Share = every_block,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Plan]:
     """Returns plans of the `tries` most promising candidates: those that fit, the lowest bound per token first, then those that
@@ -138,7 +140,7 @@ def search(
     for number, candidate in enumerate(promising[:tries], start=1):
         mesh = " x ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(candidate.config.mesh).items())
         progress(f"{number} of {min(tries, len(promising))} (of {len(promising)} that divide): {mesh}")
-        plans.append(plan(candidate.config, topology, lengths, full))
+        plans.append(plan(candidate.config, topology, lengths, full, share))
     return sorted(plans, key=_rank)
 
 

@@ -106,6 +106,8 @@ class Plan:
     search: bool = False  # rank meshes, with and without remat and gradient accumulation
     batches: tuple[int, ...] = ()  # with search: batch sizes to try, sequences; empty: the config's
     tries: int = 8  # with search: candidates to compile
+    # of the blocks of causal attention those that ALiBi's reach leaves, a fraction; or a reach.csv of experiments/reach.py
+    attention_share: float | Path = 1.0
     json: Path | None = None  # file for the whole plan as JSON
 
     def __post_init__(self) -> None:
@@ -122,6 +124,7 @@ class Plan:
             searches=self.search,
             batches=self.batches,
             tries=self.tries,
+            attention_share=self.attention_share,
             json=self.json,
         )
         if not fits:
