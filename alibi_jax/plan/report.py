@@ -108,8 +108,8 @@ def _memory(plan: Plan) -> str:
     if memory.side_by_side <= memory.peak:
         return table
     return (
-        f"{table}\nArguments, results and all temporary memory add up to {mib(memory.side_by_side)} MiB, which is not needed: "
-        "some of it is used again for other arrays."
+        f"{table}\nArguments, results and all temporary memory add up to {mib(memory.side_by_side)} MiB. That is more than the "
+        "peak, because some share their memory."
     )
 
 
