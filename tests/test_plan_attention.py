@@ -21,7 +21,7 @@ from alibi_jax.positions import alibi_slopes
 
 PLAIN, MASKED = Visit(100, False, False, 10), Visit(150, True, False, 10)
 CHECKED, CHECKED_MASKED = Visit(130, False, True, 10), Visit(190, True, True, 10)
-KERNEL = Kernel(128, 128, 20, 30, 0, False, False, (PLAIN, MASKED, CHECKED, CHECKED_MASKED))
+KERNEL = Kernel(128, 128, 20, 30, 0, 0, False, False, (PLAIN, MASKED, CHECKED, CHECKED_MASKED))
 
 
 def counted(length, slopes, bound, tolerance, block_q, block_k) -> tuple[int, int]:
@@ -55,6 +55,7 @@ def test_bundles_are_those_of_the_regions_visited():
     assert call_bundles(KERNEL, blocks) == 6 * 50 + 5 * 110 + 6 * 160
     assert call_bundles(KERNEL, blocks, maximum=True) == 6 * 50 + 5 * 140 + 6 * 200
     assert call_bundles(KERNEL._replace(by_keys=True), blocks) == 8 * 50 + 5 * 110 + 6 * 160
+    assert call_bundles(KERNEL._replace(by_keys=True, last=7), blocks) == 8 * 50 + 6 * 7 + 5 * 110 + 6 * 160
     assert call_bundles(KERNEL._replace(every_pair=True), blocks) == 6 * 50 + 5 * 110 + 6 * 160 + (24 - 11) * 10
     alone = KERNEL._replace(visits=(CHECKED_MASKED,))
     assert call_bundles(alone, blocks) == 6 * 50 + 11 * 200

@@ -36,6 +36,7 @@ class Kernel(NamedTuple):
     block_k: int
     start: int  # of a block, before its visits
     finish: int  # after them
+    last: int  # of a block of the other side, at the last visit to it
     between: int  # of one head of a group: loops between a block's and that over visits
     by_keys: bool  # a block is one of keys, and its visits go to blocks of queries
     every_pair: bool  # the grid runs over all pairs of blocks, so that those not visited take `loop` bundles
@@ -90,8 +91,10 @@ def _counted(length: int, block_q: int, block_k: int, first: np.ndarray) -> Bloc
 def call_bundles(kernel: Kernel, blocks: Blocks, maximum: bool = False) -> float:
     """Returns the bundles of one call on one core; maximum: the rows' bounds do not allow to leave out the running maximum."""
     plain, masked = kernel.visit(False, maximum), kernel.visit(True, maximum)
-    own = blocks.heads * (blocks.key_blocks if kernel.by_keys else blocks.query_blocks)
-    total = own * (kernel.start + kernel.finish + kernel.between)
+    own, other = blocks.query_blocks, blocks.key_blocks
+    if kernel.by_keys:
+        own, other = other, own
+    total = blocks.heads * (own * (kernel.start + kernel.finish + kernel.between) + other * kernel.last)
     total += blocks.unmasked * (plain.bundles + plain.loop) + blocks.masked * (masked.bundles + masked.loop)
     if kernel.every_pair:
         pairs = blocks.heads * blocks.query_blocks * blocks.key_blocks

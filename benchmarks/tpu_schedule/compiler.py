@@ -127,9 +127,12 @@ def schedules(function: Callable, arguments: list, placed: NamedSharding, folder
 
 def rows(implementation: str, chip: str, case: Case, folder: Path) -> list[dict[str, Any]]:
     """Returns a row of each kernel of a case; one with `refused` where the compiler does not take it."""
+    made = (
+        None if implementation == "ours" else peers(case, implementation == "splash_fused")
+    )  # computes its masks here
     mesh = make_mesh(MeshConfig(), find_topology(TOPOLOGIES[chip]).devices[:1])
     with jax.set_mesh(mesh):
-        case, function, arguments = ours(case) if implementation == "ours" else peers(case, "fused" in implementation)
+        case, function, arguments = made or ours(case)
         about = {"implementation": implementation, "chip": chip, **case._asdict()}
         try:
             every = schedules(function, arguments, NamedSharding(mesh, PartitionSpec()), folder)

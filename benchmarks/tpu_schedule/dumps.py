@@ -71,6 +71,7 @@ class Schedule(NamedTuple):
     longest_piece: int  # between two marks: what a visit was measured by before regions were read
     start: int  # of a block, before its visits
     finish: int  # after them
+    last: int  # at the last visit to a block of the other side, where a sum of it is whole
     between: int  # loops between a block's and that over visits: of one head of a group
     every_pair: bool  # the grid runs over all pairs of blocks: `loop` is spent on those not visited, too
     visits: list[Visit]
@@ -106,17 +107,21 @@ def read_schedule(program: Program) -> Schedule:
     outer, inner = around[0][-1], {loops[0] for loops in around}
     working = {loop for loops in around for loop in loops}
     own = {loop: _own(loop, [*spans, *working]) for loop in working}
+    storing = {loop: _storing(program, loop, spans) for loop in inner}
+    for loop, regions in storing.items():
+        own[loop] -= sum(map(len_of, regions))
     if outer in inner:
-        start, finish = (_stores(program, outer, spans, before) for before in (True, False))
-        own[outer] -= start + finish
+        last = 0
+        start = sum(len_of(region) for region in storing[outer] if region.end <= spans[0].first)
+        finish = sum(map(len_of, storing[outer])) - start
     else:
-        begin, end = min(loop.first for loop in inner), max(loop.end for loop in inner)
-        start = begin - outer.first
-        finish = outer.end - end
+        last = sum(len_of(region) for regions in storing.values() for region in regions)
+        start = min(loop.first for loop in inner) - outer.first
+        finish = outer.end - max(loop.end for loop in inner)
     between = sum(own[loop] for loop in working - inner - {outer})
     visits = [_visit(program, span, own[loops[0]]) for span, loops in zip(spans, around, strict=True)]
     longest = max(b - a for a, b in zip(program.marks, program.marks[1:], strict=False))
-    return Schedule(len(program.bundles), longest, start, finish, between, outer in inner, visits)
+    return Schedule(len(program.bundles), longest, start, finish, last, between, outer in inner, visits)
 
 
 def len_of(span: Span) -> int:
@@ -156,11 +161,16 @@ def _own(loop: Span, inside: list[Span]) -> int:
     return len_of(loop) - len(covered)
 
 
-def _stores(program: Program, loop: Span, visits: list[Span], before: bool) -> int:
-    """Returns the bundles of the regions of a loop, before its first visit or after its last, that store vectors."""
-    limit = Span(loop.first, visits[0].first) if before else Span(visits[-1].end, loop.end)
-    spans = [span for span in program.skipped if span in limit and program.used(span, "VSTORE")]
-    return sum(len_of(span) for span in spans if not any(span in other for other in spans if other != span))
+def _storing(program: Program, loop: Span, visits: list[Span]) -> list[Span]:
+    """Returns the regions of a loop, beside its visits, that a branch may leave out and that store vectors."""
+    regions = [
+        region
+        for region in program.skipped
+        if region in loop
+        and program.used(region, "VSTORE") > 0
+        and not any(visit in region or region in visit for visit in visits)
+    ]
+    return [region for region in regions if not any(region in other for other in regions if other != region)]
 
 
 def _visit(program: Program, span: Span, loop: int) -> Visit:
