@@ -45,7 +45,7 @@ def padded_inputs(options: Options, inputs: Inputs, blocks: Blocks, least_width:
 
 def with_row_bounds(options: Options, inputs: Inputs) -> Inputs:
     """Returns the inputs with bounds of their rows where blocks may be skipped: computed once for several passes."""
-    if not _skips(options, inputs) or inputs.row_bounds is not None:
+    if not skips(options, inputs) or inputs.row_bounds is not None:
         return inputs
     return inputs._replace(row_bounds=causal_row_bounds(inputs.q, inputs.k, inputs.bias.slopes, inputs.q_offset))
 
@@ -81,7 +81,8 @@ def _pad(x: Float[Array, "B L H D"], block: int, least_width: int) -> Float[Arra
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, width - x.shape[3])))
 
 
-def _skips(options: Options, inputs: Inputs) -> bool:
+def skips(options: Options, inputs: Inputs) -> bool:
+    """Returns whether blocks beyond the reach may be skipped."""
     return inputs.bias is not None and options.reach_tolerance is not None and options.causal
 
 
@@ -89,7 +90,7 @@ def _first(options: Options, inputs: Inputs, blocks: Blocks, queries: int) -> In
     """Returns the first key block each block of queries visits, for all `queries`, those of the padding too."""
     batch, _, heads, _ = inputs.q.shape
     count = queries // blocks.block_q
-    if not _skips(options, inputs):
+    if not skips(options, inputs):
         return jnp.zeros((batch, heads, count), jnp.int32)
     sizes = options.reach_tolerance, blocks.block_q, blocks.block_k
     first = first_key_blocks(inputs.q, inputs.k, inputs.bias.slopes, inputs.q_offset, *sizes, inputs.row_bounds)

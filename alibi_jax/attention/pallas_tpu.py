@@ -6,10 +6,12 @@ and which blocks see each other is computed.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
+from alibi_jax.attention.ceilings import KEEP_MAXIMUM, ceilings
 from alibi_jax.attention.implementation import Implementation, Inputs, Options, Residuals
-from alibi_jax.attention.reach import first_key_blocks, last_query_blocks
+from alibi_jax.attention.padded import skips, with_row_bounds
+from alibi_jax.attention.reach import first_key_blocks, last_query_blocks, score_bounds
 from alibi_jax.attention.tpu_blocks import Kernel, kernel_of
 
 
@@ -28,6 +30,36 @@ def _scalars(kernel: Kernel, inputs: Inputs) -> tuple[Array, ...]:
     return first.ravel(), last_query.ravel(), inputs.q_offset[None], slopes, seeds.ravel()
 
 
+def _first(kernel: Kernel, inputs: Inputs) -> Int32[Array, "B H N"]:
+    """Returns the first key block each block of queries visits."""
+    batch, queries, heads, _ = inputs.q.shape
+    if not skips(kernel.options, inputs):
+        return jnp.zeros((batch, heads, -(-queries // kernel.block_q)), jnp.int32)
+    sizes = kernel.options.reach_tolerance, kernel.block_q, kernel.block_k
+    return first_key_blocks(inputs.q, inputs.k, inputs.bias.slopes, inputs.q_offset, *sizes, inputs.row_bounds)
+
+
+def _slopes(inputs: Inputs) -> Float32[Array, " H"]:
+    return jnp.zeros(inputs.q.shape[2], jnp.float32) if inputs.bias is None else inputs.bias.slopes
+
+
+def _ceilings(kernel: Kernel, inputs: Inputs) -> Float32[Array, "B H N"]:
+    """Returns the bounds of the scores of each block of queries that needs no running maximum."""
+    if inputs.q.dtype == jnp.float32:
+        return jnp.full((*inputs.seeds.shape[:2], -(-inputs.q.shape[1] // kernel.block_q)), KEEP_MAXIMUM)
+    if inputs.row_bounds is None:
+        scores = score_bounds(inputs.q, inputs.k, inputs.q_offset, kernel.options.causal)
+    else:
+        scores = inputs.row_bounds.scores
+    starts = inputs.q_offset + jnp.arange(0, inputs.q.shape[1], kernel.block_q)
+    last, last_key = starts + kernel.block_q - 1, inputs.k.shape[1] - 1
+    if kernel.bias_by_key:
+        gaps = jnp.minimum(last, last_key) - jnp.minimum(starts, last_key)
+    else:
+        gaps = jnp.maximum(last - last_key, 0)
+    return ceilings(scores, _slopes(inputs), gaps, kernel.block_q)
+
+
 def _arrange(x: Float[Array, "B L H D"], block: int) -> Float[Array, "B H l D"]:
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0))).swapaxes(1, 2)
 
@@ -40,9 +72,13 @@ def _forward(options: Options, inputs: Inputs) -> tuple[Float[Array, "B T H D"],
     # here, for Pallas's interface to TPUs takes longer to import than all of attention
     from alibi_jax.attention.tpu_forward import run_forward
 
+    inputs = with_row_bounds(options, inputs)
     kernel = kernel_of(options, inputs)
     length = inputs.q.shape[1]
-    out, logsumexp = run_forward(kernel, *_arrays(kernel, inputs), _scalars(kernel, inputs))
+    seeds = jax.lax.bitcast_convert_type(inputs.seeds, jnp.int32)
+    of_blocks = [x[:, :, None] for x in (seeds, _first(kernel, inputs), _ceilings(kernel, inputs))]
+    arrays = *_arrays(kernel, inputs), inputs.q_offset[None], _slopes(inputs)
+    out, logsumexp = run_forward(kernel, *arrays, *of_blocks)
     return out.swapaxes(1, 2)[:, :length], logsumexp[:, :, 0, :length]
 
 

@@ -52,14 +52,17 @@ def last_key_block(kernel: Kernel, q_offset: Array, i: Array, key_blocks: int) -
     """Returns the last key block that queries of block i may see."""
     if not kernel.options.causal:
         return jnp.int32(key_blocks - 1)
-    return jnp.minimum((q_offset + (i + 1) * kernel.block_q - 1) // kernel.block_k, key_blocks - 1)
+    last = jax.lax.div(
+        q_offset + (i + 1) * kernel.block_q - 1, jnp.int32(kernel.block_k)
+    )  # of numbers not below 0: // takes longer
+    return jnp.minimum(last, key_blocks - 1)
 
 
 def first_query_block(kernel: Kernel, q_offset: Array, j: Array) -> Int32[Array, ""]:
     """Returns the first block of queries that may see keys of block j; past the last one where none may."""
     if not kernel.options.causal:
         return jnp.int32(0)
-    return jnp.maximum(j * kernel.block_k - q_offset, 0) // kernel.block_q
+    return jax.lax.div(jnp.maximum(j * kernel.block_k - q_offset, 0), jnp.int32(kernel.block_q))
 
 
 def needs_mask(kernel: Kernel, block: Block) -> Bool[Array, ""]:
@@ -108,10 +111,12 @@ def exponents(
 
 
 def _seen(kernel: Kernel, block: Block) -> Bool[Array, "S T"]:
-    """Returns which keys are neither padding nor after the query."""
-    keys = jax.lax.broadcasted_iota(jnp.int32, (kernel.block_k, 1), 0)
-    seen = keys < kernel.num_keys - block.k_start
-    return seen & (_distances(kernel, block) >= 0) if kernel.options.causal else seen
+    """Returns which keys are neither padding nor after the query: one comparison a score, of a column with a row."""
+    last_key = kernel.num_keys - 1 - block.k_start
+    if kernel.options.causal:
+        queries = jax.lax.broadcasted_iota(jnp.int32, (1, kernel.block_q), 1) + (block.q_start - block.k_start)
+        last_key = jnp.minimum(queries, last_key)
+    return jax.lax.broadcasted_iota(jnp.int32, (kernel.block_k, 1), 0) <= last_key
 
 
 def keep(kernel: Kernel, block: Block) -> Float32[Array, "S T"]:
