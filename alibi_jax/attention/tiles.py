@@ -56,8 +56,9 @@ CANDIDATES = {
 }
 # Hopper's products (wgmma) give 64 rows to 4 warps. With 8, a score takes twice the instructions (dq: 25 for 12), and no more
 # warps are at work, as the registers hold half as many blocks. Of some 15 tiles a pass, an H200 was fastest with these at 8,192
-# and 32,768 tokens, skipping or not, or within 2%: forward of 64 channels 2 to 11% faster than with 128 queries and 3 stages, of
-# 128 channels 13% faster at 32,768 tokens (at 8,192 up to 6% slower) than with 8 warps; it spills 40 bytes, outside its loop.
+# and 32,768 tokens, skipping or not, or within 3%. The forward pass of 64 channels is 2 to 11% faster at 8,192 tokens than with
+# blocks of 128 queries; that of 128 channels 13% faster at 32,768 tokens than with 8 warps, and up to 6% slower at 8,192. It
+# spills 40 bytes, outside its loop.
 HOPPER = CANDIDATES | {
     (2, 64): Candidates([Tiles(64, 64, 4, 3)], [Tiles(64, 64, 4, 3)], [Tiles(64, 64, 4, 2)]),
     (2, 128): Candidates([Tiles(128, 64, 4, 2)], [Tiles(64, 64, 4, 2)], [Tiles(64, 64, 4, 2)]),
