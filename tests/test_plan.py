@@ -164,6 +164,8 @@ def test_attention_takes_what_its_kernels_take_or_its_operations(monkeypatch):
         flops = train_flops(replace(config, "model", remat_saves="inputs"))
         batch = Batch(config.model, 16, 256, share=0.25)
         kernels, operations = (attention_of(topology, batch, flops, each) for each in (True, False))
+        both_ways = batch._replace(model=dataclasses.replace(config.model, position="none", causal=False))
+        assert not attention_of(topology, both_ways, flops, True).by_bundles, "bundles are those of causal attention"
     assert calls == [("v5e", 2, 64, "bfloat16", 8, 256, 0.25, ("forward", "forward", "backward"))], "of one device"
     assert kernels == Attention(2 * 0.5, 0.25, by_bundles=True), "two layers"
     peak = 4 * 197e12
@@ -184,7 +186,7 @@ def test_a_plan_is_reported_and_kept(on_tpus):
         "Bound by memory",
         "MFU",
         "Roofline",
-        "all blocks of causal attention: operations over the bfloat16 peak",
+        "all blocks of keys: operations over the bfloat16 peak",
         "data 1 x fsdp 4",
     ):
         assert expected in report

@@ -133,7 +133,8 @@ def attention_of(topology: Topology, batch: Batch, flops: Flops, has_kernels: bo
     """
     if topology.chip is None:
         return None
-    seconds = _kernel_seconds(topology, batch, flops) if has_kernels else None
+    figures = has_kernels and batch.model.causal  # the bundles are counted for causal attention
+    seconds = _kernel_seconds(topology, batch, flops) if figures else None
     if seconds is not None:
         return Attention(seconds, batch.share, True)
     operations = batch.share * (flops.attention + flops.attention_again)

@@ -138,10 +138,10 @@ def _bounds(plan: Plan, cost: Cost) -> str:
 
 
 def _attention(attention: Attention) -> str:
-    blocks = "all blocks" if attention.share == 1 else f"{100 * attention.share:.0f} % of the blocks"
+    blocks = "all blocks of keys" if attention.share == 1 else f"{100 * attention.share:.0f} % of the blocks of keys"
     if attention.by_bundles:
-        return f"{blocks} of causal attention: bundles of the kernels over the chip's clock, without waits for copies"
-    return f"{blocks} of causal attention: operations over the bfloat16 peak"
+        return f"{blocks}: bundles of the kernels over the chip's clock, without waits for copies"
+    return f"{blocks}: operations over the bfloat16 peak"
 
 
 def _times(collective: Collective) -> str:
