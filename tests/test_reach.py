@@ -133,16 +133,19 @@ def test_reach_of_a_cache_and_of_queries_past_the_keys():
     assert int(first_blocks(q[:, :32], k, slopes, 5000, 2.0**-25, 32, 32).max()) == 0
 
 
-def test_the_mass_of_the_nearest_keys_is_the_same_in_steps_unrolled_for_a_gpu(monkeypatch):
+@pytest.mark.parametrize("q_offset", [3, 5000])
+def test_the_mass_of_the_nearest_keys_is_the_same_in_steps_unrolled_for_gpus_and_tpus(q_offset, monkeypatch):
     q, k, _ = made(normal, 0, 2)
-    arguments, texts, results = (q, k, jnp.array([0.5, 0.25]), jnp.int32(3)), [], []
-    for card in (Device("cpu", "cpu"), Device("gpu", "NVIDIA H200")):
+    arguments, texts, results = (q, k, jnp.array([0.5, 0.25]), jnp.int32(q_offset)), [], []
+    for card in (Device("cpu", "cpu"), Device("gpu", "NVIDIA H200"), Device("tpu", "TPU v6 lite")):
         monkeypatch.setattr("alibi_jax.attention.reach.device", lambda card=card: card)
         mass = jax.jit(lambda *arrays: nearest_mass(*arrays))  # another function: a trace of the same one would be kept
         texts.append(mass.lower(*arguments).as_text())
-        results.append(mass(*arguments))
-    assert ["stablehlo.while" in text for text in texts] == [True, False]
-    assert_close(*results, "attention")
+        results.append(jnp.maximum(mass(*arguments), -1e3))  # -inf where no key is near
+    assert ["stablehlo.while" in text for text in texts] == [True, False, False]
+    assert ["stablehlo.gather" in text for text in texts] == [True, True, False]
+    for other in results[1:]:
+        assert_close(other, results[0], "attention")
 
 
 def test_last_query_blocks_turns_the_visits_around():

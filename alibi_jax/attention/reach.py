@@ -67,19 +67,27 @@ def nearest_mass(
     keys = k.shape[1]
     group = q.shape[2] // k.shape[2]
     positions = q_offset + jnp.arange(q.shape[1])
+    platform = device().platform
+    padded = jnp.pad(k, ((0, 0), (NEAREST - 1, q.shape[1]), (0, 0), (0, 0))) if platform == "tpu" else None
+
+    def at(distance: Int32[Array, ""], index: Int32[Array, " T"]) -> Float[Array, "B T K D"]:
+        """Returns each query's key at a distance, any where there is none. The TPU compiler copies what is gathered, and reads
+        slices where they lie."""
+        if padded is None:
+            return k[:, jnp.clip(index, 0, keys - 1)]
+        return jax.lax.dynamic_slice_in_dim(padded, q_offset - distance + NEAREST - 1, q.shape[1], axis=1)
 
     def add(distance: Int32[Array, ""], total: Float32[Array, "B T H"]) -> Float32[Array, "B T H"]:
         index = positions - distance
-        near = jnp.repeat(k[:, jnp.clip(index, 0, keys - 1)], group, axis=2)
+        near = jnp.repeat(at(distance, index), group, axis=2)
         scores = (q.astype(jnp.float32) * near.astype(jnp.float32)).sum(-1) * q.shape[-1] ** -0.5
         inside = ((index >= 0) & (index < keys))[None, :, None]
         return jnp.logaddexp(total, jnp.where(inside, scores - slopes[None, None] * distance, -jnp.inf))
 
-    # A loop, because each distance copies the keys: of unrolled steps, compilers hold several copies at once. That for GPUs
-    # copies none, and reads queries and keys twice for unrolled steps, eight times for a loop.
+    # A loop on CPUs, because each distance copies the keys: of unrolled steps, compilers hold several copies at once. Those for
+    # GPUs and TPUs copy none, and read queries and keys once or twice for unrolled steps, eight times for a loop.
     total = jnp.full(q.shape[:3], -jnp.inf, jnp.float32)
-    unrolled = device().platform == "gpu"
-    return jax.lax.fori_loop(0, min(NEAREST, keys), add, total, unroll=unrolled).swapaxes(1, 2)
+    return jax.lax.fori_loop(0, min(NEAREST, keys), add, total, unroll=platform != "cpu").swapaxes(1, 2)
 
 
 def causal_row_bounds(
