@@ -4,8 +4,8 @@
 
 Takes queries and keys of every layer of trained ALiBi models on their own test text (and normal random ones), and counts, for
 each head, which fraction of the causal blocks each bound of the skipped softmax mass would have visited, all at the same
-tolerance. The oracle knows every score. Everything is computed in float64. `--save` also keeps one layer's inputs for
-benchmarks/attention.py.
+tolerance. The oracle knows every score. Everything is computed in float64. `plan --attention-share` reads reach.csv. `--save`
+also keeps one layer's inputs for benchmarks/attention.py.
 """
 
 import csv

@@ -8,9 +8,10 @@ import pytest
 
 from alibi_jax.config import MeshConfig, ModelConfig, load_config
 from alibi_jax.model import TransformerLM
-from alibi_jax.model.remat import REMAT_SAVES, estimated_peak, layers_keep
+from alibi_jax.model.remat import REMAT_SAVES, estimated_peak, layers_keep, usable_bytes
 from alibi_jax.plan.plan import with_vocabulary
 from alibi_jax.plan.topology import find_topology, mesh_on
+from alibi_jax.sharding import Device
 
 SMALL = ModelConfig(num_layers=2, width=64, num_heads=2, mlp_width=128, vocab_size=50, scan_layers=True, remat=True)
 
@@ -34,6 +35,11 @@ def test_the_largest_recipe_keeps_what_fits(name, keeps):
         for named in REMAT_SAVES:
             assert layers_keep(dataclasses.replace(config.model, remat_saves=named), rows, length) == named
         assert layers_keep(dataclasses.replace(config.model, remat=False), rows, length) == "all"
+
+
+def test_the_memory_of_a_device():
+    sizes = [usable_bytes(Device(*names)) for names in (("gpu", "NVIDIA H200"), ("tpu", "TPU7x"), ("cpu", "cpu"))]
+    assert sizes == [0.75 * 141e9, 189.5 * 2**30 / 2, 0.0], "of a GPU what XLA takes; jax shows a TPU7x as two devices"
 
 
 def test_an_estimate_grows_with_what_is_kept():

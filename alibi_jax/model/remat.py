@@ -15,7 +15,7 @@ from alibi_jax.attention import SAVED_NAME
 from alibi_jax.config import ModelConfig
 from alibi_jax.config.sizes import STATE
 from alibi_jax.plan.chips import chip_of
-from alibi_jax.sharding import device, local_size, num_shards
+from alibi_jax.sharding import Device, device, local_size, num_shards
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ REMAT_SAVES = {  # beside each layer's input; those that recompute the least fir
     "inputs": None,
 }
 HEADROOM = 0.75  # of the memory: an estimate may be a quarter too low (13.9 GiB for 18.3, without remat)
+GPU_POOL = 0.75  # of a GPU's memory: what XLA takes of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 FLOAT32 = 4  # bytes
 WIDE, NARROW = 10, 2  # arrays of the model's width, and of the MLP's, that a layer needs for its backward pass
 
@@ -67,6 +68,14 @@ def estimated_peak(model: ModelConfig, rows: int, length: int) -> float:
     return state + kept + logits + (FLOAT32 + size) * table / tensor
 
 
+def usable_bytes(device: Device) -> float:
+    """Returns the bytes of memory that programs may have on one device; 0 where that is not known."""
+    chip = chip_of(device.kind)
+    if chip is None:
+        return 0.0
+    return chip.usable_bytes / chip.devices * (GPU_POOL if device.platform == "gpu" else 1)
+
+
 @functools.cache
 def _log_once(message: str, *arguments: object) -> None:
     log.info(message, *arguments)
@@ -80,8 +89,7 @@ def layers_keep(model: ModelConfig, rows: int, length: int) -> str:
     """
     if not model.remat or model.remat_saves != "auto":
         return model.remat_saves if model.remat else "all"
-    chip = chip_of(device().kind)
-    limit = HEADROOM * chip.usable_bytes / chip.devices if chip else 0.0
+    limit = HEADROOM * usable_bytes(device())
     for saves in REMAT_SAVES:
         needed = estimated_peak(dataclasses.replace(model, remat_saves=saves), rows, length)
         if needed <= limit:
