@@ -99,7 +99,14 @@ def test_a_sharded_model_for_tpus_uses_the_kernel_by_itself(caplog):
     caplog.set_level("INFO")
     devices = list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
     model = ModelConfig(
-        num_layers=2, width=256, num_heads=4, mlp_width=512, vocab_size=256, scan_layers=True, remat=True
+        num_layers=2,
+        width=256,
+        num_heads=4,
+        mlp_width=512,
+        vocab_size=256,
+        scan_layers=True,
+        remat=True,
+        remat_saves="inputs",
     )
     mesh = make_mesh(MeshConfig(data=2, tensor=2), devices)
     tokens = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
