@@ -177,11 +177,12 @@ class Pods:
 
 def results(names: Sequence[str], kept: dict) -> str:
     """Returns the text of results.md: the tables, and where they come from."""
-    table = {name: cells(name, kept[name]["plan"]) for name in names}
+    heading = [*HEADING, "on"]
+    table = {name: [*cells(name, kept[name]["plan"]), kept[name]["date"][:10]] for name in names}
     weak = [name for name in names if name.startswith("weak")]
     sections = {
-        "A million tokens a step": markdown(HEADING, [table[name] for name in names if name not in weak]),
-        f"Weak scaling, {ROWS_A_CHIP} sequences a chip": markdown(HEADING, [table[name] for name in weak]),
+        "A million tokens a step": markdown(heading, [table[name] for name in names if name not in weak]),
+        f"Weak scaling, {ROWS_A_CHIP} sequences a chip": markdown(heading, [table[name] for name in weak]),
     }
     for name in names:
         if name not in weak and kept[name]["plan"]["cost"]:
@@ -191,7 +192,7 @@ def results(names: Sequence[str], kept: dict) -> str:
     compiled = sum(kept[name]["plan"]["compile_seconds"] for name in names)
     sections["Where the numbers come from"] = "\n\n".join(
         [
-            f"`{last['command']}`; configs/cc100_1b3.py at the lengths and batches shown; {versions}; {last['date'][:10]}; "
+            f"`{last['command']}`; configs/cc100_1b3.py at the lengths and batches shown; {versions}; "
             f"{compiled / 60:.0f} minutes of compiling on CPU cores.",
             "Peak memory is what the TPU's compiler checks against the memory of a device. Compute counts attention, and the "
             "other operations, those done twice too (remat, logits in chunks), over the published bfloat16 peak. Attention "

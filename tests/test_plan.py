@@ -365,6 +365,7 @@ def test_the_pods_experiment_writes_its_tables(on_tpus):
     page = pods.results(["a pod"], kept)
     assert len(pods.cells("a pod", planned)) == len(pods.HEADING)
     assert "| a pod | v5e:2x2 | 4 | data 1 x fsdp 4 x tensor 1 x sequence 1 | 16 x 256 |" in page
+    assert page.count("| 2026-01-01 |") == 1, "when it was compiled"
     assert pods.cells("", planned | {"cost": None, "excess": GIB})[-3] == "does not fit: 1.00 GiB too much"
 
 
