@@ -4,10 +4,11 @@ One program serves a block of queries of one head and loops over just the blocks
 ones that need a mask last. The bias is computed inside, in float32, from integer positions and the head's slope. Exponentials
 are powers of two, which the hardware has; the scores are scaled for it.
 
-Why "auto" takes these kernels before those of mosaic_gpu.py, where a card could run both: a Triton kernel is written in whole
-blocks, and what holds in interpret mode holds on the device; one of Mosaic GPU, Pallas's other backend, is written in barriers
-and asynchronous copies, whose hangs show on the device alone. No GPU has timed the two yet. Triton is deprecated in Pallas from
-jax 0.11: when it goes, mosaic_gpu serves Hopper, blockwise the other cards, and this file goes with triton_backend.py.
+Why "auto" takes these kernels before those of mosaic_gpu.py, where a card could run both: on an H200 a model of 110 million
+parameters trains 1 to 3% faster with them (experiments/results/gpu). Attention alone, forward and backward, takes the same time
+within 6% with heads of 64 channels; with 128 channels 5 to 9% more up to 8,192 tokens, and 6 to 9% less from 32,768 on. Triton
+is deprecated in Pallas from jax 0.11: when it goes, mosaic_gpu serves Hopper, blockwise the other cards, and this file goes
+with triton_backend.py.
 """
 
 import functools
