@@ -13,20 +13,23 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE
-from alibi_jax.attention.tpu_blocks import Kernel
+from alibi_jax.attention.tpu_blocks import LANES, Kernel
 from alibi_jax.attention.tpu_scores import (
     LOG2E,
     Block,
     Head,
     Visits,
+    biased,
     block_of,
     copy_to,
     dot,
-    exponents,
+    first_bias,
     keep,
+    key_biases,
     last_key_block,
     needs_mask,
     row_shift,
+    scale,
     visit_all,
 )
 
@@ -55,7 +58,7 @@ def _visits(kernel: Kernel, key_blocks: int, q_offset, first, k, v, keys, values
 
 def _forward_kernel(
     kernel, q_offset, slopes, seeds, first, ceilings, q, k, v, out, logsumexp, accumulator, running_max, running_sum,
-    keys, values, arrived, buffer
+    queries, biases, keys, values, arrived, buffer
 ):  # fmt: skip
     """Serves one block of queries of one head; the accumulator is [D, T], a row's running maximum and sum [1, T]."""
     h, i = pl.program_id(1), pl.program_id(2)
@@ -66,16 +69,24 @@ def _forward_kernel(
     @pl.when(i == 0)
     def _first_program():
         buffer[0] = 0
+        biases[...] = key_biases(head, jax.lax.broadcasted_iota(jnp.int32, biases.shape, 0))
 
     visits = _visits(kernel, k.shape[2] // kernel.block_k, q_offset, first, k, v, keys, values, arrived)
+    queries[...] = q[
+        0, 0
+    ].T  # once: with keys @ queries a visit takes 30 bundles less on v6e than with keys @ queries.T
     accumulator[...] = jnp.zeros_like(accumulator)
     running_sum[...] = jnp.zeros_like(running_sum)
     running_max[...] = jnp.full_like(running_max, jnp.where(bounded & visits.any, ceiling, LOWEST_SCORE))
 
     def add(block: Block, number: Array, masked: bool, bound: bool) -> None:
-        scores = exponents(kernel, block, q[0, 0], keys[number], masked, ceiling if bound else 0.0)
+        by_key = None
+        if kernel.bias_by_key:
+            by_key = biases[...] + (first_bias(kernel, block) - (ceiling if bound else 0.0))
+            by_key = jnp.concatenate([by_key] * (kernel.block_q // LANES), axis=1)
+        scores = biased(kernel, block, dot(keys[number], queries[...], (1, 0)) * scale(q.shape[3]), by_key, masked)
         if bound:
-            weights = jnp.exp2(scores)
+            weights = jnp.exp2(scores if kernel.bias_by_key else scores - ceiling)
         else:
             new_max = jnp.maximum(running_max[...], scores.max(0, keepdims=True))
             weights = jnp.exp2(scores - new_max)
@@ -126,6 +137,8 @@ def run_forward(kernel: Kernel, q, k, v, q_offset, slopes, seeds, first, ceiling
             pltpu.VMEM((width, kernel.block_q), jnp.float32),
             numbers,
             numbers,
+            pltpu.VMEM((width, kernel.block_q), q.dtype),
+            pltpu.VMEM((kernel.block_k, LANES), jnp.float32),  # a number a key, in every lane as products want it
             blocks,
             blocks,
             pltpu.SemaphoreType.DMA((2, 2)),

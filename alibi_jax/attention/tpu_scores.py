@@ -84,7 +84,7 @@ def _reference(kernel: Kernel, block: Block) -> Int32[Array, ""]:
 
 
 def row_shift(kernel: Kernel, block: Block) -> Float32[Array, "1 T"] | float:
-    """Returns by how much `exponents` of a query are larger than its scores to the base 2, the ceiling left aside.
+    """Returns by how much `exponents` of a query are larger than its scores to the base 2.
 
     The softmax does not see what is added to a whole row. So all queries of a block have the bias of one position: a number
     a key, not a score.
@@ -95,18 +95,36 @@ def row_shift(kernel: Kernel, block: Block) -> Float32[Array, "1 T"] | float:
     return (LOG2E * block.head.slope) * (rows - _reference(kernel, block)).astype(jnp.float32)
 
 
-def exponents(
-    kernel: Kernel, block: Block, q: Array, k: Array, masked: bool, ceiling: Array | float = 0.0
+def exponents(kernel: Kernel, block: Block, q: Array, k: Array, masked: bool) -> Float32[Array, "S T"]:
+    """Returns what exp2 makes weights of: scores to the base 2, plus the row's shift; -inf where a key is padding or after the
+    query, which needs no look where not `masked`."""
+    keys = jax.lax.broadcasted_iota(jnp.int32, (kernel.block_k, 1), 0)
+    biases = key_biases(block.head, keys) + first_bias(kernel, block) if kernel.bias_by_key else None
+    return biased(kernel, block, dot(k, q, (1, 1)) * scale(q.shape[1]), biases, masked)
+
+
+def scale(width: int) -> float:
+    """Returns the factor of products that makes them scores to the base 2."""
+    return width**-0.5 * LOG2E
+
+
+def key_biases(head: Head, keys: Int32[Array, "S lanes"]) -> Float32[Array, "S lanes"]:
+    """Returns the biases of a block's keys, to the base 2, counted from its first."""
+    return (LOG2E * head.slope) * keys.astype(jnp.float32)
+
+
+def first_bias(kernel: Kernel, block: Block) -> Float32[Array, ""]:
+    """Returns the bias of the block's first key, to the base 2."""
+    return (LOG2E * block.head.slope) * (block.k_start - _reference(kernel, block)).astype(jnp.float32)
+
+
+def biased(
+    kernel: Kernel, block: Block, scores: Float32[Array, "S T"], biases: Array | None, masked: bool
 ) -> Float32[Array, "S T"]:
-    """Returns what exp2 makes weights of: scores to the base 2, plus the row's shift, minus the ceiling; -inf where a key is
-    padding or after the query, which needs no look where not `masked`."""
-    products = dot(k, q, (1, 1)) * (q.shape[-1] ** -0.5 * LOG2E)
-    slope = LOG2E * block.head.slope
-    if kernel.bias_by_key:
-        keys = jax.lax.broadcasted_iota(jnp.int32, (kernel.block_k, 1), 0)
-        scores = products + (slope * (keys + (block.k_start - _reference(kernel, block))).astype(jnp.float32) - ceiling)
-    else:
-        scores = products - (slope * jnp.abs(_distances(kernel, block)).astype(jnp.float32) + ceiling)
+    """Returns scores to the base 2 with their biases added, those by key [S, 1] or [S, T] (None: computed for each score)."""
+    if biases is None:
+        biases = (-LOG2E * block.head.slope) * jnp.abs(_distances(kernel, block)).astype(jnp.float32)
+    scores = scores + biases
     return jnp.where(_seen(kernel, block), scores, -jnp.inf) if masked else scores
 
 
