@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from alibi_jax.attention import blocks, pallas_tpu
 from alibi_jax.attention.ceilings import KEEP_MAXIMUM, LARGEST_FALL, ceilings
-from alibi_jax.attention.implementation import Inputs, Options
+from alibi_jax.attention.implementation import Inputs, Options, RowBounds
 from alibi_jax.attention.padded import with_row_bounds
 from alibi_jax.attention.reach import SLACK
 from alibi_jax.attention.tpu_blocks import kernel_of
@@ -120,6 +120,23 @@ def test_padding_shared_keys_and_nan(queries, keys, q_offset, causal, dtype):
     assert_close(logsumexp[:, :, :-1], exact_logsumexp[:, :, :-1], kind)
     assert_close(out[:, :, 0], exact_out[:, :, 0], kind)
     assert np.isnan(out[0, -1, 1]).all()
+
+
+@pytest.mark.usefixtures("no_races")
+def test_blocks_of_queries_that_need_no_key_stand_between_others():
+    """As on a ring, where a row's mass is known from elsewhere: the copies of the next block's keys begin anew."""
+    rng = np.random.default_rng(3)
+    q, k, v = (jnp.asarray(rng.standard_normal((1, LENGTH, 1, WIDTH)), jnp.bfloat16) for _ in range(3))
+    inputs = Inputs(q, k, v, LinearBias(jnp.array([0.5])), jnp.int32(LENGTH), jnp.zeros((1, 1, 2), jnp.uint32))
+    rows = np.arange(LENGTH) // BLOCK == 1
+    bounds = RowBounds(
+        jnp.full((1, 1, LENGTH), 30.0), jnp.asarray(np.where(rows, 500.0, -400.0), jnp.float32)[None, None]
+    )
+    out, logsumexp = forward(inputs._replace(row_bounds=bounds), tolerance=2.0**-13)
+    exact_out, exact_logsumexp = exact(inputs)
+    assert_close(out[:, ~rows], exact_out[:, ~rows], "attention bfloat16")
+    assert_close(logsumexp[:, :, ~rows], exact_logsumexp[:, :, ~rows], "attention of huge scores")
+    assert not out[:, rows].any() and (logsumexp[:, :, rows] < -1e38).all()
 
 
 def test_ceilings_keep_exponents_within_their_range():
