@@ -16,7 +16,7 @@ export JAX_PLATFORMS ?= cpu
 MODELS_AT_ONCE := $(shell [ "$$(uname)" = Linux ] && nproc | awk '{ print $$1 < 5 ? $$1 : 5 }')
 endif
 
-.PHONY: quickstart environments test test-ids test-peers test-slow test-versions test-newest test-oldest lint bench bench-attention gpu gpu-compile clean
+.PHONY: quickstart environments test test-ids test-peers test-slow test-versions test-newest test-oldest lint bench bench-attention gpu gpu-compile tpu-schedule clean
 
 quickstart: .venv/.ready  ## train five small models short, test them long, write runs/quickstart/report.html
 	$(RUN) -m experiments.extrapolation --config configs/quickstart.py --out runs/quickstart --jobs $(or $(MODELS_AT_ONCE),1)
@@ -63,6 +63,9 @@ $(PYTHON) without jax, expected one that has it. Name it: make gpu PYTHON=..., w
 
 gpu-compile: .venv-gpu/.ready  ## registers, spills and shared memory of the kernels for GPUs; 5 minutes, needs no GPU
 	.venv-gpu/bin/python -m benchmarks.gpu_compile
+
+tpu-schedule: .venv/.dev  ## bundles of the kernels for TPUs by the compiler's own schedule; 15 minutes, needs no TPU
+	$(RUN) -m benchmarks.tpu_schedule --plan
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

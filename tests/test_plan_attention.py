@@ -38,27 +38,41 @@ def counted(length, slopes, bound, tolerance, block_q, block_k) -> tuple[int, in
     return unmasked, masked
 
 
+def by_mask(blocks: Blocks) -> tuple[float, float]:
+    return tuple(blocks.visits[masked, False] + blocks.visits[masked, True] for masked in (False, True))
+
+
 @pytest.mark.parametrize("blocks", [(128, 128), (256, 128), (128, 384)], ids=str)
 @pytest.mark.parametrize("bound", [0.0, 6.0])
 def test_blocks_are_those_of_a_count_pair_by_pair(blocks, bound):
     slopes, tolerance = alibi_slopes(4), DEFAULT_TOLERANCE["bfloat16"]
     found = reached_blocks(1536, slopes, bound, tolerance, *blocks)
-    assert (found.unmasked, found.masked) == counted(1536, slopes, bound, tolerance, *blocks)
+    assert by_mask(found) == counted(1536, slopes, bound, tolerance, *blocks)
     assert (found.query_blocks, found.key_blocks) == (1536 // blocks[0], 1536 // blocks[1])
     every = causal_blocks(1536, 4, *blocks)
-    assert (every.unmasked, every.masked) == counted(1536, [1e-9] * 4, bound, tolerance, *blocks)
-    assert found.unmasked < every.unmasked
+    assert by_mask(every) == counted(1536, [1e-9] * 4, bound, tolerance, *blocks)
+    assert found.visited < every.visited
+
+
+@pytest.mark.parametrize(("bound", "heads"), [(6.0, [False, True, True, True]), (40.0, [True] * 4), (0.0, [False] * 4)])
+def test_heads_keep_a_running_maximum_where_bits_could_be_lost(bound, heads):
+    """93 bits: 2 x bound x log2(e), and slope x log2(e) over the block's other 511 queries."""
+    slopes = np.array([2.0**-8, 2.0**-3, 0.5, -0.1]) if bound else np.full(4, 2.0**-4)
+    for slope, keeps in zip(slopes, heads, strict=True):
+        visits = reached_blocks(1024, slope[None], bound, 2.0**-13, 512, 512).visits
+        assert visits[True, keeps] == 2 and visits[True, not keeps] == visits[False, not keeps] == 0
 
 
 def test_bundles_are_those_of_the_regions_visited():
-    blocks = Blocks(heads=2, query_blocks=3, key_blocks=4, unmasked=5, masked=6)
+    blocks = Blocks(2, query_blocks=3, key_blocks=4, visits={(False, False): 5, (True, False): 6})
     assert call_bundles(KERNEL, blocks) == 6 * 50 + 5 * 110 + 6 * 160
-    assert call_bundles(KERNEL, blocks, maximum=True) == 6 * 50 + 5 * 140 + 6 * 200
-    assert call_bundles(KERNEL._replace(by_keys=True), blocks) == 8 * 50 + 5 * 110 + 6 * 160
+    keeps = blocks._replace(visits={(False, True): 5, (True, True): 6})
+    assert call_bundles(KERNEL, keeps) == 6 * 50 + 5 * 140 + 6 * 200
     assert call_bundles(KERNEL._replace(by_keys=True, last=7), blocks) == 8 * 50 + 6 * 7 + 5 * 110 + 6 * 160
     assert call_bundles(KERNEL._replace(every_pair=True), blocks) == 6 * 50 + 5 * 110 + 6 * 160 + (24 - 11) * 10
-    alone = KERNEL._replace(visits=(CHECKED_MASKED,))
-    assert call_bundles(alone, blocks) == 6 * 50 + 11 * 200
+    assert call_bundles(KERNEL._replace(visits=(CHECKED_MASKED,)), blocks) == 6 * 50 + 11 * 200
+    backward = KERNEL._replace(visits=(PLAIN, MASKED._replace(bundles=90)))
+    assert backward.visit(False, True) == PLAIN and backward.visit(True, True).bundles == 90, "each for its own blocks"
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from alibi_jax.attention.ceilings import KEEP_MAXIMUM, ceilings
 from alibi_jax.attention.reach import first_key_block, reach
 from alibi_jax.plan.chips import CHIPS
 
@@ -43,9 +44,11 @@ class Kernel(NamedTuple):
     visits: tuple[Visit, ...]
 
     def visit(self, masked: bool, maximum: bool) -> Visit:
-        """Returns the visit that serves a block: one kept for such blocks alone, or one that serves all of them."""
-        fitting = [visit for visit in self.visits if visit.masked >= masked and visit.maximum >= maximum]
-        return min(fitting or self.visits, key=lambda visit: visit.bundles)
+        """Returns the visit that serves a block: the one kept for such blocks, or else the shortest that can serve them."""
+        maximum = maximum and any(visit.maximum for visit in self.visits)  # a backward pass keeps none
+        same = [visit for visit in self.visits if (visit.masked, visit.maximum) == (masked, maximum)]
+        able = [visit for visit in self.visits if visit.masked >= masked and visit.maximum >= maximum]
+        return min(same or able, key=lambda visit: visit.bundles)
 
 
 class Blocks(NamedTuple):
@@ -54,51 +57,64 @@ class Blocks(NamedTuple):
     heads: int
     query_blocks: int  # of a head
     key_blocks: int
-    unmasked: float  # visits of all heads that need no mask
-    masked: float
+    visits: dict[tuple[bool, bool], float]  # of all heads, by (masked, maximum) as in `Visit`
+
+    @property
+    def visited(self) -> float:
+        """Returns all visits."""
+        return sum(self.visits.values())
 
 
 def causal_blocks(length: int, heads: int, block_q: int, block_k: int) -> Blocks:
-    """Returns the blocks of causal attention that skips nothing."""
-    return _counted(length, block_q, block_k, np.zeros((heads, 1), np.int64))
+    """Returns the blocks of causal attention that skips nothing, and whose bounds need no running maximum."""
+    return _counted(length, block_q, block_k, np.zeros((heads, 1), np.int64), np.zeros(heads, bool))
 
 
 def reached_blocks(
     length: int, slopes: np.ndarray, score_bound: float, tolerance: float, block_q: int, block_k: int
 ) -> Blocks:
-    """Returns the blocks of causal attention that skips what lies beyond the reach (alibi_jax.attention.reach).
+    """Returns the blocks of causal 16-bit attention that skips what lies beyond the reach (alibi_jax.attention.reach).
 
     score_bound: of every row's scaled scores, natural. The nearest keys' mass is taken to be 1, that of one key at distance 0
     with a score of 0. Memory and time grow with length / block_q.
     """
     slopes = jnp.asarray(slopes, jnp.float32)
-    tokens = reach(jnp.full_like(slopes, score_bound), slopes, tolerance)[:, None]
+    bounds = jnp.full_like(slopes, score_bound)
+    tokens = reach(bounds, slopes, tolerance)[:, None]
     positions = block_q * jnp.arange(-(-length // block_q), dtype=jnp.int32)[None]
     first = first_key_block(*jnp.broadcast_arrays(tokens, positions), block_k)
-    return _counted(length, block_q, block_k, np.asarray(first))
+    maximum = ceilings(bounds[None, :, None], slopes, jnp.full(1, block_q - 1), block_q)[0, :, 0] == KEEP_MAXIMUM
+    return _counted(length, block_q, block_k, np.asarray(first), np.asarray(maximum))
 
 
-def _counted(length: int, block_q: int, block_k: int, first: np.ndarray) -> Blocks:
-    """Returns the blocks of rows that visit the key blocks from `first` [H, Nq or 1] to that of their last query."""
+def _counted(length: int, block_q: int, block_k: int, first: np.ndarray, maximum: np.ndarray) -> Blocks:
+    """Returns the blocks of rows that visit the key blocks from `first` [H, Nq or 1] to that of their last query; maximum [H]:
+    which heads keep a running maximum."""
     query_blocks, key_blocks = -(-length // block_q), -(-length // block_k)
     start = block_q * np.arange(query_blocks)
     last = np.minimum((start + block_q - 1) // block_k, key_blocks - 1)
     diagonal = np.maximum((start + 1) // block_k, first)  # the first block with a key after the block's first query
-    visited, masked = (last + 1 - first).sum(), (last + 1 - diagonal).sum()
-    return Blocks(len(first), query_blocks, key_blocks, int(visited - masked), int(masked))
+    masked, visited = ((last + 1 - begin).sum(1) for begin in (diagonal, first))
+    visits = {}
+    for keeps in (False, True):
+        heads = maximum == keeps
+        visits[False, keeps] = int((visited - masked)[heads].sum())
+        visits[True, keeps] = int(masked[heads].sum())
+    return Blocks(len(first), query_blocks, key_blocks, visits)
 
 
-def call_bundles(kernel: Kernel, blocks: Blocks, maximum: bool = False) -> float:
-    """Returns the bundles of one call on one core; maximum: the rows' bounds do not allow to leave out the running maximum."""
-    plain, masked = kernel.visit(False, maximum), kernel.visit(True, maximum)
+def call_bundles(kernel: Kernel, blocks: Blocks) -> float:
+    """Returns the bundles of one call on one core."""
     own, other = blocks.query_blocks, blocks.key_blocks
     if kernel.by_keys:
         own, other = other, own
     total = blocks.heads * (own * (kernel.start + kernel.finish + kernel.between) + other * kernel.last)
-    total += blocks.unmasked * (plain.bundles + plain.loop) + blocks.masked * (masked.bundles + masked.loop)
+    for kind, number in blocks.visits.items():
+        visit = kernel.visit(*kind)
+        total += number * (visit.bundles + visit.loop)
     if kernel.every_pair:
         pairs = blocks.heads * blocks.query_blocks * blocks.key_blocks
-        total += (pairs - blocks.unmasked - blocks.masked) * plain.loop
+        total += (pairs - blocks.visited) * kernel.visit(False, False).loop
     return total
 
 
@@ -114,6 +130,7 @@ def attention_seconds(
 ) -> float | None:
     """Returns the seconds that causal attention's kernels take on one device at least, without waiting for copies.
 
+    Blocks need no running maximum, except in float32, which keeps it.
     chip_kind: a name in CHIPS. heads, rows: of queries and batch, on the device. width: of a head; one without figures is as
     the next larger. share: of the blocks of causal attention, those visited (1: nothing is skipped). None where no figures
     are committed for chip, width, dtype and pass, or the chip's clock is not known.
@@ -122,16 +139,18 @@ def attention_seconds(
     kernels = [_kernels(chip_kind, name, width, dtype, length) for name in passes]
     if not all(kernels) or chip.clock is None:
         return None
-    bundles = sum(_shared_bundles(kernel, length, share) for each in kernels for kernel in each)
+    bundles = sum(
+        call_bundles(kernel, _shared(kernel, length, share, dtype == "float32")) for each in kernels for kernel in each
+    )
     return rows * heads * bundles / (chip.clock * chip.cores / chip.devices)
 
 
-def _shared_bundles(kernel: Kernel, length: int, share: float) -> float:
-    """Returns the bundles of one head that visits a share of the blocks: those at the diagonal first."""
+def _shared(kernel: Kernel, length: int, share: float, maximum: bool) -> Blocks:
+    """Returns the blocks of one head that visits a share of them: those at the diagonal first."""
     every = causal_blocks(length, 1, kernel.block_q, kernel.block_k)
-    visited = share * (every.unmasked + every.masked)
-    masked = min(every.masked, visited)
-    return call_bundles(kernel, every._replace(unmasked=visited - masked, masked=masked))
+    visited = share * every.visited
+    masked = min(every.visits[True, False], visited)
+    return every._replace(visits={(False, maximum): visited - masked, (True, maximum): masked})
 
 
 def _kernels(chip: str, pass_name: str, width: int, dtype: str, length: int) -> list[Kernel]:

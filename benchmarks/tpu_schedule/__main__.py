@@ -2,10 +2,10 @@
 
 python -m benchmarks.tpu_schedule                        # everything, 15 minutes on two cores; needs libtpu and no TPU
 python -m benchmarks.tpu_schedule --only ours --plan     # after a change of the kernels, 4 minutes
-python -m benchmarks.tpu_schedule --only ours,v5e
+python -m benchmarks.tpu_schedule --only ours,v5e,forward
 
 OUT/COMPILER.json has the rows of a version of the compiler: those compiled anew replace the older ones of the same
-implementation and chip. OUT/results.md and OUT/bundles.png show all of them. It compares programs, and is no time.
+implementation, chip and pass. OUT/results.md and OUT/bundles.png show all of them. It compares programs, and is no time.
 """
 
 import argparse
@@ -33,6 +33,8 @@ from benchmarks.tpu_schedule.table import write_page
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "tpu_schedule"
 IMPLEMENTATIONS = ("ours", "splash", "splash_fused")
+PASSES = ("forward", "backward")
+PLACE = ("implementation", "chip", "pass_name")  # what rows are replaced by
 WIDTHS = (64, 128, 256)  # channels of a head
 # Tokens; long enough that queries, keys and values do not fit the memory of a core, where programs differ. Beyond the second
 # our backward kernel keeps its sums of dq outside, where heads are 128 wide.
@@ -58,10 +60,10 @@ class Job(NamedTuple):
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the options: implementations, chips, out (a folder), jobs, plan."""
-    names = [*IMPLEMENTATIONS, *TOPOLOGIES]
+    """Returns the options: implementations, chips, passes, out (a folder), jobs, plan."""
+    names = [*IMPLEMENTATIONS, *TOPOLOGIES, *PASSES]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu_schedule", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help=f"implementations and chips, some of {', '.join(names)}")
+    parser.add_argument("--only", default="", help=f"implementations, chips, passes: some of {', '.join(names)}")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at once, each of 2 GB")
     parser.add_argument("--plan", action="store_true", help="write alibi_jax/plan/attention_bundles.json, too")
@@ -71,15 +73,16 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--only: got {sorted(unknown)}, expected some of {', '.join(names)}. Correct the name.")
     options.implementations = [name for name in IMPLEMENTATIONS if name in only] or list(IMPLEMENTATIONS)
     options.chips = [name for name in TOPOLOGIES if name in only] or list(TOPOLOGIES)
+    options.passes = [name for name in PASSES if name in only] or list(PASSES)
     return options
 
 
-def cases(implementation: str) -> Iterator[Case]:
-    """Yields what is compiled of an implementation for a chip."""
+def cases(implementation: str, passes: Sequence[str]) -> Iterator[Case]:
+    """Yields what is compiled of an implementation for a chip; splash attention's passes are compiled together."""
     if implementation == "ours":
         for dtype, width in [*(("bfloat16", width) for width in WIDTHS), ("float32", 128)]:
-            yield from (Case(name, width, dtype, LENGTH) for name in ("forward", "backward"))
-            if dtype == "bfloat16":
+            yield from (Case(name, width, dtype, LENGTH) for name in passes)
+            if dtype == "bfloat16" and "backward" in passes:
                 yield Case("backward", width, dtype, LONG * 128 // max(width, 128))
         return
     for width, blocks in itertools.product(WIDTHS, SPLASH_BLOCKS):
@@ -136,10 +139,11 @@ def compile_all(work: Sequence[Work], jobs: int) -> Iterator[list[dict[str, Any]
 
 
 def merged(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the record of a compiler with rows in place of those of the same implementation and chip."""
+    """Returns the record of a compiler with rows in place of those of the same implementation, chip and pass."""
 
-    def place(row: dict[str, Any]) -> tuple[int, int]:
-        return IMPLEMENTATIONS.index(row["implementation"]), list(TOPOLOGIES).index(row["chip"])
+    def place(row: dict[str, Any]) -> tuple[int, int, int]:
+        names = IMPLEMENTATIONS, list(TOPOLOGIES), PASSES
+        return tuple(each.index(row[name]) for each, name in zip(names, PLACE, strict=True))
 
     new = {place(row) for row in rows}
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
@@ -164,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     path = options.out / f"libtpu_{importlib.metadata.version('libtpu')}.json"
     pairs = itertools.product(options.implementations, options.chips)
-    work = [Work(implementation, chip, tuple(cases(implementation))) for implementation, chip in pairs]
+    work = [Work(implementation, chip, tuple(cases(implementation, options.passes))) for implementation, chip in pairs]
     for rows in compile_all(work, options.jobs):
         record = merged(path, rows)
         write(path, record)

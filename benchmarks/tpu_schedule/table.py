@@ -17,7 +17,9 @@ from alibi_jax.plan.attention import FIGURES
 from alibi_jax.storage import write_atomically
 from benchmarks.tpu_schedule.figures import LENGTHS, Rows, best, calls, for_length, passes
 
-CHIPS = {"v5e": "#D55E00", "v5p": "#0072B2", "v6e": "#009E73", "tpu7x": "#B8860B"}
+CHIPS = ("v5e", "v5p", "v6e", "tpu7x")
+COLOURS = {"forward": "#D55E00", "backward": "#0072B2"}
+LINES = {"ours": "-", "splash": "--"}
 PASSES = ("forward", "backward")
 WIDTHS = (64, 128, 256)
 UNITS = ("MXU", "VALU", "VPOP", "EUP", "XLU", "VLOAD", "VSTORE")
@@ -158,21 +160,20 @@ def fused(rows: Rows) -> Iterator[list]:
 
 
 def plot(rows: Rows) -> Figure:
-    """Draws the bundles of whole calls against length."""
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2, sharey=True), PASSES, strict=True):
-        for chip, colour in CHIPS.items():
-            for implementation, style in (("ours", "-"), ("splash", "--")):
-                if bundles := list(calls(rows, implementation, chip, name, 128, "bfloat16")):
-                    label = f"{chip}, {'alibi_jax' if implementation == 'ours' else 'splash (no bias)'}"
-                    axes.loglog(LENGTHS, bundles, style, color=colour, label=label, linewidth=1.8)
+    """Draws the bundles of whole calls against length, a panel for each chip."""
+    figure = Figure(figsize=(10, 7.2), dpi=140, layout="constrained")
+    for axes, chip in zip(figure.subplots(2, 2, sharex=True, sharey=True).flat, CHIPS, strict=True):
+        for name, (implementation, style) in itertools.product(PASSES, LINES.items()):
+            if bundles := list(calls(rows, implementation, chip, name, 128, "bfloat16")):
+                who = "alibi_jax" if implementation == "ours" else "splash attention, which knows no bias"
+                axes.loglog(LENGTHS, bundles, style, color=COLOURS[name], label=f"{name}: {who}", linewidth=1.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks(LENGTHS, [f"{length // 1024}k" if length < 2**20 else "1M" for length in LENGTHS])
-        axes.set_title(f"{name.capitalize()}: bundles of a call", loc="left")
-        axes.set_xlabel("tokens")
+        axes.set_title(f"{chip}: bundles of a call", loc="left")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.supxlabel("tokens")
+    figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
