@@ -157,17 +157,20 @@ def test_a_text_without_units_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel", "pass_name", "by_keys"),
+    ("name", "kernel", "pass_name", "products", "by_keys"),
     [
-        ("alibi_forward_kernel.1", "forward", "forward", False),
-        ("transpose_jvp_alibi_dq_kernel__.1", "dq", "backward", False),
-        ("alibi_backward.1", "backward", "backward", True),
-        ("splash_mha_fwd_residuals.1", "fwd", "forward", False),
-        ("splash_mha_dkv_no_residuals.1", "dkv", "backward", True),
+        ("alibi_forward_kernel.1", "forward", "forward", 2, False),
+        ("transpose_jvp_alibi_dq_kernel__.1", "dq", "backward", 3, False),
+        ("alibi_backward.1", "backward", "backward", 5, True),
+        ("splash_mha_fwd_residuals.1", "forward", "forward", 2, False),
+        ("splash_mha_dkv_no_residuals.1", "dkv", "backward", 4, True),
     ],
 )
-def test_kernels_have_short_names(name, kernel, pass_name, by_keys):
-    assert kernel_and_pass(name) == {"kernel": kernel, "pass_name": pass_name, "by_keys": by_keys}
+def test_kernels_have_short_names(name, kernel, pass_name, products, by_keys):
+    expected = {"kernel": kernel, "pass_name": pass_name, "products": products, "by_keys": by_keys}
+    assert kernel_and_pass(name) == expected
+    if kernel == "dkv":
+        assert kernel_and_pass(name, fused=True) == expected | {"kernel": "backward", "products": 5}
     line = (
         f'  %{name} = (bf16[1,8]{{1,0}}, f32[1]{{0}}) custom-call(%a), custom_call_target="tpu_custom_call", b={{}}\n'
     )
@@ -178,7 +181,15 @@ def row(**changes):
     visit = {"bundles": 100, "masked": True, "maximum": True, "loop": 10, "floors": {"MXU": 60}, "spills": 8}
     sizes = dict.fromkeys(("start", "finish", "last", "between"), 0)
     names = {"implementation": "splash", "chip": "v5e", "pass_name": "forward", "width": 128, "dtype": "bfloat16"}
-    blocks = {"block_q": 512, "block_k": 512, "length": 4096, "kernel": "fwd", "by_keys": False, "every_pair": True}
+    blocks = {
+        "block_q": 512,
+        "block_k": 512,
+        "length": 4096,
+        "kernel": "forward",
+        "products": 2,
+        "by_keys": False,
+        "every_pair": True,
+    }
     return names | blocks | sizes | {"visits": [visit]} | changes
 
 
@@ -187,6 +198,7 @@ def test_figures_are_for_as_many_scores_whatever_the_blocks():
     small, large = passes(rows, "splash", "v5e", "forward", 128, "bfloat16")
     assert small.visit(False, False, loop=True) == 110 and large.visit(False, False, loop=True) == 55
     assert best([small, large]) is large and large.floor("MXU") == 30 and large.spills == 4
+    assert small.peak() == pytest.approx(2 * 2 * 512 * 512 * 128 / (4 * 128 * 128 * 2), rel=0.003), "v5e's arrays"
     first, second = list(calls(rows, "splash", "v5e", "forward", 128, "bfloat16"))[:2]
     assert first == 8 * (72 * 100 + 128 * 10), "8 heads, 16 x 8 blocks, of which 72 are visited"
     assert 3.5 < second / first < 4

@@ -1,11 +1,13 @@
 """How long the attention kernels of a TPU take at least: the bundles of the blocks they visit, over the clock.
 
 attention_bundles.json has the bundles of each region of the kernels, as the TPU's compiler scheduled them (written by
-`python -m benchmarks.tpu_schedule`). A bundle takes one cycle or, where a copy or a result is waited for, more. So the times
-are floors, though not those of the hardware: another program for the same attention could be faster.
+`python -m benchmarks.tpu_schedule`). A bundle takes one cycle or, where a copy or a result is waited for, more: v5e's backward
+pass has fewer bundles than its products take cycles at the published peak. So the times are floors of these programs, the
+longer of the two. Another program for the same attention could be faster.
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +41,7 @@ class Kernel(NamedTuple):
     finish: int  # after them
     last: int  # of a block of the other side, at the last visit to it
     between: int  # of one head of a group: loops between a block's and that over visits
+    products: int  # of matrices, of a block of queries with one of keys, a visit
     by_keys: bool  # a block is one of keys, and its visits go to blocks of queries
     every_pair: bool  # the grid runs over all pairs of blocks, so that those not visited take `loop` bundles
     visits: tuple[Visit, ...]
@@ -139,10 +142,13 @@ def attention_seconds(
     kernels = [_kernels(chip_kind, name, width, dtype, length) for name in passes]
     if not all(kernels) or chip.clock is None:
         return None
-    bundles = sum(
-        call_bundles(kernel, _shared(kernel, length, share, dtype == "float32")) for each in kernels for kernel in each
-    )
-    return rows * heads * bundles / (chip.clock * chip.cores / chip.devices)
+    maximum = dtype == "float32"
+    seconds = 0.0
+    for kernel in itertools.chain(*kernels):
+        blocks = _shared(kernel, length, share, maximum)
+        operations = 2 * kernel.products * width * kernel.block_q * kernel.block_k * blocks.visited
+        seconds += max(call_bundles(kernel, blocks) / (chip.clock * chip.cores), operations / chip.flops)
+    return rows * heads * seconds * chip.devices
 
 
 def _shared(kernel: Kernel, length: int, share: float, maximum: bool) -> Blocks:

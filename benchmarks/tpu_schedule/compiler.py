@@ -31,6 +31,7 @@ from benchmarks.tpu_schedule.dumps import read_program, read_schedule
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 HEADS = 8
 FOLDER = "--xla_jf_dump_to="
+PRODUCTS = {"forward": 2, "dq": 3, "dkv": 4, "backward": 5}  # of matrices, of a block of queries with one of keys
 LONGEST_MESSAGE = 200  # characters of a compiler's refusal that are kept
 
 
@@ -141,18 +142,22 @@ def rows(implementation: str, chip: str, case: Case, folder: Path) -> list[dict[
         finally:
             for path in folder.iterdir():  # some hundred MB a program
                 path.unlink()
-    return [about | kernel_and_pass(name) | schedule for name, schedule in every.items()]
+    fused = implementation == "splash_fused"
+    return [about | kernel_and_pass(name, fused) | schedule for name, schedule in every.items()]
 
 
-def kernel_and_pass(name: str) -> dict[str, Any]:
-    """Returns a kernel's short name, its pass, and whether it goes over blocks of keys: dq, backward, False of
-    transpose_jvp_alibi_dq_kernel__.1."""
+def kernel_and_pass(name: str, fused: bool = False) -> dict[str, Any]:
+    """Returns a kernel's short name, its pass, its matrix products a visit, and whether it goes over blocks of keys.
+
+    dq, backward, 3, False of transpose_jvp_alibi_dq_kernel__.1; fused: splash attention's dkv computes dq as well.
+    """
     short = re.search(r"(?:alibi|mha)_(.+?)(?:_kernel|_no_residuals|_residuals)?_*(?:\.\d+)?$", name)[1]
-    forward = short in ("forward", "fwd")
+    short = {"fwd": "forward", "dkv": "backward" if fused else "dkv"}.get(short, short)
     return {
         "kernel": short,
-        "pass_name": "forward" if forward else "backward",
-        "by_keys": not forward and short != "dq",
+        "pass_name": "forward" if short == "forward" else "backward",
+        "products": PRODUCTS[short],
+        "by_keys": short in ("dkv", "backward"),
     }
 
 

@@ -13,6 +13,7 @@ from alibi_jax.plan.attention import (
     longest_within,
     reached_blocks,
 )
+from alibi_jax.plan.chips import CHIPS
 from alibi_jax.positions import alibi_slopes
 
 Rows = Sequence[dict[str, Any]]
@@ -49,6 +50,12 @@ class Pass(NamedTuple):
     def floor(self, unit: str) -> float:
         """Returns the least bundles by one unit of the visit that needs no mask and keeps no maximum, for SCORES scores."""
         return self.scaled(sum(self._plain(row)["floors"][unit] for row in self.rows))
+
+    def peak(self) -> float:
+        """Returns the cycles that the products of SCORES scores take at the published peak of one core."""
+        chip = CHIPS[self.rows[0]["chip"]]
+        operations = 2 * SCORES * self.rows[0]["width"] * sum(kernel.products for kernel in self.kernels)
+        return operations * chip.clock * chip.cores / chip.flops
 
     @property
     def spills(self) -> float:

@@ -30,7 +30,8 @@ A visit is the arithmetic of one block of queries with one block of keys; its bu
 the blocks. "With loop" adds what a visit takes around it: copies, counting, the branches. backward is the sum of a pass's
 kernels. splash is jax's splash attention with a causal mask, which knows no bias, at our blocks and at the best of its own
 (fewest bundles with loop). Masked, maximum: our visits that touch the diagonal, and those that keep a running maximum.
-Floors are the least bundles by one unit alone, of our visit that needs neither, from the compiler's table of units."""
+Floors are the least bundles by one unit alone, of our visit that needs neither, from the compiler's table of units; peak: the
+cycles its products take at the published peak. Where that is more than the bundles, the core must wait."""
 
 
 def line(cells: list) -> str:
@@ -83,7 +84,7 @@ def floors(rows: Rows) -> Iterator[list]:
     for chip, width, name in itertools.product(CHIPS, WIDTHS, PASSES):
         own = for_length(passes(rows, "ours", chip, name, width, "bfloat16"), 0)
         if own is not None:
-            yield [chip, width, name, own.visit(False, False, False), *map(own.floor, UNITS), own.spills]
+            yield [chip, width, name, own.visit(False, False, False), own.peak(), *map(own.floor, UNITS), own.spills]
 
 
 def regions(rows: Rows) -> Iterator[list]:
@@ -95,13 +96,26 @@ def regions(rows: Rows) -> Iterator[list]:
             yield [
                 *(row[name] for name in ("chip", "width", "dtype", "length", "kernel")),
                 f"{row['block_q']} x {row['block_k']}",
-                *(row[name] for name in ("program", "longest_piece", "start", "finish", "between")),
+                *(row[name] for name in ("program", "longest_piece", "start", "finish", "last", "between")),
                 ", ".join(map(str, around)),
                 "; ".join(each),
             ]
 
 
-REGIONS = ["chip", "D", "dtype", "tokens", "kernel", "blocks", "program", "longest piece", "start", "finish", "between"]
+REGIONS = [
+    "chip",
+    "D",
+    "dtype",
+    "tokens",
+    "kernel",
+    "blocks",
+    "program",
+    "longest piece",
+    "start",
+    "finish",
+    "last",
+    "between",
+]
 REGIONS += ["loop", "visits"]
 
 
@@ -132,7 +146,7 @@ def section(record: dict[str, Any]) -> str:
     parts += ["### A visit, bfloat16", table(VISITS, list(visits(rows, "bfloat16")))]
     parts += [
         "### Floors of our visit, and its spills",
-        table(["chip", "D", "pass", "visit", *UNITS, "spills"], list(floors(rows))),
+        table(["chip", "D", "pass", "visit", "peak", *UNITS, "spills"], list(floors(rows))),
     ]
     parts += ["### A whole call: millions of bundles, 8 heads of width 128, bfloat16, causal"]
     parts += [
