@@ -2,10 +2,10 @@
 
 python -m benchmarks.tpu_schedule                        # everything, 15 minutes on two cores; needs libtpu and no TPU
 python -m benchmarks.tpu_schedule --only ours --plan     # after a change of the kernels, 4 minutes
-python -m benchmarks.tpu_schedule --only ours,v5e,forward
+python -m benchmarks.tpu_schedule --only ours,v5e,forward,128
 
 OUT/COMPILER.json has the rows of a version of the compiler: those compiled anew replace the older ones of the same
-implementation, chip and pass. OUT/results.md and OUT/bundles.png show all of them. It compares programs, and is no time.
+implementation, chip, pass and width. OUT/results.md and OUT/bundles.png show all of them. It compares programs, and is no time.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from benchmarks.tpu_schedule.table import write_page
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "tpu_schedule"
 IMPLEMENTATIONS = ("ours", "splash", "splash_fused")
 PASSES = ("forward", "backward")
-PLACE = ("implementation", "chip", "pass_name")  # what rows are replaced by
+PLACE = ("implementation", "chip", "pass_name", "width")  # what rows are replaced by
 WIDTHS = (64, 128, 256)  # channels of a head
 # Tokens; long enough that queries, keys and values do not fit the memory of a core, where programs differ. Beyond the second
 # our backward kernel keeps its sums of dq outside, where heads are 128 wide.
 LENGTH, LONG = 32_768, 131_072
-SPLASH_BLOCKS = ((512, 512), (1024, 512), (512, 1024), (1024, 1024))  # queries, keys
+SPLASH_BLOCKS = ((512, 512), (512, 1024), (1024, 1024))  # queries, keys
 
 
 class Work(NamedTuple):
@@ -60,10 +60,12 @@ class Job(NamedTuple):
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the options: implementations, chips, passes, out (a folder), jobs, plan."""
-    names = [*IMPLEMENTATIONS, *TOPOLOGIES, *PASSES]
+    """Returns the options: implementations, chips, passes, widths, out (a folder), jobs, plan."""
+    names = [*IMPLEMENTATIONS, *TOPOLOGIES, *PASSES, *map(str, WIDTHS)]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu_schedule", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help=f"implementations, chips, passes: some of {', '.join(names)}")
+    parser.add_argument(
+        "--only", default="", help=f"implementations, chips, passes, widths in channels: some of {', '.join(names)}"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at once, each of 2 GB")
     parser.add_argument("--plan", action="store_true", help="write alibi_jax/plan/attention_bundles.json, too")
@@ -74,22 +76,21 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.implementations = [name for name in IMPLEMENTATIONS if name in only] or list(IMPLEMENTATIONS)
     options.chips = [name for name in TOPOLOGIES if name in only] or list(TOPOLOGIES)
     options.passes = [name for name in PASSES if name in only] or list(PASSES)
+    options.widths = [width for width in WIDTHS if str(width) in only] or list(WIDTHS)
     return options
 
 
-def cases(implementation: str, passes: Sequence[str]) -> Iterator[Case]:
+def cases(implementation: str, passes: Sequence[str], widths: Sequence[int]) -> Iterator[Case]:
     """Yields what is compiled of an implementation for a chip; splash attention's passes are compiled together."""
-    if implementation == "ours":
-        for dtype, width in [*(("bfloat16", width) for width in WIDTHS), ("float32", 128)]:
+    kinds = [*(("bfloat16", width) for width in widths), *(("float32", width) for width in widths if width == 128)]
+    for dtype, width in kinds:
+        if implementation == "ours":
             yield from (Case(name, width, dtype, LENGTH) for name in passes)
             if dtype == "bfloat16" and "backward" in passes:
                 yield Case("backward", width, dtype, LONG * 128 // max(width, 128))
-        return
-    for width, blocks in itertools.product(WIDTHS, SPLASH_BLOCKS):
-        if implementation == "splash" or (width == 128 and blocks in SPLASH_BLOCKS[::3]):
-            yield Case("backward", width, "bfloat16", LENGTH, *blocks)
-    if implementation == "splash":
-        yield Case("backward", 128, "float32", LENGTH, 512, 512)
+        elif implementation == "splash" or (dtype, width) == ("bfloat16", 128):
+            for blocks in SPLASH_BLOCKS if dtype == "bfloat16" else SPLASH_BLOCKS[:1]:
+                yield Case("backward", width, dtype, LENGTH, *blocks)
 
 
 def start(work: Work) -> Job:
@@ -139,10 +140,10 @@ def compile_all(work: Sequence[Work], jobs: int) -> Iterator[list[dict[str, Any]
 
 
 def merged(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the record of a compiler with rows in place of those of the same implementation, chip and pass."""
+    """Returns the record of a compiler with rows in place of those of the same PLACE."""
 
-    def place(row: dict[str, Any]) -> tuple[int, int, int]:
-        names = IMPLEMENTATIONS, list(TOPOLOGIES), PASSES
+    def place(row: dict[str, Any]) -> tuple[int, ...]:
+        names = IMPLEMENTATIONS, list(TOPOLOGIES), PASSES, WIDTHS
         return tuple(each.index(row[name]) for each, name in zip(names, PLACE, strict=True))
 
     new = {place(row) for row in rows}
@@ -168,7 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     path = options.out / f"libtpu_{importlib.metadata.version('libtpu')}.json"
     pairs = itertools.product(options.implementations, options.chips)
-    work = [Work(implementation, chip, tuple(cases(implementation, options.passes))) for implementation, chip in pairs]
+    work = [
+        Work(implementation, chip, tuple(cases(implementation, options.passes, options.widths)))
+        for implementation, chip in pairs
+    ]
     for rows in compile_all(work, options.jobs):
         record = merged(path, rows)
         write(path, record)
