@@ -5,8 +5,8 @@ program, one address a bundle; `*-final_hlo-static-per-bundle-utilization.txt` t
 them: waiting for copies, and for results beyond what is scheduled.
 
 The compiler keeps no names of the source. A visit (the arithmetic of one pair of blocks) is known by its products and
-exponentials; whether it masks and whether it keeps a running maximum by how many selections and maxima it has for each
-exponential: about one of each score, or hardly any.
+exponentials; whether it masks and whether it keeps a running maximum by how often it puts a constant below zero in place of
+something, and takes a maximum, for each exponential: about once, or hardly ever.
 """
 
 import re
@@ -20,6 +20,7 @@ MANY = 0.5  # operations for each exponential: one of every score is 1 and more,
 HEADER = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:[A-Z]{2}|  )?: *>* *\{")
 BRANCH = re.compile(r"sbr\.rel (?:\([^)]*\) )?target = \$region(\d+)")
 STARTS = re.compile(r"(?:Start|Start/End empty) region (\d+)")
+MASKED = re.compile(r"= vsel [^;]*/-(?:inf|\d)")  # where not seen, -inf or a number near float32's lowest
 OPERATION = re.compile(r" = (v[a-z]+[0-9]*)|\bvst\b")
 
 
@@ -45,8 +46,11 @@ class Program(NamedTuple):
     marks: list[int]  # where a branch stands or leads to
 
     def count(self, span: Span) -> Counter:
-        """Returns how often each vector operation stands in a span, by the first word of its name."""
-        return Counter(match[1] or "vst" for text in self.bundles[slice(*span)] for match in OPERATION.finditer(text))
+        """Returns how often each vector operation stands in a span, by the first word of its name; and
+        as `masked` how often a constant below zero is put in place of something."""
+        texts = self.bundles[slice(*span)]
+        counts = Counter(match[1] or "vst" for text in texts for match in OPERATION.finditer(text))
+        return counts + Counter(masked=sum(len(MASKED.findall(text)) for text in texts))
 
     def used(self, span: Span, unit: str) -> int:
         """Returns the slots of a unit that a span uses."""
@@ -182,5 +186,5 @@ def _visit(program: Program, span: Span, loop: int) -> Visit:
         if ":" not in unit  # fills and spills are among the loads and stores
     }
     spills = sum(program.used(span, unit) for unit in program.capacity if ":" in unit)
-    masked, maximum = counts["vsel"] > many, counts["vmax"] > many
+    masked, maximum = counts["masked"] > many, counts["vmax"] > many
     return Visit(len_of(span), masked, maximum, loop, floors, spills)
