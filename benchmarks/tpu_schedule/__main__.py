@@ -2,10 +2,10 @@
 
 python -m benchmarks.tpu_schedule                        # everything, 15 minutes on two cores; needs libtpu and no TPU
 python -m benchmarks.tpu_schedule --only ours --plan     # after a change of the kernels, 4 minutes
-python -m benchmarks.tpu_schedule --only ours,v5e,forward,128
+python -m benchmarks.tpu_schedule --only ours,v5e,forward,128,bfloat16
 
 OUT/COMPILER.json has the rows of a version of the compiler: those compiled anew replace the older ones of the same
-implementation, chip, pass and width. OUT/results.md and OUT/bundles.png show all of them. It compares programs, and is no time.
+implementation, chip, pass, width and dtype. OUT/results.md and OUT/bundles.png show all of them. It compares programs, and is no time.
 """
 
 import argparse
@@ -34,7 +34,8 @@ from benchmarks.tpu_schedule.table import write_page
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "tpu_schedule"
 IMPLEMENTATIONS = ("ours", "splash", "splash_fused")
 PASSES = ("forward", "backward")
-PLACE = ("implementation", "chip", "pass_name", "width")  # what rows are replaced by
+DTYPES = ("bfloat16", "float32")  # float32 of one width
+PLACE = ("implementation", "chip", "pass_name", "width", "dtype")  # what rows are replaced by
 WIDTHS = (64, 128, 256)  # channels of a head
 # Tokens; long enough that queries, keys and values do not fit the memory of a core, where programs differ. Beyond the second
 # our backward kernel keeps its sums of dq outside, where heads are 128 wide.
@@ -60,11 +61,13 @@ class Job(NamedTuple):
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the options: implementations, chips, passes, widths, out (a folder), jobs, plan."""
-    names = [*IMPLEMENTATIONS, *TOPOLOGIES, *PASSES, *map(str, WIDTHS)]
+    """Returns the options: implementations, chips, passes, widths, dtypes, out (a folder), jobs, plan."""
+    names = [*IMPLEMENTATIONS, *TOPOLOGIES, *PASSES, *map(str, WIDTHS), *DTYPES]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu_schedule", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--only", default="", help=f"implementations, chips, passes, widths in channels: some of {', '.join(names)}"
+        "--only",
+        default="",
+        help=f"implementations, chips, passes, widths in channels, dtypes: some of {', '.join(names)}",
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at once, each of 2 GB")
@@ -77,16 +80,18 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.chips = [name for name in TOPOLOGIES if name in only] or list(TOPOLOGIES)
     options.passes = [name for name in PASSES if name in only] or list(PASSES)
     options.widths = [width for width in WIDTHS if str(width) in only] or list(WIDTHS)
+    options.dtypes = [name for name in DTYPES if name in only] or list(DTYPES)
     return options
 
 
-def cases(implementation: str, passes: Sequence[str], widths: Sequence[int]) -> Iterator[Case]:
+def cases(implementation: str, options: argparse.Namespace) -> Iterator[Case]:
     """Yields what is compiled of an implementation for a chip; splash attention's passes are compiled together."""
-    kinds = [*(("bfloat16", width) for width in widths), *(("float32", width) for width in widths if width == 128)]
-    for dtype, width in kinds:
+    for dtype, width in itertools.product(options.dtypes, options.widths):
+        if dtype == "float32" and width != 128:
+            continue
         if implementation == "ours":
-            yield from (Case(name, width, dtype, LENGTH) for name in passes)
-            if dtype == "bfloat16" and "backward" in passes:
+            yield from (Case(name, width, dtype, LENGTH) for name in options.passes)
+            if dtype == "bfloat16" and "backward" in options.passes:
                 yield Case("backward", width, dtype, LONG * 128 // max(width, 128))
         elif implementation == "splash" or (dtype, width) == ("bfloat16", 128):
             for blocks in SPLASH_BLOCKS if dtype == "bfloat16" else SPLASH_BLOCKS[:1]:
@@ -143,7 +148,7 @@ def merged(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the record of a compiler with rows in place of those of the same PLACE."""
 
     def place(row: dict[str, Any]) -> tuple[int, ...]:
-        names = IMPLEMENTATIONS, list(TOPOLOGIES), PASSES, WIDTHS
+        names = IMPLEMENTATIONS, list(TOPOLOGIES), PASSES, WIDTHS, DTYPES
         return tuple(each.index(row[name]) for each, name in zip(names, PLACE, strict=True))
 
     new = {place(row) for row in rows}
@@ -169,10 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     path = options.out / f"libtpu_{importlib.metadata.version('libtpu')}.json"
     pairs = itertools.product(options.implementations, options.chips)
-    work = [
-        Work(implementation, chip, tuple(cases(implementation, options.passes, options.widths)))
-        for implementation, chip in pairs
-    ]
+    work = [Work(implementation, chip, tuple(cases(implementation, options))) for implementation, chip in pairs]
     for rows in compile_all(work, options.jobs):
         record = merged(path, rows)
         write(path, record)
