@@ -5,7 +5,8 @@ python -m benchmarks.tpu_schedule --only ours --plan     # after a change of the
 python -m benchmarks.tpu_schedule --only ours,v5e,forward,128,bfloat16
 
 OUT/COMPILER.json has the rows of a version of the compiler: those compiled anew replace the older ones of the same
-implementation, chip, pass, width and dtype. OUT/results.md and OUT/bundles.png show all of them. It compares programs, and is no time.
+implementation, chip, pass, width and dtype. OUT/results.md and OUT/bundles.png show all of them. It compares programs, and is
+no time.
 """
 
 import argparse
