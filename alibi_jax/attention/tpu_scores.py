@@ -84,7 +84,7 @@ def _reference(kernel: Kernel, block: Block) -> Int32[Array, ""]:
 
 
 def row_shift(kernel: Kernel, block: Block) -> Float32[Array, "1 T"] | float:
-    """Returns by how much `exponents` of a query are larger than its scores to the base 2.
+    """Returns by how much the exponents of a query are larger than its scores to the base 2.
 
     The softmax does not see what is added to a whole row. So all queries of a block have the bias of one position: a number
     a key, not a score.
