@@ -9,7 +9,7 @@ from alibi_jax.attention.implementation import Inputs, Options
 
 LANES = 128  # a block is a multiple of it: the width of a TPU's vector registers
 
-# Blocks are 512 x 512 (blocks.py) on every chip. Bundles of the forward pass (as benchmarks/tpu_schedule counts) for 512 queries
+# Blocks are 512 x 512 (blocks.py) on every chip. Bundles of a forward pass, as benchmarks/tpu_schedule counts, for 512 queries
 # of 8 heads, over the blocks that a score bound of 6, and of 12, has visited; queries x keys:
 #
 #               512 x 512        1,024 x 512      512 x 1,024      512 x 256
