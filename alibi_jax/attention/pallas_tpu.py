@@ -9,25 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from alibi_jax.attention.ceilings import KEEP_MAXIMUM, ceilings
-from alibi_jax.attention.implementation import Implementation, Inputs, Options, Residuals
+from alibi_jax.attention.implementation import LOWEST_SCORE, Implementation, Inputs, Options, Residuals
 from alibi_jax.attention.padded import skips, with_row_bounds
 from alibi_jax.attention.reach import first_key_blocks, last_query_blocks, score_bounds
 from alibi_jax.attention.tpu_blocks import Kernel, kernel_of
-
-
-def _scalars(kernel: Kernel, inputs: Inputs) -> tuple[Array, ...]:
-    """Returns the bias as slopes, and which blocks are visited."""
-    batch, queries, heads, _ = inputs.q.shape
-    options = kernel.options
-    slopes = jnp.zeros(heads, jnp.float32) if inputs.bias is None else inputs.bias.slopes
-    if inputs.bias is None or options.reach_tolerance is None or not options.causal:
-        first = jnp.zeros((batch, heads, -(-queries // kernel.block_q)), jnp.int32)
-    else:
-        sizes = options.reach_tolerance, kernel.block_q, kernel.block_k
-        first = first_key_blocks(inputs.q, inputs.k, slopes, inputs.q_offset, *sizes, inputs.row_bounds)
-    last_query = last_query_blocks(first, -(-inputs.k.shape[1] // kernel.block_k))
-    seeds = jax.lax.bitcast_convert_type(inputs.seeds, jnp.int32)
-    return first.ravel(), last_query.ravel(), inputs.q_offset[None], slopes, seeds.ravel()
 
 
 def _first(kernel: Kernel, inputs: Inputs) -> Int32[Array, "B H N"]:
@@ -82,19 +67,30 @@ def _forward(options: Options, inputs: Inputs) -> tuple[Float[Array, "B T H D"],
     return out.swapaxes(1, 2)[:, :length], logsumexp[:, :, 0, :length]
 
 
+def _rows(kernel: Kernel, residuals: Residuals) -> Float32[Array, "B H 2 t"]:
+    """Returns log-sum-exp and delta, padded so that padding queries have weights of 0.
+
+    A row that saw no key has none either: to the base 2 its log-sum-exp would overflow.
+    """
+    logsumexp = jnp.where(residuals.logsumexp < LOWEST_SCORE / 2, jnp.inf, residuals.logsumexp)
+    padding = (0, 0), (0, 0), (0, -logsumexp.shape[2] % kernel.block_q)
+    return jnp.stack([jnp.pad(logsumexp, padding, constant_values=jnp.inf), jnp.pad(residuals.delta, padding)], 2)
+
+
 def _backward(options: Options, inputs: Inputs, residuals: Residuals, wants_bias_gradient: bool) -> tuple:
-    from alibi_jax.attention.tpu_backward import run_backward
+    from alibi_jax.attention.tpu_backward import Arrays, run_backward
 
     kernel = kernel_of(options, inputs)
     queries, keys = inputs.q.shape[1], inputs.k.shape[1]
-
-    def rows(x: Float32[Array, "B H T"], padding: float) -> Float32[Array, "B H 1 t"]:
-        return jnp.pad(x, ((0, 0), (0, 0), (0, -queries % kernel.block_q)), constant_values=padding)[:, :, None]
-
-    scalars = _scalars(kernel, inputs)
+    q, k, v = _arrays(kernel, inputs)
+    seeds = jax.lax.bitcast_convert_type(inputs.seeds, jnp.int32)
+    first = _first(kernel, inputs)
+    last_query = last_query_blocks(first, k.shape[2] // kernel.block_k)
+    of_head = [x[:, :, None] for x in (seeds, first, last_query)]
+    rows = _rows(kernel, residuals)
     d_out = _arrange(residuals.d_out, kernel.block_q)
-    numbers = rows(residuals.logsumexp, jnp.inf), rows(residuals.delta, 0.0)
-    dq, dk, dv = run_backward(kernel, *_arrays(kernel, inputs), scalars, d_out, *numbers)
+    arrays = Arrays(inputs.q_offset[None], _slopes(inputs), *of_head, k, v, q, d_out, rows)
+    dq, dk, dv = run_backward(kernel, arrays)
     return dq.swapaxes(1, 2)[:, :queries], dk.swapaxes(1, 2)[:, :keys], dv.swapaxes(1, 2)[:, :keys], None
 
 

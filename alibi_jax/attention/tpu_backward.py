@@ -1,232 +1,373 @@
-"""The backward pass on TPUs: one kernel for the gradient of the queries, one for those of keys and values.
+"""The backward pass on TPUs: one kernel for the gradients of queries, keys and values, five matrix products a visit.
 
-Grids run over all pairs of blocks, but the index of a skipped block is clamped to the last one visited, so that nothing is
-fetched for it, and `pl.when` leaves out its arithmetic.
+A program serves a block of keys and a query head that reads them, and visits the blocks of queries that see these keys, the
+last one first. The gradients of keys and values are summed in VMEM over all query heads of the group. That of the queries is
+summed over the blocks of keys: in VMEM too where it fits, else in HBM, where each visit reads it, adds, and writes it back.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
-from alibi_jax.attention.dropout import keep_scale
 from alibi_jax.attention.tpu_blocks import Kernel
-from alibi_jax.attention.tpu_scores import dot
+from alibi_jax.attention.tpu_scores import (
+    LOG2E,
+    Block,
+    Head,
+    Visits,
+    block_of,
+    copy_to,
+    dot,
+    exponents,
+    first_query_block,
+    keep,
+    last_key_block,
+    needs_mask,
+    row_shift,
+    visit_all,
+)
+
+VISIT_BYTES = 32 * 2**20  # of VMEM for all but the sums: the blocks, and a block of scores several times over
 
 
-class Scalars(NamedTuple):
-    """The arrays the kernels read from SMEM, flat (a scalar memory pads the last dimension)."""
+class Outgoing(NamedTuple):
+    """Two buffers in VMEM whose blocks are copied to HBM."""
 
-    first: Int32[Array, " BHNq"]  # the first key block a block of queries visits
-    last_query: Int32[Array, " BHNk"]  # the last block of queries that visits a key block
-    q_offset: Int32[Array, " 1"]
-    slopes: Float32[Array, " H"]
-    seeds: Int32[Array, " BH2"]
+    blocks: Any  # VMEM [2 bq D]
+    sent: Any  # semaphores [2]
+    names: Any  # SMEM [2]: which block is on its way, counted from 1; 0: none, and the buffer may be written
 
 
-def _last_block(kernel: Kernel, q_offset: Array, i: Array, key_blocks: int) -> Array:
-    """Returns the last key block that queries of block i may see; negative where they stand before all keys."""
-    if not kernel.options.causal:
-        return jnp.int32(key_blocks - 1)
-    return jnp.minimum((q_offset + (i + 1) * kernel.block_q - 1) // kernel.block_k, key_blocks - 1)
+class Refs(NamedTuple):
+    """The memory that a program reads and writes."""
+
+    q_offset: Any  # SMEM [1]
+    slopes: Any  # SMEM [H]
+    seeds: Any  # SMEM [1 1 1 2], of this query head
+    first: Any  # SMEM [1 1 1 Nq]: the first key block that a block of queries visits
+    last_query: Any  # SMEM [1 1 1 Nk]: the last block of queries that visits a key block
+    next_last_query: Any  # the same of the next program's query head
+    k: Any  # VMEM [1 1 bk D]
+    v: Any
+    q: Any  # HBM [B H T D]
+    d_out: Any
+    rows: Any  # HBM [B H 2 T]: log-sum-exp and delta
+    dk: Any  # VMEM [1 1 bk D]
+    dv: Any
+    dq: Any  # HBM [B H T D]
+    unfinished: Any  # HBM [B H T D] float32: the sums of dq between visits; None where they stay in VMEM
+    sum_dk: Any  # VMEM [bk D]
+    sum_dv: Any
+    sum_dq: Any  # VMEM [G T D]; where that does not fit [2 bq D], of this visit and the one before
+    q_blocks: Any  # VMEM [2 bq D], of this visit and the next
+    d_out_blocks: Any
+    row_blocks: Any  # VMEM [2 2 bq]
+    dq_blocks: Any  # VMEM [2 bq D], finished
+    arrived: Any  # semaphores [4 2]
+    sent: Any  # semaphores [2 2]
+    names: Any  # SMEM [2]
+    unfinished_names: Any  # SMEM [2]
+    buffer: Any  # SMEM [1]
+    begun: Any  # SMEM [1]: 1 where the program before began the copies of the first visit
 
 
-def _first_query_block(kernel: Kernel, q_offset: Array, j: Array) -> Array:
-    """Returns the first block of queries that may see keys of block j."""
-    if not kernel.options.causal:
-        return jnp.int32(0)
-    return jnp.maximum(j * kernel.block_k - q_offset, 0) // kernel.block_q
+class Program(NamedTuple):
+    """The block of keys and the query head that a program serves."""
+
+    b: Array
+    h: Array
+    g: Array  # the query head within its group
+    j: Array  # the block of keys
+    query_blocks: int
+    key_blocks: int
+    head: Head
 
 
-def _positions(kernel: Kernel, q_offset: Array, i: Array, j: Array) -> tuple[Array, Array]:
-    """Returns the positions of a block's queries and keys, both [S, T]."""
-    shape = kernel.block_k, kernel.block_q
-    q_positions = q_offset + i * kernel.block_q + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    return q_positions, j * kernel.block_k + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+class Visit(NamedTuple):
+    """A block of queries that sees the program's keys."""
+
+    i: Array
+    number: Array  # of its buffer
+    block: Block
+    is_first: Array  # whether these queries visit no keys before these
+    is_last: Array
 
 
-def _scores(kernel: Kernel, q: Array, k: Array, slope: Array, q_positions: Array, k_positions: Array) -> Array:
-    """Returns scaled and biased scores, float32 [S, T]; -inf where a key is padding or after the query."""
-    distances = q_positions - k_positions
-    biases = -slope * jnp.abs(distances).astype(jnp.float32)
-    scores = dot(k, q, (1, 1)) * q.shape[-1] ** -0.5 + biases
-    seen = k_positions < kernel.num_keys
-    if kernel.options.causal:
-        seen = seen & (distances >= 0)
-    return jnp.where(seen, scores, -jnp.inf)
+def _program(kernel: Kernel, refs: Refs) -> Program:
+    b, key_head, j, g = (pl.program_id(axis) for axis in range(4))
+    h = key_head * kernel.group + g
+    seed = refs.seeds[0, 0, 0, 0].astype(jnp.uint32), refs.seeds[0, 0, 0, 1].astype(jnp.uint32)
+    head = Head(refs.slopes[h], refs.q_offset[0], seed)
+    return Program(b, h, g, j, refs.first.shape[3], refs.last_query.shape[3], head)
 
 
-def _seed(scalars: Scalars, row: Array) -> tuple[Array, Array]:
-    """Returns the two numbers of a (batch row, head)'s seed."""
-    return scalars.seeds[2 * row].astype(jnp.uint32), scalars.seeds[2 * row + 1].astype(jnp.uint32)
+def _queries(kernel: Kernel, i: Array) -> Any:
+    """Returns where block i of queries lies."""
+    return pl.ds(pl.multiple_of(i * kernel.block_q, kernel.block_q), kernel.block_q)
 
 
-def _weights_and_gradients(kernel, scalars, row, h, i, j, q, k, v, d_out, logsumexp, delta):
-    """Returns (weights after dropout, gradient of the scaled scores), float32 [S, T]."""
-    positions = _positions(kernel, scalars.q_offset[0], i, j)
-    weights = jnp.exp(_scores(kernel, q, k, scalars.slopes[h], *positions) - logsumexp)
+def _arriving(kernel: Kernel, refs: Refs, b: Array, cursor: tuple[Array, Array], number: Array) -> list:
+    """Returns the copies of what a visit reads; cursor: the query head and its block of queries."""
+    h, i = cursor
+    queries = _queries(kernel, i)
+    sources = refs.q.at[b, h, queries], refs.d_out.at[b, h, queries], refs.rows.at[b, h, :, queries]
+    targets = (x.at[number] for x in (refs.q_blocks, refs.d_out_blocks, refs.row_blocks))
+    return [copy_to(x, y, refs.arrived.at[n, number]) for n, (x, y) in enumerate(zip(sources, targets, strict=True))]
+
+
+def _visits(kernel: Kernel, refs: Refs, program: Program) -> tuple[Visits, Array]:
+    """Returns the visits of a program, and whether the next one has any."""
+    offset = program.head.q_offset
+    lowest, top = first_query_block(kernel, offset, program.j), refs.last_query[0, 0, 0, program.j]
+    ends = program.g == kernel.group - 1
+    next_head = jnp.where(ends, program.h - program.g, program.h + 1)
+    next_keys = jnp.where(ends, program.j + 1, program.j)
+    next_top = refs.next_last_query[0, 0, 0, jnp.minimum(next_keys, program.key_blocks - 1)]
+    follows = (next_keys < program.key_blocks) & (next_top >= first_query_block(kernel, offset, next_keys))
+
+    def skipped(i: Array) -> Array:
+        return (i >= lowest) & (refs.first[0, 0, 0, jnp.maximum(i, 0)] > program.j)
+
+    def after(cursor: tuple) -> tuple:
+        i = jax.lax.while_loop(skipped, lambda i: i - 1, cursor[1] - 1)
+        here = i >= lowest
+        return (jnp.where(here, program.h, next_head), jnp.where(here, i, next_top)), here, here | follows
+
+    def copies(cursor: tuple, number: Array) -> list:
+        return _arriving(kernel, refs, program.b, cursor, number)
+
+    return Visits((program.h, top), top >= lowest, refs.begun[0] == 1, after, copies), follows
+
+
+def _finished(refs: Refs) -> Outgoing:
+    return Outgoing(refs.dq_blocks, refs.sent.at[0], refs.names)
+
+
+def _unfinished(refs: Refs) -> Outgoing:
+    return Outgoing(refs.sum_dq, refs.sent.at[1], refs.unfinished_names)
+
+
+def _send(outgoing: Outgoing, number: Any, target: Any, name: Array) -> None:
+    copy_to(outgoing.blocks.at[number], target, outgoing.sent.at[number]).start()
+    outgoing.names[number] = name
+
+
+def _reclaim(outgoing: Outgoing, number: Any, target: Any) -> None:
+    """Waits until a buffer may be written; target: HBM of that size."""
+
+    @pl.when(outgoing.names[number] != 0)
+    def _wait():
+        copy_to(outgoing.blocks.at[number], target, outgoing.sent.at[number]).wait()
+        outgoing.names[number] = 0
+
+
+def _reclaim_all(outgoing: Outgoing, target: Any) -> None:
+    for number in (0, 1):
+        _reclaim(outgoing, number, target)
+
+
+def _begin_sum(refs: Refs, visit: Visit, place: Any, name: Array) -> Any:
+    """Returns the copy, begun, of the sum of dq from HBM, once this buffer's and this block's own last copy have arrived there.
+
+    A block of queries may have been the visit before, so its sum can still be on its way; all earlier ones have arrived.
+    """
+    outgoing = _unfinished(refs)
+    for number in (0, 1):
+
+        @pl.when((visit.number == number) | (outgoing.names[number] == name))
+        def _wait(number=number):
+            _reclaim(outgoing, number, place)
+
+    copy = copy_to(place, refs.sum_dq.at[visit.number], refs.arrived.at[3, visit.number])
+    pl.when(~visit.is_first)(copy.start)
+    return copy
+
+
+def _gradients(kernel: Kernel, refs: Refs, visit: Visit, masked: bool) -> Float32[Array, "bq D"]:
+    """Adds a visit's gradients to the sums of dk and dv and returns that of the queries, without the factor D^-0.5."""
+    q, d_out = refs.q_blocks[visit.number], refs.d_out_blocks[visit.number]
+    k, v = refs.k[0, 0], refs.v[0, 0]
+    logsumexp, delta = (refs.row_blocks[visit.number, n : n + 1] for n in (0, 1))
+    rows = logsumexp * LOG2E + row_shift(kernel, visit.block)
+    weights = jnp.exp2(exponents(kernel, visit.block, q, k, masked) - rows)
     d_weights = dot(v, d_out, (1, 1))
     dropped = weights
     if kernel.options.dropout_rate > 0:
-        keep = keep_scale(_seed(scalars, row), kernel.options.dropout_rate, *positions)
-        d_weights, dropped = d_weights * keep, weights * keep
-    return dropped, weights * (d_weights - delta) * q.shape[-1] ** -0.5
+        kept = keep(kernel, visit.block)
+        d_weights, dropped = d_weights * kept, weights * kept
+    d_scores = (weights * (d_weights - delta)).astype(k.dtype)
+    refs.sum_dv[...] += dot(dropped.astype(d_out.dtype), d_out, (1, 0))
+    refs.sum_dk[...] += dot(d_scores, q, (1, 0))
+    return dot(d_scores, k, (0, 0))
 
 
-def _dq_kernel(kernel: Kernel, scalars: Scalars, q, k, v, d_out, logsumexp, delta, dq, sum_dq):
-    """Serves one visit of a block of queries to a block of keys."""
-    b, h, i, n = (pl.program_id(axis) for axis in range(4))
-    row = b * pl.num_programs(1) + h
-    j = scalars.first[row * pl.num_programs(2) + i] + n
+def _serve(kernel: Kernel, refs: Refs, program: Program, visit: Visit) -> None:
+    """Adds the gradients of a visit to all sums, and sends that of the queries away where it is whole."""
+    queries = _queries(kernel, visit.i)
+    name = program.h * program.query_blocks + visit.i + 1
+    if refs.unfinished is None:
+        sums = refs.sum_dq.at[program.g, queries]
+    else:
+        place = refs.unfinished.at[program.b, program.h, queries]
+        copy = _begin_sum(refs, visit, place, name)
+        sums = refs.sum_dq.at[visit.number]
 
-    @pl.when(n == 0)
-    def _start():
-        sum_dq[...] = jnp.zeros_like(sum_dq)
+    def add(masked: bool) -> None:
+        more = _gradients(kernel, refs, visit, masked)
+        if refs.unfinished is not None:
+            pl.when(~visit.is_first)(copy.wait)
+        sums[...] = jnp.where(visit.is_first, 0.0, sums[...]) + more
 
-    @pl.when(j <= _last_block(kernel, scalars.q_offset[0], i, pl.num_programs(3)))
-    def _visit():
-        blocks = [ref[0, 0] for ref in (q, k, v, d_out, logsumexp, delta)]
-        _, d_scores = _weights_and_gradients(kernel, scalars, row, h, i, j, *blocks)
-        sum_dq[...] += dot(d_scores.astype(k.dtype), k[0, 0], (0, 0))
+    masked = needs_mask(kernel, visit.block)
+    pl.when(masked)(lambda: add(True))
+    pl.when(~masked)(lambda: add(False))
 
-    @pl.when(n == pl.num_programs(3) - 1)
+    @pl.when(visit.is_last)
     def _finish():
-        dq[0, 0] = sum_dq[...].astype(dq.dtype)
+        whole = refs.dq.at[program.b, program.h, queries]
+        _reclaim(_finished(refs), visit.number, whole)
+        refs.dq_blocks[visit.number] = (sums[...] * refs.q.shape[3] ** -0.5).astype(refs.dq.dtype)
+        _send(_finished(refs), visit.number, whole, name)
+
+    if refs.unfinished is not None:
+        pl.when(~visit.is_last)(lambda: _send(_unfinished(refs), visit.number, place, name))
 
 
-def _dkv_kernel(kernel: Kernel, scalars: Scalars, q, k, v, d_out, logsumexp, delta, dk, dv, sum_dk, sum_dv):
-    """Serves one visit of a key block to a block of queries, for each query head that shares the key head in turn."""
-    b, key_head, j, g, n = (pl.program_id(axis) for axis in range(5))
-    h = key_head * kernel.group + g
-    row = b * pl.num_programs(1) * kernel.group + h
-    i = _first_query_block(kernel, scalars.q_offset[0], j) + n
+def _clear(kernel: Kernel, refs: Refs, program: Program) -> None:
+    """Writes a gradient of 0 for the blocks of queries that visit no keys."""
 
-    @pl.when((g == 0) & (n == 0))
-    def _start():
-        sum_dk[...] = jnp.zeros_like(sum_dk)
-        sum_dv[...] = jnp.zeros_like(sum_dv)
+    def clear(i: Any, carry: Any) -> Any:
+        @pl.when(refs.first[0, 0, 0, i] > last_key_block(kernel, program.head.q_offset, i, program.key_blocks))
+        def _write():
+            target = refs.dq.at[program.b, program.h, _queries(kernel, i)]
+            _reclaim(_finished(refs), 0, target)
+            refs.dq_blocks[0] = jnp.zeros(refs.dq_blocks.shape[1:], refs.dq.dtype)
+            _send(_finished(refs), 0, target, i + 1)
 
-    last = scalars.last_query[row * pl.num_programs(2) + j]
-    first = scalars.first[row * pl.num_programs(4) + jnp.minimum(i, pl.num_programs(4) - 1)]
+        return carry
 
-    @pl.when((i <= last) & (first <= j))
-    def _visit():
-        blocks = [ref[0, 0] for ref in (q, k, v, d_out, logsumexp, delta)]
-        dropped, d_scores = _weights_and_gradients(kernel, scalars, row, h, i, j, *blocks)
-        sum_dv[...] += dot(dropped.astype(d_out.dtype), blocks[3], (1, 0))
-        sum_dk[...] += dot(d_scores.astype(q.dtype), blocks[0], (1, 0))
-
-    @pl.when((g == pl.num_programs(3) - 1) & (n == pl.num_programs(4) - 1))
-    def _finish():
-        dk[0, 0] = sum_dk[...].astype(dk.dtype)
-        dv[0, 0] = sum_dv[...].astype(dv.dtype)
+    jax.lax.fori_loop(0, program.query_blocks, clear, 0)
 
 
-def _call(
-    kernel: Kernel, body: Callable, grid: tuple, scalars: Scalars, inputs: list, outputs: list, scratch: list
-) -> Sequence[Array]:
-    """Returns the outputs of `body` on a grid; inputs are (array, block shape, index map), outputs (shape, dtype, block shape,
-    index map)."""
+def _start(kernel: Kernel, refs: Refs, program: Program) -> None:
+    @pl.when((program.j == 0) & (program.g == 0))
+    def _start_heads():
+        refs.buffer[0] = refs.begun[0] = 0
+        for names in (refs.names, refs.unfinished_names):
+            names[0] = names[1] = 0
+
+    @pl.when(program.g == 0)
+    def _start_keys():
+        refs.sum_dk[...] = jnp.zeros_like(refs.sum_dk)
+        refs.sum_dv[...] = jnp.zeros_like(refs.sum_dv)
+
+    if kernel.options.causal:
+        pl.when(program.j == 0)(lambda: _clear(kernel, refs, program))
+
+
+def _finish(kernel: Kernel, refs: Refs, program: Program) -> None:
+    ends = program.g == kernel.group - 1
+
+    @pl.when(ends)
+    def _finish_keys():
+        refs.dk[0, 0] = (refs.sum_dk[...] * refs.q.shape[3] ** -0.5).astype(refs.dk.dtype)
+        refs.dv[0, 0] = refs.sum_dv[...].astype(refs.dv.dtype)
+
+    @pl.when(ends & (program.j == program.key_blocks - 1))
+    def _finish_heads():
+        anywhere = program.b, program.h, pl.ds(0, kernel.block_q)
+        _reclaim_all(_finished(refs), refs.dq.at[anywhere])
+        if refs.unfinished is not None:
+            _reclaim_all(_unfinished(refs), refs.unfinished.at[anywhere])
+
+
+def _backward_kernel(kernel: Kernel, refs: Refs) -> None:
+    """Serves one block of keys and one query head."""
+    program = _program(kernel, refs)
+    _start(kernel, refs, program)
+    visits, follows = _visits(kernel, refs, program)
+
+    def serve(cursor: tuple, number: Array) -> None:
+        i = cursor[1]
+        is_first = program.j == refs.first[0, 0, 0, i]
+        is_last = program.j == last_key_block(kernel, program.head.q_offset, i, program.key_blocks)
+        _serve(kernel, refs, program, Visit(i, number, block_of(kernel, program.head, i, program.j), is_first, is_last))
+
+    visit_all(visits, refs.buffer, serve)
+    refs.begun[0] = (visits.any & follows).astype(jnp.int32)
+    _finish(kernel, refs, program)
+
+
+def _scratch(kernel: Kernel, q: Array, k: Array) -> list:
+    """Returns what `Refs` names from sum_dk on."""
+    length, width = q.shape[2:]
+    whole = (kernel.group, length, width) if kernel.dq_in_vmem else (2, kernel.block_q, width)
+    keys = pltpu.VMEM((kernel.block_k, width), jnp.float32)
+    queries = pltpu.VMEM((2, kernel.block_q, width), q.dtype)
+    return [
+        *(keys, keys, pltpu.VMEM(whole, jnp.float32)),
+        *(queries, queries, pltpu.VMEM((2, 2, kernel.block_q), jnp.float32), queries),
+        *(pltpu.SemaphoreType.DMA((4, 2)), pltpu.SemaphoreType.DMA((2, 2))),
+        *(pltpu.SMEM((n,), jnp.int32) for n in (2, 2, 1, 1)),
+    ]
+
+
+class Arrays(NamedTuple):
+    """What the kernel is called with, in the order of `Refs`."""
+
+    q_offset: Int32[Array, " 1"]
+    slopes: Float32[Array, " H"]
+    seeds: Int32[Array, "B H 1 2"]
+    first: Int32[Array, "B H 1 Nq"]
+    last_query: Int32[Array, "B H 1 Nk"]
+    k: Float[Array, "B K S D"]
+    v: Float[Array, "B K S D"]
+    q: Float[Array, "B H T D"]
+    d_out: Float[Array, "B H T D"]
+    rows: Float32[Array, "B H 2 T"]
+
+
+def run_backward(kernel: Kernel, arrays: Arrays) -> tuple[Array, Array, Array]:
+    """Returns (dq, dk, dv) like q, k and v."""
+    q, k = arrays.q, arrays.k
+    group = kernel.group
+
+    def scalars(x: Array, ahead: int) -> pl.BlockSpec:
+        def index(b, key_head, j, g, *_):
+            return b, key_head * group + (g + ahead) % group, 0, 0
+
+        return pl.BlockSpec((1, 1, *x.shape[2:]), index, memory_space=pltpu.SMEM)
+
+    keys = pl.BlockSpec((1, 1, kernel.block_k, k.shape[3]), lambda b, key_head, j, g, *_: (b, key_head, j, 0))
+    hbm = pl.BlockSpec(memory_space=pl.ANY)
+    of_head = [scalars(x, 0) for x in (arrays.seeds, arrays.first, arrays.last_query)]
+    unfinished = [] if kernel.dq_in_vmem else [jax.ShapeDtypeStruct(q.shape, jnp.float32)]
+    spec = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=2,
+        grid=(q.shape[0], k.shape[1], k.shape[2] // kernel.block_k, group),
+        in_specs=[*of_head, scalars(arrays.last_query, 1), keys, keys, hbm, hbm, hbm],
+        out_specs=[keys, keys, hbm, *[hbm] * len(unfinished)],
+        scratch_shapes=_scratch(kernel, q, k),
+    )
 
     def run(*refs):
-        body(kernel, Scalars(*refs[: len(scalars)]), *refs[len(scalars) :])
+        outputs = 14 + len(unfinished)
+        _backward_kernel(kernel, Refs(*refs[:14], *(refs[14:outputs] or [None]), *refs[outputs:]))
 
-    spec = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=len(scalars),
-        grid=grid,
-        in_specs=[pl.BlockSpec(block, index) for _, block, index in inputs],
-        out_specs=[pl.BlockSpec(block, index) for *_, block, index in outputs],
-        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-    )
-    serial = 1 if len(grid) == 4 else 2
-    order = ("parallel",) * (len(grid) - serial) + ("arbitrary",) * serial
-    return pl.pallas_call(
+    inputs = *arrays[:5], arrays.last_query, *arrays[5:]
+    dk, dv, dq, *_ = pl.pallas_call(
         run,
         grid_spec=spec,
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, *_ in outputs],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=order),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, k, q)] + unfinished,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=VISIT_BYTES + kernel.dq_in_vmem * group * q.shape[2] * max(q.shape[3], 128) * 4,
+        ),
         interpret=pltpu.InterpretParams() if kernel.options.interpret else False,
-        name=f"alibi{body.__name__}",
-    )(*scalars, *(array for array, *_ in inputs))
-
-
-class _Blocks(NamedTuple):
-    """Shapes of blocks and their index maps, of arrays [B H L D] and [B H 1 L]: a block's last two dimensions are tiled."""
-
-    query: tuple
-    key: tuple
-    row: tuple
-
-
-def _blocks(kernel: Kernel, width: int, queries: Callable, rows: Callable, keys: Callable) -> _Blocks:
-    shapes = (1, 1, kernel.block_q, width), (1, 1, kernel.block_k, width), (1, 1, 1, kernel.block_q)
-    return _Blocks((shapes[0], queries), (shapes[1], keys), (shapes[2], rows))
-
-
-def _query_major(kernel: Kernel, heads: int, query_blocks: int, key_blocks: int, width: int) -> _Blocks:
-    """Returns the blocks on the grid (batch row, head, block of queries, visit)."""
-
-    def queries(b, h, i, n, *scalars):
-        return b, h, i, 0
-
-    def rows(b, h, i, n, *scalars):
-        return b, h, 0, i
-
-    def keys(b, h, i, n, *refs):
-        scalars = Scalars(*refs)
-        last = _last_block(kernel, scalars.q_offset[0], i, key_blocks)
-        first = scalars.first[(b * heads + h) * query_blocks + i]
-        return b, h // kernel.group, jnp.maximum(jnp.minimum(first + n, last), 0), 0
-
-    return _blocks(kernel, width, queries, rows, keys)
-
-
-def _key_major(kernel: Kernel, heads: int, key_blocks: int, width: int) -> _Blocks:
-    """Returns the blocks on the grid (batch row, key head, block of keys, query head of the group, visit)."""
-
-    def visited(b, key_head, j, g, n, scalars):
-        h = key_head * kernel.group + g
-        last = scalars.last_query[(b * heads + h) * key_blocks + j]
-        return h, jnp.maximum(jnp.minimum(_first_query_block(kernel, scalars.q_offset[0], j) + n, last), 0)
-
-    def queries(b, key_head, j, g, n, *refs):
-        h, i = visited(b, key_head, j, g, n, Scalars(*refs))
-        return b, h, i, 0
-
-    def rows(b, key_head, j, g, n, *refs):
-        h, i = visited(b, key_head, j, g, n, Scalars(*refs))
-        return b, h, 0, i
-
-    def keys(b, key_head, j, g, n, *scalars):
-        return b, key_head, j, 0
-
-    return _blocks(kernel, width, queries, rows, keys)
-
-
-def _sizes(kernel: Kernel, q: Array, k: Array) -> tuple[int, int, int, int]:
-    """Returns (heads, blocks of queries, blocks of keys, head width)."""
-    return q.shape[1], q.shape[2] // kernel.block_q, k.shape[2] // kernel.block_k, q.shape[3]
-
-
-def run_backward(kernel: Kernel, q, k, v, scalars: tuple, d_out, logsumexp, delta) -> tuple[Array, Array, Array]:
-    """Returns (dq, dk, dv); log-sum-exp and delta [B H 1 T]."""
-    scalars = Scalars(*scalars)
-    heads, query_blocks, key_blocks, width = _sizes(kernel, q, k)
-
-    def inputs(blocks: _Blocks) -> list:
-        specs = [blocks.query, blocks.key, blocks.key, blocks.query, blocks.row, blocks.row]
-        return [(x, *spec) for x, spec in zip((q, k, v, d_out, logsumexp, delta), specs, strict=True)]
-
-    grid = q.shape[0], heads, query_blocks, key_blocks
-    blocks = _query_major(kernel, heads, query_blocks, key_blocks, width)
-    queries = [(q.shape, q.dtype, *blocks.query)]
-    dq = _call(kernel, _dq_kernel, grid, scalars, inputs(blocks), queries, [(kernel.block_q, width)])[0]
-    grid = q.shape[0], k.shape[1], key_blocks, kernel.group, query_blocks
-    blocks = _key_major(kernel, heads, key_blocks, width)
-    keys = [(k.shape, k.dtype, *blocks.key)] * 2
-    dk, dv = _call(kernel, _dkv_kernel, grid, scalars, inputs(blocks), keys, [(kernel.block_k, width)] * 2)
+        name="alibi_backward",
+    )(*inputs)
     return dq, dk, dv

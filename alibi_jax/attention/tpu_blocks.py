@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from alibi_jax.attention.blocks import block_size
 from alibi_jax.attention.implementation import Inputs, Options
+from alibi_jax.sharding import device
 
 LANES = 128  # a block is a multiple of it: the width of a TPU's vector registers
 
@@ -31,6 +32,17 @@ class Kernel(NamedTuple):
     block_k: int
     group: int  # query heads per key head
     bias_by_key: bool  # a number a key, not a score: causal, and 16 bits, as it costs float32 its last ones
+    dq_in_vmem: bool  # whether the backward pass sums the gradient of all queries of a key head there
+
+
+# Of the VMEM that sums of dq may take: half of the 64 MiB of a tpu7x, the least that a newer chip has; older ones have 16.
+DQ_BYTES = 32 * 2**20
+OLD_CHIPS = "TPU v2", "TPU v3", "TPU v4", "TPU v4 lite"
+
+
+def dq_fits(rows: int, width: int) -> bool:
+    """Returns whether the float32 gradient of so many queries can be summed in VMEM on the chip that is traced for."""
+    return device().kind not in OLD_CHIPS and rows * max(width, LANES) * 4 <= DQ_BYTES
 
 
 def kernel_of(options: Options, inputs: Inputs) -> Kernel:
@@ -38,4 +50,6 @@ def kernel_of(options: Options, inputs: Inputs) -> Kernel:
     queries, heads = inputs.q.shape[1:3]
     keys, key_heads = inputs.k.shape[1:3]
     by_key = options.causal and inputs.q.dtype != jnp.float32
-    return Kernel(options, keys, block_size(queries, LANES), block_size(keys, LANES), heads // key_heads, by_key)
+    block_q, block_k = block_size(queries, LANES), block_size(keys, LANES)
+    group = heads // key_heads
+    return Kernel(options, keys, block_q, block_k, group, by_key, dq_fits(group * queries, inputs.q.shape[3]))
