@@ -195,3 +195,16 @@ def test_the_kernel_compiles_for_a_million_tokens(topology):
         run = jax.jit(functools.partial(tpu_backward.run_backward, kernel), in_shardings=placed, out_shardings=placed)
         compiled = run.lower(arrays).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1.01 * 4 * 128 * length
+
+
+def test_a_gap_between_visited_blocks_is_not_read(kernel_with):
+    """The third block of queries sees the first keys and the fourth does not, whose gradients of NaN do not reach them."""
+    kernel_with(block_q=BLOCK, block_k=BLOCK)
+    inputs = make_inputs(5 * BLOCK, 5 * BLOCK, [0.5], 1)
+    scales = jnp.repeat(jnp.array([1.0, 1.0, 16.0, 1.0, 32.0]), BLOCK)
+    inputs = inputs._replace(q=inputs.q * scales[None, :, None, None])
+    residuals, exact = definition(inputs, True)
+    d_out = residuals.d_out.at[:, 3 * BLOCK : 4 * BLOCK].set(jnp.nan)
+    gradients = backward(inputs, residuals._replace(d_out=d_out), tolerance=1e-7)
+    assert np.isnan(np.asarray(gradients[0][:, 3 * BLOCK : 4 * BLOCK])).all()
+    assert_gradients([x[:, :BLOCK] for x in gradients], [x[:, :BLOCK] for x in exact])

@@ -51,5 +51,7 @@ def kernel_of(options: Options, inputs: Inputs) -> Kernel:
     keys, key_heads = inputs.k.shape[1:3]
     by_key = options.causal and inputs.q.dtype != jnp.float32
     block_q, block_k = block_size(queries, LANES), block_size(keys, LANES)
+    if device().kind in OLD_CHIPS and inputs.q.dtype == jnp.float32 and inputs.q.shape[3] > LANES:
+        block_q = min(block_q, 256)  # the backward pass would take 0.6 MiB more than they have
     group = heads // key_heads
     return Kernel(options, keys, block_q, block_k, group, by_key, dq_fits(group * queries, inputs.q.shape[3]))
