@@ -387,9 +387,9 @@ def test_the_largest_recipe_compiles_for_a_pod_with_our_kernel_and_no_square_of_
     with jax.set_mesh(mesh), effort(full=False):
         step = compile_step(config, mesh, abstract_state(config, mesh))
     assert step.peak < 9 * GIB, "what each layer keeps is chosen to fit"
-    for kernel in ("alibi_forward_kernel", "alibi_dq_kernel", "alibi_dkv_kernel"):
-        calls = [line for line in step.text.splitlines() if f"%{kernel}" in line and "tpu_custom_call" in line]
-        assert len(calls) == 1, f"{kernel}: attention's forward pass is kept, and not run again backward"
+    kernels = [line for line in step.text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    forward = [line for line in kernels if "%alibi_forward" in line]
+    assert len(forward) == 1 < len(kernels), "attention's forward pass is kept, and not run again backward"
     arrays = shapes(step.text)
     assert not [dims for _, dims in arrays if dims.count(4096) > 1], "somebody's scores are there whole"
     whole = 4 * 4096 * 12_576
