@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alibi_jax.attention import blocks, pallas_tpu
-from alibi_jax.attention.ceilings import KEEP_MAXIMUM, LARGEST_FALL, ceilings
+from alibi_jax.attention.ceilings import KEEP_MAXIMUM, LARGEST_FALL, LARGEST_WEIGHT, ceilings
 from alibi_jax.attention.implementation import Inputs, Options, RowBounds
 from alibi_jax.attention.padded import with_row_bounds
 from alibi_jax.attention.reach import SLACK
@@ -95,6 +95,15 @@ def test_both_sides_of_the_limit_equal_float64():
     assert_close(logsumexp, exact_logsumexp, "attention of huge scores")
 
 
+@pytest.mark.parametrize("bits", [-46, 61])
+def test_tiny_and_huge_values_survive_without_a_maximum(bits):
+    """Rows of the least and of the largest weights that the limit allows: no product with values under- or overflows."""
+    inputs = at_the_limit(jnp.bfloat16)
+    inputs = inputs._replace(v=inputs.v * jnp.bfloat16(2.0**bits))
+    out = np.asarray(forward(inputs)[0], np.float64) * 2.0**-bits
+    assert_close(out, exact(inputs)[0] * 2.0**-bits, "attention bfloat16")
+
+
 @pytest.mark.parametrize(
     ("queries", "keys", "q_offset", "causal"),
     [(70, 300, 263, True), (300, 200, 0, True), (200, 150, 0, False)],
@@ -152,7 +161,8 @@ def test_ceilings_keep_exponents_within_their_range():
     for h, i in zip(*np.nonzero(bits[0] != KEEP_MAXIMUM), strict=True):
         rows = np.asarray(bounds[0, h, i * BLOCK : (i + 1) * BLOCK], np.float64) / NATS
         nearest = -rows - float(slopes[h]) / NATS * float(gaps[i]) - bits[0, h, i]
-        assert (rows - bits[0, h, i]).max() <= 1e-4 and nearest.min() >= -LARGEST_FALL
+        assert (rows - bits[0, h, i]).max() <= LARGEST_WEIGHT + 1e-4
+        assert nearest.min() >= LARGEST_WEIGHT - LARGEST_FALL - 1e-4
 
 
 @pytest.mark.parametrize(
@@ -161,7 +171,8 @@ def test_ceilings_keep_exponents_within_their_range():
 def test_nothing_is_proved_of_what_is_not_finite_or_grows(bound, slope):
     bounds = jnp.ones((1, 2, 2 * BLOCK)).at[0, 0, 5].set(bound)
     bits = ceilings(bounds, jnp.array([slope, 0.1]), jnp.array([BLOCK, BLOCK]), BLOCK)
-    expected = np.array([[KEEP_MAXIMUM, KEEP_MAXIMUM if not slope >= 0 else 1 / NATS], [1 / NATS, 1 / NATS]])
+    proved = 1 / NATS - LARGEST_WEIGHT
+    expected = np.array([[KEEP_MAXIMUM, KEEP_MAXIMUM if not slope >= 0 else proved], [proved, proved]])
     np.testing.assert_allclose(bits[0], expected, rtol=1e-6)
 
 

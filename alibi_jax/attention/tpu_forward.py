@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from alibi_jax.attention.ceilings import KEEP_MAXIMUM
 from alibi_jax.attention.implementation import LEAST_SUM, LOWEST_SCORE
 from alibi_jax.attention.tpu_blocks import LANES, Kernel
 from alibi_jax.attention.tpu_scores import (
@@ -113,7 +114,7 @@ def _forward_kernel(kernel: Kernel, q_offset, slopes, seeds, first, ceilings, q,
     h, i = pl.program_id(1), pl.program_id(2)
     head = Head(slopes[h], q_offset[0], (seeds[0, 0, 0, 0].astype(jnp.uint32), seeds[0, 0, 0, 1].astype(jnp.uint32)))
     ceiling = ceilings[0, 0, 0, i]
-    bounded = ceiling >= 0
+    bounded = ceiling > KEEP_MAXIMUM
 
     @pl.when(i == 0)
     def _first_program():
@@ -124,7 +125,7 @@ def _forward_kernel(kernel: Kernel, q_offset, slopes, seeds, first, ceilings, q,
     scratch.queries[...] = q[0, 0].T
     scratch.accumulator[...] = jnp.zeros_like(scratch.accumulator)
     scratch.running_sum[...] = jnp.zeros_like(scratch.running_sum)
-    start = jnp.where(bounded & visits.any, ceiling, LOWEST_SCORE)
+    start = jnp.where(visits.any, ceiling, LOWEST_SCORE)
     scratch.running_max[...] = jnp.full_like(scratch.running_max, start)
 
     def visit(j: Array, number: Array) -> None:
