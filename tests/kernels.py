@@ -1,6 +1,9 @@
 """The kernels of attention, and which of their tests run here, where Pallas interprets them."""
 
+import functools
+
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from alibi_jax.attention import IMPLEMENTATIONS, mosaic_gpu
 from alibi_jax.sharding import Device
@@ -25,3 +28,13 @@ def mosaic_gpu_of_float32(monkeypatch):
     """Lets the interpreter run Mosaic GPU's kernels in float32, which it multiplies exactly: a GPU would round to tf32."""
     named = IMPLEMENTATIONS["mosaic_gpu"]
     monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_gpu", named._replace(dtypes=("float32", *named.dtypes)))
+
+
+@pytest.fixture
+def no_races(monkeypatch, capfd):
+    """Has the TPU interpreter look for copies that race with what reads or writes their blocks, and fill memory with NaN before
+    it is written."""
+    strict = functools.partial(pltpu.InterpretParams, detect_races=True, uninitialized_memory="nan")
+    monkeypatch.setattr(pltpu, "InterpretParams", strict)
+    yield
+    assert "RACE DETECTED" not in capfd.readouterr().out

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alibi_jax.attention import pallas_tpu, tpu_backward, tpu_blocks
@@ -18,16 +17,9 @@ from alibi_jax.config import MeshConfig
 from alibi_jax.positions import LinearBias
 from alibi_jax.sharding import Device, make_mesh
 from conftest import assert_close
+from kernels import no_races  # noqa: F401
 
 BLOCK, WIDTH = 128, 16
-
-
-@pytest.fixture
-def no_races(monkeypatch, capfd):
-    """Has the interpreter look for copies that race with what reads or writes their blocks."""
-    monkeypatch.setattr(pltpu, "InterpretParams", functools.partial(pltpu.InterpretParams, detect_races=True))
-    yield
-    assert "RACE DETECTED" not in capfd.readouterr().out
 
 
 @pytest.fixture
@@ -90,7 +82,8 @@ IN_VMEM = pytest.mark.parametrize("in_vmem", [True, False], ids=["vmem", "hbm"])
 
 @IN_VMEM
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_groups_of_heads_each_skip_their_own_blocks(in_vmem, dtype, kernel_with, no_races):
+@pytest.mark.usefixtures("no_races")
+def test_groups_of_heads_each_skip_their_own_blocks(in_vmem, dtype, kernel_with):
     """The third block of queries looks at all keys, the fourth at its own alone: no range of blocks is without a gap."""
     kernel_with(block_q=BLOCK, block_k=BLOCK, dq_in_vmem=in_vmem)
     inputs = make_inputs(4 * BLOCK, 4 * BLOCK - 5, [0.5, 0.02], 1, dtype=dtype)
@@ -105,9 +98,8 @@ def test_groups_of_heads_each_skip_their_own_blocks(in_vmem, dtype, kernel_with,
 @pytest.mark.parametrize(
     ("queries", "keys", "q_offset", "block_q"), [(2 * BLOCK, 2 * BLOCK, 0, 2 * BLOCK), (100, 300, 200, BLOCK)]
 )
-def test_a_sum_in_hbm_is_whole_before_the_next_visit_adds_to_it(
-    queries, keys, q_offset, block_q, kernel_with, no_races
-):
+@pytest.mark.usefixtures("no_races")
+def test_a_sum_in_hbm_is_whole_before_the_next_visit_adds_to_it(queries, keys, q_offset, block_q, kernel_with):
     """One block of queries sees all keys: each visit reads what the one before is still writing."""
     kernel_with(block_q=block_q, block_k=BLOCK, dq_in_vmem=False)
     inputs = make_inputs(queries, keys, [0.1], 1, q_offset)
@@ -116,7 +108,8 @@ def test_a_sum_in_hbm_is_whole_before_the_next_visit_adds_to_it(
 
 
 @IN_VMEM
-def test_queries_of_both_sides_of_a_key(in_vmem, kernel_with, no_races):
+@pytest.mark.usefixtures("no_races")
+def test_queries_of_both_sides_of_a_key(in_vmem, kernel_with):
     kernel_with(block_q=BLOCK, block_k=BLOCK, dq_in_vmem=in_vmem)
     inputs = make_inputs(200, 300, [0.1, 0.0], 2, dtype=jnp.bfloat16)
     residuals, exact = definition(inputs, False)
@@ -124,7 +117,8 @@ def test_queries_of_both_sides_of_a_key(in_vmem, kernel_with, no_races):
 
 
 @IN_VMEM
-def test_queries_beyond_the_reach_of_all_keys_have_gradients_of_zero(in_vmem, kernel_with, no_races):
+@pytest.mark.usefixtures("no_races")
+def test_queries_beyond_the_reach_of_all_keys_have_gradients_of_zero(in_vmem, kernel_with):
     """Their blocks are visited by none: what is not written would be NaN here."""
     kernel_with(block_q=BLOCK, block_k=BLOCK, dq_in_vmem=in_vmem)
     inputs = make_inputs(3 * BLOCK, BLOCK, [2.0], 1)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alibi_jax.attention import blocks, pallas_tpu
@@ -21,6 +20,7 @@ from alibi_jax.config import MeshConfig
 from alibi_jax.positions import LinearBias
 from alibi_jax.sharding import make_mesh
 from conftest import assert_close
+from kernels import no_races  # noqa: F401
 
 BLOCK = 128
 LENGTH, WIDTH = 3 * BLOCK, 16
@@ -30,15 +30,6 @@ NATS = math.log(2)
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", BLOCK)
-
-
-@pytest.fixture
-def no_races(monkeypatch, capfd):
-    """Has the interpreter look for copies that race with what reads them, and fill memory with NaN before it is written."""
-    strict = functools.partial(pltpu.InterpretParams, detect_races=True, uninitialized_memory="nan")
-    monkeypatch.setattr(pltpu, "InterpretParams", strict)
-    yield
-    assert "RACE DETECTED" not in capfd.readouterr().out
 
 
 def forward(inputs, causal=True, tolerance=None):
