@@ -7,10 +7,11 @@ import subprocess
 
 import pytest
 
-from benchmarks.tpu_schedule.__main__ import RESULTS, Work, compile_all
-from benchmarks.tpu_schedule.compiler import Case, kernel_and_pass, kernels_of
+from alibi_jax.plan.attention import FIGURES
+from benchmarks.tpu_schedule.__main__ import PASSES, RESULTS, Work, compile_all
+from benchmarks.tpu_schedule.compiler import TOPOLOGIES, Case, kernel_and_pass, kernels_of
 from benchmarks.tpu_schedule.dumps import Visit, read_program, read_schedule
-from benchmarks.tpu_schedule.figures import best, calls, passes
+from benchmarks.tpu_schedule.figures import LENGTHS, best, calls, passes
 
 UNITS = "MXU, XLU, VALU, VPOP, EUP, VLOAD, VLOAD:FILL, VSTORE, VSTORE:SPILL, SALU"
 CAPACITY = "    4     3     4     2     1     3     3     1     1     2"
@@ -202,6 +203,21 @@ def test_figures_are_for_as_many_scores_whatever_the_blocks():
     first, second = list(calls(rows, "splash", "v5e", "forward", 128, "bfloat16"))[:2]
     assert first == 8 * (72 * 100 + 128 * 10), "8 heads, 16 x 8 blocks, of which 72 are visited"
     assert 3.5 < second / first < 4
+
+
+def test_the_plan_reads_what_is_committed_of_ours():
+    figures = json.loads(FIGURES.read_text())
+    rows = json.loads((RESULTS / f"{figures['compiler']}.json").read_text())["rows"]
+    assert figures["rows"] == [row for row in rows if row["implementation"] == "ours"]
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("chip", TOPOLOGIES)
+def test_a_call_of_committed_bundles_grows_with_its_length(chip, pass_name):
+    bundles = list(calls(json.loads(FIGURES.read_text())["rows"], "ours", chip, pass_name, 128, "bfloat16"))
+    start = LENGTHS.index(32_768)
+    growth = [late / early for early, late in zip(bundles[start:], bundles[start + 1 :], strict=False)]
+    assert len(growth) == 5 and max(growth) <= 2.1, growth
 
 
 INSTALLED = RESULTS / f"libtpu_{importlib.metadata.version('libtpu')}.json"
