@@ -187,7 +187,8 @@ def plot(rows: Rows) -> Figure:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("tokens")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    if figure.axes[0].lines:
+        figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
