@@ -141,15 +141,15 @@ def test_regions_of_a_loop_over_visits():
 @pytest.mark.parametrize(
     ("text", "use", "problem"),
     [
-        (GRID.replace("vpow2", "vrcp"), GRID_USE, "got 0 visits in loops"),
+        (GRID, GRID_USE | {0x10: {2: 3}}, "got 0 visits in loops"),
         (GRID.replace("  0x13 ", "  0x14 "), GRID_USE, "got address 0x14 after 19 bundles"),
-        (GRID + "  0x20   :  {}\n", None, r"got \(32, 10\), expected 33 bundles"),
+        (GRID + "  0x20   :  {}\n", GRID_USE, r"got \(32, 10\), expected 33 bundles"),
     ],
     ids=["no exponentials", "a bundle is missing", "another kernel's units"],
 )
 def test_other_texts_are_refused(text, use, problem):
     with pytest.raises(ValueError, match=problem):
-        read_schedule(read_program(KEY + text, utilization(GRID_USE, 32)))
+        read_schedule(read_program(KEY + text, utilization(use, 32)))
 
 
 def test_a_text_without_units_is_refused():

@@ -153,7 +153,7 @@ def _visits(program: Program) -> list[Span]:
     """Returns the least spans with products and exponentials: regions that a branch may leave out, or whole loops."""
 
     def works(span: Span) -> bool:
-        return program.used(span, "MXU") > 0 and program.count(span)["vpow2"] > 0
+        return program.used(span, "MXU") > 0 and program.used(span, "EUP") > 0
 
     working = sorted({span for span in [*program.skipped, *program.loops] if works(span)})
     return [span for span in working if not any(other in span for other in working if other != span)]
@@ -179,7 +179,7 @@ def _storing(program: Program, loop: Span, visits: list[Span]) -> list[Span]:
 
 def _visit(program: Program, span: Span, loop: int) -> Visit:
     counts = program.count(span)
-    many = MANY * counts["vpow2"]
+    many = MANY * program.used(span, "EUP")  # exponentials, hardly anything else
     floors = {
         unit: -(-program.used(span, unit) // slots)
         for unit, slots in program.capacity.items()
