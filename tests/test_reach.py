@@ -149,7 +149,7 @@ def test_the_mass_of_the_nearest_keys_is_the_same_in_steps_unrolled_for_gpus_and
 
 
 def test_last_query_blocks_turns_the_visits_around():
-    first = np.random.default_rng(0).integers(0, 6, (2, 3, 5)).astype(np.int32)
+    first = np.random.default_rng(0).integers(0, 8, (2, 3, 5)).astype(np.int32)
     last = np.asarray(last_query_blocks(jnp.asarray(first), 6))
     for b, h, j in np.ndindex(2, 3, 6):
         visitors = [i for i in range(5) if first[b, h, i] <= j]

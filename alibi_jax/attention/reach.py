@@ -148,10 +148,11 @@ def first_key_blocks(
 
 def last_query_blocks(first: Int32[Array, "B H N"], key_blocks: int) -> Int32[Array, "B H M"]:
     """Returns the last block of queries that visits each block of keys, -1 where none does."""
-    queries = jnp.arange(first.shape[2])
-    keys = jnp.arange(key_blocks)
-    return (
-        jnp.where(first[:, :, None] <= keys[None, None, :, None], queries[None, None, None], -1)
-        .max(-1)
-        .astype(jnp.int32)
-    )
+    queries = jnp.arange(first.shape[2], dtype=jnp.int32)
+
+    def of_head(first: Int32[Array, " N"]) -> Int32[Array, " M"]:
+        # the last that begins at a block of keys, then that begins at it or before: all pairs of blocks would be quadratic
+        begins = jnp.full(key_blocks, -1, jnp.int32).at[first].max(queries, mode="drop")
+        return jax.lax.cummax(begins)
+
+    return jax.vmap(jax.vmap(of_head))(first)
