@@ -46,12 +46,12 @@ def by_mask(blocks: Blocks) -> tuple[float, float]:
 @pytest.mark.parametrize("bound", [0.0, 6.0])
 def test_blocks_are_those_of_a_count_pair_by_pair(blocks, bound):
     slopes, tolerance = alibi_slopes(4), DEFAULT_TOLERANCE["bfloat16"]
-    found = reached_blocks(1536, slopes, bound, tolerance, *blocks)
-    assert by_mask(found) == counted(1536, slopes, bound, tolerance, *blocks)
-    assert (found.query_blocks, found.key_blocks) == (1536 // blocks[0], 1536 // blocks[1])
+    reached = reached_blocks(1536, slopes, bound, tolerance, *blocks)
+    assert by_mask(reached) == counted(1536, slopes, bound, tolerance, *blocks)
+    assert (reached.query_blocks, reached.key_blocks) == (1536 // blocks[0], 1536 // blocks[1])
     every = causal_blocks(1536, 4, *blocks)
     assert by_mask(every) == counted(1536, [1e-9] * 4, bound, tolerance, *blocks)
-    assert found.visited < every.visited
+    assert reached.visited < every.visited
 
 
 @pytest.mark.parametrize(("bound", "heads"), [(6.0, [False, True, True, True]), (40.0, [True] * 4), (0.0, [False] * 4)])

@@ -121,21 +121,23 @@ def schedule(text, use):
 def test_regions_of_a_grid_over_pairs():
     floors = {"MXU": 2, "XLU": 0, "VALU": 1, "VPOP": 0, "EUP": 1, "VLOAD": 0, "VSTORE": 1, "SALU": 0}
     visit = Visit(bundles=3, masked=True, maximum=True, loop=24, floors=floors, spills=1)
-    found = schedule(GRID, GRID_USE)
-    assert found.visits == [visit] and found.every_pair
-    assert (found.program, found.longest_piece) == (32, 8), "from the branch, through four bundles, to where it leads"
-    assert (found.start, found.finish, found.last, found.between) == (2, 1, 0, 0)
-    assert found.start + found.finish + visit.bundles + visit.loop == 30, "the loop"
+    regions = schedule(GRID, GRID_USE)
+    assert regions.visits == [visit] and regions.every_pair
+    assert (regions.program, regions.longest_piece) == (32, 8), (
+        "from the branch, through four bundles, to where it leads"
+    )
+    assert (regions.start, regions.finish, regions.last, regions.between) == (2, 1, 0, 0)
+    assert regions.start + regions.finish + visit.bundles + visit.loop == 30, "the loop"
 
 
 def test_regions_of_a_loop_over_visits():
-    found = schedule(LOOP, LOOP_USE)
-    assert [(visit.bundles, visit.masked, visit.maximum, visit.loop) for visit in found.visits] == [
+    regions = schedule(LOOP, LOOP_USE)
+    assert [(visit.bundles, visit.masked, visit.maximum, visit.loop) for visit in regions.visits] == [
         (2, False, False, 24),
         (3, True, False, 24),
     ]
-    assert not found.every_pair and found.visits[0].floors["MXU"] == 1
-    assert (found.program, found.start, found.finish, found.last, found.between) == (40, 2, 6, 1, 0)
+    assert not regions.every_pair and regions.visits[0].floors["MXU"] == 1
+    assert (regions.program, regions.start, regions.finish, regions.last, regions.between) == (40, 2, 6, 1, 0)
 
 
 @pytest.mark.parametrize(

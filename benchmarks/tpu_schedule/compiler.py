@@ -128,12 +128,13 @@ def schedules(function: Callable, arguments: list, placed: NamedSharding, folder
 
 def rows(implementation: str, chip: str, case: Case, folder: Path) -> list[dict[str, Any]]:
     """Returns a row of each kernel of a case; one with `refused` where the compiler does not take it."""
-    made = (
-        None if implementation == "ours" else peers(case, implementation == "splash_fused")
-    )  # computes its masks here
+    fused = implementation == "splash_fused"
+    peer = (
+        None if implementation == "ours" else peers(case, fused)
+    )  # outside of the mesh, for it computes its masks here
     mesh = make_mesh(MeshConfig(), find_topology(TOPOLOGIES[chip]).devices[:1])
     with jax.set_mesh(mesh):
-        case, function, arguments = made or ours(case)
+        case, function, arguments = peer or ours(case)
         about = {"implementation": implementation, "chip": chip, **case._asdict()}
         try:
             every = schedules(function, arguments, NamedSharding(mesh, PartitionSpec()), folder)
@@ -142,7 +143,6 @@ def rows(implementation: str, chip: str, case: Case, folder: Path) -> list[dict[
         finally:
             for path in folder.iterdir():  # some hundred MB a program
                 path.unlink()
-    fused = implementation == "splash_fused"
     return [about | kernel_and_pass(name, fused) | schedule for name, schedule in every.items()]
 
 
