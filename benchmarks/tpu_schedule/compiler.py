@@ -129,9 +129,8 @@ def schedules(function: Callable, arguments: list, placed: NamedSharding, folder
 def rows(implementation: str, chip: str, case: Case, folder: Path) -> list[dict[str, Any]]:
     """Returns a row of each kernel of a case; one with `refused` where the compiler does not take it."""
     fused = implementation == "splash_fused"
-    peer = (
-        None if implementation == "ours" else peers(case, fused)
-    )  # outside of the mesh, for it computes its masks here
+    # outside of the mesh, for it computes its masks here
+    peer = None if implementation == "ours" else peers(case, fused)
     mesh = make_mesh(MeshConfig(), find_topology(TOPOLOGIES[chip]).devices[:1])
     with jax.set_mesh(mesh):
         case, function, arguments = peer or ours(case)
