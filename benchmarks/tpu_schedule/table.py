@@ -142,7 +142,10 @@ def section(record: dict[str, Any]) -> str:
     """Returns a record's part of the page."""
     rows = record["rows"]
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("python", "jax"))
-    parts = [f"## {record['compiler'].replace('_', ' ')}", f"`{record['command']}`, {record['date'][:10]}; {versions}."]
+    parts = [
+        f"## {record['compiler'].replace('_', ' ')}",
+        f"Last by `{record['command']}`, {record['date'][:10]}; {versions}. Rows that it names replaced older ones.",
+    ]
     parts += ["### A visit, bfloat16", table(VISITS, list(visits(rows, "bfloat16")))]
     parts += [
         "### Floors of our visit, and its spills",
@@ -153,9 +156,14 @@ def section(record: dict[str, Any]) -> str:
         "Every row's scores are bounded by 6, the nearest keys' mass is 1. Splash at its best blocks.",
         table(CALLS, list(whole_calls(rows))),
     ]
-    parts += ["### For information: float32", table(VISITS, list(visits(rows, "float32")))]
+    parts += [
+        "### For information: float32",
+        "Ours multiplies float32 in six products of bfloat16, to its last bits; splash, by its bundles, in one.",
+        table(VISITS, list(visits(rows, "float32"))),
+    ]
     parts += [
         "### For information: splash's one kernel for dq, dk and dv, bfloat16, D = 128",
+        "It writes a dq for every block of keys; their sum comes on top, and memory grows with the square of the length.",
         table(FUSED, list(fused(rows))),
     ]
     parts += ["### All regions of ours", table(REGIONS, list(regions(rows)))]
