@@ -204,7 +204,7 @@ def results(names: Sequence[str], kept: dict) -> str:
             "that visits most (experiments/results/reach). How many this model's heads would visit is not known. MFU then "
             "counts what is visited.",
             "Attention's time is by the bundles of 2026-11-28 in every row; all else is of the program compiled on the day "
-            "shown. Before that day the attention kernels were others, which moved up to a tenth more.",
+            "shown.",
             "8 and 32 chips are bound by memory because there the compiler passes weights from chip to chip while it "
             "multiplies and writes a product's output anew with each: 4 or 16 times. v5p-128 has 64 chips, v5p-4096 2,048: "
             "v5p is named by its cores.",
