@@ -29,9 +29,8 @@ class Compiled(NamedTuple):
     arguments: int
     code: int
     peak: int  # the most held at once; a TPU's compiler refuses a program where this is more than a device has
-    side_by_side: (
-        int  # arguments, results and temporary memory added up: more than the peak where one takes another's place
-    )
+    # arguments, results and temporary memory added up: more than the peak where one takes another's place
+    side_by_side: int
     seconds: float  # of compilation
 
 
