@@ -1,0 +1,1 @@
+"""Foreign checkpoints in and out: one file a family, which says where a foreign tensor holds our parameters."""

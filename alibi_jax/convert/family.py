@@ -1,0 +1,51 @@
+"""What a family of foreign checkpoints is: the model that its config describes, and the tensors that hold our parameters."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alibi_jax.config import ModelConfig
+from alibi_jax.convert.fields import Fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a foreign checkpoint, and the parameters of ours that it holds.
+
+    `split` returns the parameters' arrays, `join` the tensor again, to the bit where both only reorder elements. A tied tensor
+    is a second copy of what another one holds: files may lack it, and one that differs is refused.
+    """
+
+    name: str  # in the foreign checkpoint, without the family's prefix
+    shape: tuple[int, ...]
+    ours: tuple[str, ...]  # paths, such as "layer_0/attention/query"
+    split: Callable[[np.ndarray], Sequence[np.ndarray]]
+    join: Callable[[Sequence[np.ndarray]], np.ndarray]
+    tied: bool = False
+
+
+class Architecture(NamedTuple):
+    """What a foreign config says: our config of the model, with vocab_size, and the longest input it was trained on."""
+
+    model: ModelConfig
+    train_length: int | None  # tokens; None: the config does not say
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Checkpoints that share their names and their order of elements."""
+
+    name: str  # on the command line
+    model_types: tuple[str, ...]  # of config.json, by which `auto` knows it
+    architecture: Callable[[Fields], Architecture]
+    tensors: Callable[
+        [ModelConfig], list[Tensor]
+    ]  # all that a checkpoint of this model holds, one layer after the other
+    prefix: str = ""  # of every name in files of the whole model; those of the base model alone lack it
+    harmless: str = r"(?!)"  # pattern of further tensors, which hold no parameter
+    renamed: Callable[[str], str] = str  # from the names of earlier versions of the family to today's
+    config: Callable[[ModelConfig], dict[str, Any]] | None = (
+        None  # config.json of an export; ConfigError where it cannot be
+    )

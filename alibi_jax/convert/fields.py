@@ -1,0 +1,90 @@
+"""A foreign config.json, of which every key is used, known to be harmless, or refused."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from alibi_jax.errors import ConfigError, require, shown
+
+REQUIRED: Any = object()
+HARMLESS = {  # of any config of transformers: they change nothing that the parameters compute
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "decoder_start_token_id",
+    "dtype",
+    "eos_token_id",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "sep_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "unk_token_id",
+    "use_cache",
+}
+
+
+class Fields:
+    """The keys of one object of a config.json; `where` is what messages call it."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values, self.where = dict(values), where
+        self.left = set(self.values) - HARMLESS
+
+    def take(self, kind: type | tuple[type, ...], *names: str, default: Any = REQUIRED) -> Any:
+        """Returns the value of the first of these names that is there; names after the first are older ones of the same key.
+
+        ConfigError where none is there and no default is named, and for a value of another kind.
+        """
+        self.left -= set(names)
+        name = next((name for name in names if name in self.values), None)
+        if name is None:
+            require(default is not REQUIRED, f"{self.where}: {names[0]}", "no such key", "it", "Complete the file.")
+            return default
+        value = self.values[name]
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        kinds += (int,) if float in kinds else ()
+        fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+        names_of_kinds = " or ".join(each.__name__ for each in kinds)
+        require(fits, f"{self.where}: {name}", shown(value), f"a value of type {names_of_kinds}", "Correct the file.")
+        return value
+
+    def expect(self, name: str, *allowed: Any) -> None:
+        """Raises ConfigError for a value of this key that is not implemented; one that is absent is the first allowed."""
+        self.left -= {name}
+        value = self.values.get(name, allowed[0])
+        if value not in allowed or isinstance(value, bool) not in {isinstance(each, bool) for each in allowed}:
+            wanted = " or ".join(json.dumps(each) for each in allowed)
+            raise ConfigError(
+                f"{self.where}: {name}: got {json.dumps(value)}, expected {wanted}: nothing else is implemented for this "
+                "family. The model cannot be imported exactly."
+            )
+
+    def ignore(self, *names: str) -> None:
+        """Marks keys as harmless: they change nothing that the parameters compute."""
+        self.left -= set(names)
+
+    def refuse_rest(self) -> None:
+        """Raises ConfigError for keys that nobody has taken, expected or ignored, and names all."""
+        names = ", ".join(sorted(self.left))
+        require(
+            not self.left,
+            self.where,
+            f"unknown keys: {names}",
+            "keys whose meaning is known: any other may change what the model computes",
+            "If they change nothing, remove them from a copy of the file.",
+        )
