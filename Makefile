@@ -29,8 +29,8 @@ test: .venv/.dev  ## the tests (two processes)
 test-ids: .venv/.dev  ## two collections of the tests, seconds apart and with different hashes, name the same tests
 	$(RUN) tests/collect_twice.py
 
-test-peers: .venv/.peers  ## the tests that compare with PyTorch and transformers
-	$(RUN) -m pytest -n 0 -m peers tests/peers
+test-peers: .venv/.peers  ## the tests that compare with PyTorch and transformers; writes runs/parity.md
+	$(RUN) -m pytest -n 0 -m 'not slow' --parity runs/parity tests/peers $(wildcard tests/test_families.py)
 
 test-slow: .venv/.dev  ## minutes: twenty kills while saving, twenty of two hosts
 	$(RUN) -m pytest -m slow

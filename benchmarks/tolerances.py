@@ -23,4 +23,5 @@ TOLERANCE = {
     "position": 2e-6,
     "paper": 1e-5,  # log-probabilities against an independent float64 model
     "peer": 2.5e-5,  # log-probabilities against another library's model
+    "imported": 1e-4,  # log-probabilities of an imported model against its family's own code
 }

@@ -20,11 +20,23 @@ import jaxtyping
 import numpy as np
 import pytest
 
+import parity
 from benchmarks.tolerances import TOLERANCE
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("no deadline", deadline=None)  # an example may be slow on a busy machine
 hypothesis.settings.load_profile("no deadline")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--parity", metavar="PATH", help="write the parity table of imported models to PATH.md and PATH.json"
+    )
+
+
+def pytest_sessionfinish(session):
+    if path := session.config.getoption("parity"):
+        parity.write_table(path)
 
 
 def assert_close(actual, expected, what: str) -> None:
