@@ -6,7 +6,7 @@ Its queries, keys and values are one matrix whose rows are [heads, query | key |
 from alibi_jax.config import ModelConfig
 from alibi_jax.convert.family import Architecture, Family, Tensor
 from alibi_jax.convert.fields import Fields
-from alibi_jax.convert.layouts import interleaved, linear, same
+from alibi_jax.convert.layouts import interleaved, linear, norm, same
 
 
 def architecture(fields: Fields) -> Architecture:
@@ -34,10 +34,6 @@ def architecture(fields: Fields) -> Architecture:
     return Architecture(model, fields.take(int, "seq_length", default=None))
 
 
-def _norm(name: str, path: str, width: int) -> list[Tensor]:
-    return [same(f"{name}.weight", f"{path}/scale", (width,)), same(f"{name}.bias", f"{path}/bias", (width,))]
-
-
 def _layer(i: int, model: ModelConfig) -> list[Tensor]:
     width, hidden, heads = (model.width,), (model.mlp_width,), (model.num_heads, model.head_width)
     name, path = f"h.{i}", f"layer_{i}"
@@ -45,12 +41,12 @@ def _layer(i: int, model: ModelConfig) -> list[Tensor]:
     parts = [f"{path}/attention/{part}" for part in ("query", "key", "value")]
     dense, up, down = f"{name}.self_attention.dense", f"{name}.mlp.dense_h_to_4h", f"{name}.mlp.dense_4h_to_h"
     return [
-        *_norm(f"{name}.input_layernorm", f"{path}/attention_norm", model.width),
+        *norm(f"{name}.input_layernorm", f"{path}/attention_norm", model.width),
         interleaved(f"{fused}.weight", parts, width, *heads),
         interleaved(f"{fused}.bias", [f"{part}_bias" for part in parts], (), *heads),
         linear(f"{dense}.weight", f"{path}/attention/out", heads, width),
         linear(f"{dense}.bias", f"{path}/attention/out_bias", (), width),
-        *_norm(f"{name}.post_attention_layernorm", f"{path}/mlp_norm", model.width),
+        *norm(f"{name}.post_attention_layernorm", f"{path}/mlp_norm", model.width),
         linear(f"{up}.weight", f"{path}/mlp/up", width, hidden),
         linear(f"{up}.bias", f"{path}/mlp/up_bias", (), hidden),
         linear(f"{down}.weight", f"{path}/mlp/down", hidden, width),
@@ -64,9 +60,9 @@ def tensors(model: ModelConfig) -> list[Tensor]:
     softmax = "embedding/table" if model.tied_embedding else "softmax/table"
     return [
         same("word_embeddings.weight", "embedding/table", table),
-        *_norm("word_embeddings_layernorm", "embedding_norm", model.width),
+        *norm("word_embeddings_layernorm", "embedding_norm", model.width),
         *(tensor for i in range(model.num_layers) for tensor in _layer(i, model)),
-        *_norm("ln_f", "final_norm", model.width),
+        *norm("ln_f", "final_norm", model.width),
         same("lm_head.weight", softmax, table, tied=model.tied_embedding),
     ]
 

@@ -20,6 +20,12 @@ def same(name: str, path: str, shape: Shape, *, tied: bool = False) -> Tensor:
     return Tensor(name, shape, (path,), lambda array: (array,), lambda arrays: arrays[0], tied)
 
 
+def norm(name: str, path: str, width: int, *, bias: bool = True) -> list[Tensor]:
+    """Returns the weight of a norm and, where it has one, its bias."""
+    scale = same(f"{name}.weight", f"{path}/scale", (width,))
+    return [scale, same(f"{name}.bias", f"{path}/bias", (width,))] if bias else [scale]
+
+
 def linear(name: str, path: str, inputs: Shape, outputs: Shape, *, in_out: bool = False) -> Tensor:
     """Returns the weight of a torch Linear, [outputs, inputs], or with in_out of a Conv1D, [inputs, outputs]; or a bias."""
     return blocks(name, (path,), inputs, (outputs,), in_out=in_out)
