@@ -26,6 +26,7 @@ def architecture(fields: Fields) -> Architecture:
         embedding_multiplier=1.0,
     )
     fields.expect("apply_residual_connection_post_layernorm", False)
+    fields.expect("n_inner", None, 4 * width)
     # they choose between ways to compute the same, or act in training alone
     fields.ignore("pretraining_tp", "slow_but_exact", "hidden_dropout", "attention_dropout", "masked_softmax_fusion")
     fields.ignore(
@@ -40,27 +41,30 @@ def _layer(i: int, model: ModelConfig) -> list[Tensor]:
     fused = f"{name}.self_attention.query_key_value"
     parts = [f"{path}/attention/{part}" for part in ("query", "key", "value")]
     dense, up, down = f"{name}.self_attention.dense", f"{name}.mlp.dense_h_to_4h", f"{name}.mlp.dense_4h_to_h"
+    biases = [
+        interleaved(f"{fused}.bias", [f"{part}_bias" for part in parts], (), *heads),
+        linear(f"{dense}.bias", f"{path}/attention/out_bias", (), width),
+        linear(f"{up}.bias", f"{path}/mlp/up_bias", (), hidden),
+        linear(f"{down}.bias", f"{path}/mlp/down_bias", (), width),
+    ]
     return [
         *norm(f"{name}.input_layernorm", f"{path}/attention_norm", model.width),
         interleaved(f"{fused}.weight", parts, width, *heads),
-        interleaved(f"{fused}.bias", [f"{part}_bias" for part in parts], (), *heads),
         linear(f"{dense}.weight", f"{path}/attention/out", heads, width),
-        linear(f"{dense}.bias", f"{path}/attention/out_bias", (), width),
         *norm(f"{name}.post_attention_layernorm", f"{path}/mlp_norm", model.width),
         linear(f"{up}.weight", f"{path}/mlp/up", width, hidden),
-        linear(f"{up}.bias", f"{path}/mlp/up_bias", (), hidden),
         linear(f"{down}.weight", f"{path}/mlp/down", hidden, width),
-        linear(f"{down}.bias", f"{path}/mlp/down_bias", (), width),
+        *(biases if model.biases else []),
     ]
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
-    """Returns the tensors of a BLOOM checkpoint."""
+    """Returns the tensors of a BLOOM checkpoint; of one of Falcon-RW where the model has no norm after the embedding."""
     table = model.vocab_size, model.width
     softmax = "embedding/table" if model.tied_embedding else "softmax/table"
     return [
         same("word_embeddings.weight", "embedding/table", table),
-        *norm("word_embeddings_layernorm", "embedding_norm", model.width),
+        *(norm("word_embeddings_layernorm", "embedding_norm", model.width) if model.embedding_norm else []),
         *(tensor for i in range(model.num_layers) for tensor in _layer(i, model)),
         *norm("ln_f", "final_norm", model.width),
         same("lm_head.weight", softmax, table, tied=model.tied_embedding),

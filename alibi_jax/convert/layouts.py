@@ -20,10 +20,10 @@ def same(name: str, path: str, shape: Shape, *, tied: bool = False) -> Tensor:
     return Tensor(name, shape, (path,), lambda array: (array,), lambda arrays: arrays[0], tied)
 
 
-def norm(name: str, path: str, width: int, *, bias: bool = True) -> list[Tensor]:
-    """Returns the weight of a norm and, where it has one, its bias."""
-    scale = same(f"{name}.weight", f"{path}/scale", (width,))
-    return [scale, same(f"{name}.bias", f"{path}/bias", (width,))] if bias else [scale]
+def norm(name: str, path: str, *shape: int, bias: bool = True) -> list[Tensor]:
+    """Returns the weight of a norm and, where it has one, its bias; ours may have several dimensions, such as [H, D]."""
+    scale = linear(f"{name}.weight", f"{path}/scale", (), shape)
+    return [scale, linear(f"{name}.bias", f"{path}/bias", (), shape)] if bias else [scale]
 
 
 def linear(name: str, path: str, inputs: Shape, outputs: Shape, *, in_out: bool = False) -> Tensor:
