@@ -9,7 +9,7 @@ import typing
 import pytest
 
 from alibi_jax.config import Config, from_json
-from alibi_jax.config.limits import BELONGS, FILES, RANGES, TFDS
+from alibi_jax.config.limits import BELONGS, FILES, RANGES, SOMEBODYS, TFDS
 from alibi_jax.errors import ConfigError
 from alibi_jax.run.commands import Evaluate, Plan, Prepare, Report, Supervise, Train
 from alibi_jax.run.hosts import Hosts
@@ -145,7 +145,8 @@ def test_field_of_another_choice_is_refused(path):
     assert message.startswith(f"{path}: got {value!r} with {name}.{other} {without!r}, expected {name}.{other} "), (
         message
     )
-    needed = {FILES: {"train_path": "text"}, TFDS: {"tfds_name": "lm1b"}}.get(BELONGS[path], {})
+    needs = {FILES: {"train_path": "text"}, TFDS: {"tfds_name": "lm1b"}, SOMEBODYS: {"tokenizer_path": "folder"}}
+    needed = needs.get(BELONGS[path], {})
     for choice in with_it:
         MAKE[name](**{**needed, field: value, other: choice})
 

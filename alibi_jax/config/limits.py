@@ -103,6 +103,7 @@ class Belongs(NamedTuple):
 
 ALIBI, T5, TFDS = Belongs("position", ("alibi",)), Belongs("position", ("t5",)), Belongs("source", ("tfds",))
 FILES, ADAMW, CLUSTERS = Belongs("source", ("files",)), Belongs("name", ("adamw",)), Belongs("adaptive_cutoffs")
+SOMEBODYS = Belongs("tokenizer", ("file",))
 
 BELONGS = {
     "model.bias_max": ALIBI,
@@ -125,6 +126,8 @@ BELONGS = {
     "data.tfds_text": TFDS,
     "data.tfds_splits": TFDS,
     "data.bpe_vocab_size": Belongs("tokenizer", ("bpe",)),
+    "data.tokenizer_path": SOMEBODYS,
+    "data.tokenizer_end": SOMEBODYS,
     "optimizer.initial_learning_rate": Belongs("warmup_steps"),
     "optimizer.final_learning_rate": Belongs("schedule", ("cosine", "linear")),
     "optimizer.momentum": Belongs("name", ("nag",)),

@@ -13,7 +13,7 @@ from alibi_jax.errors import require, shown
 INPUT_AND_TARGET = 2 * 4  # bytes of a token as an input and as a target, int32
 
 SourceName = Literal["stdlib", "files", "tfds"]  # as in data/sources
-TokenizerName = Literal["bytes", "words", "bpe"]  # as in data/tokenizer
+TokenizerName = Literal["bytes", "words", "bpe", "file"]  # as in data/tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,9 @@ class DataConfig(Section):
     tfds_splits: tuple[str, ...] = ("train", "validation", "test")  # tfds: splits (or slices) for train, valid, test
     tokenizer: TokenizerName = "bytes"  # how text is divided into tokens
     bpe_vocab_size: int = 1024  # bpe: tokens in the vocabulary, special tokens included
+    # file: a tokenizer.json or a vocabulary.txt (words, one a line), or a folder with one
+    tokenizer_path: str = ""
+    tokenizer_end: str = ""  # file: token that ends a document; empty: eos_token of the files beside tokenizer.json
     directory: str = "corpora"  # folder of prepared corpora
 
     def memory(self) -> int:
@@ -41,7 +44,15 @@ class DataConfig(Section):
 
     def check(self) -> None:
         """Raises ConfigError for paths that are missing, cannot exist, or do not fit the source."""
-        for name in ("train_path", "valid_path", "test_path", "tfds_dir", "tfds_manual_dir", "directory"):
+        for name in (
+            "train_path",
+            "valid_path",
+            "test_path",
+            "tfds_dir",
+            "tfds_manual_dir",
+            "tokenizer_path",
+            "directory",
+        ):
             path = getattr(self, name)
             require("\0" not in path, f"data.{name}", shown(path), "a path without null characters", "Correct it.")
         require(
@@ -71,6 +82,13 @@ class DataConfig(Section):
             self.tfds_splits,
             "three splits, for train, valid and test",
             "Name three.",
+        )
+        require(
+            self.tokenizer != "file" or self.tokenizer_path != "",
+            "data.tokenizer_path",
+            "''",
+            "a tokenizer.json, a vocabulary.txt or a folder with one when data.tokenizer is 'file'",
+            "Pass --data.tokenizer-path PATH.",
         )
         require(
             self.tokenizer != "bpe" or self.bpe_vocab_size >= 257,

@@ -18,7 +18,7 @@ from alibi_jax.data.earlier import can_take_over, take_over
 from alibi_jax.data.facts import broken, check_file
 from alibi_jax.data.layout import UNKNOWN_DTYPE, fingerprint_of, is_sha256, read_corpus_facts
 from alibi_jax.data.lookup import find_corpus, keep_times, log_change, log_others
-from alibi_jax.data.names import corpus_folder, corpus_folders, corpus_name, earlier_name
+from alibi_jax.data.names import corpus_folder, corpus_folders, corpus_name, earlier_name, folder_of_run
 from alibi_jax.data.splits import Split
 from alibi_jax.data.stream import chunks, num_bytes, unknown_excess
 from alibi_jax.data.text import kept_text
@@ -69,7 +69,7 @@ def open_corpus(data: DataConfig, fingerprint: str | None = None) -> Corpus:
     fingerprint: of the text a run was begun with. Its corpus is opened wherever it is there, also where the text has
     changed since or is gone, and a line of the log says so. None: the corpus of the text as it is now.
     """
-    if is_sha256(fingerprint or "") and (folder := corpus_folder(data, fingerprint)).exists():
+    if is_sha256(fingerprint or "") and (folder := folder_of_run(data, fingerprint)):
         log_change(data, folder)
         return _open(folder)
     earlier = Path(data.directory) / earlier_name(data)

@@ -27,8 +27,8 @@ EARLIER_FIELDS = {
 
 def _used_fields(data: DataConfig) -> dict[str, Any]:
     values = dataclasses.asdict(data)
-    used = ("source", "tokenizer", *SOURCES[data.source].fields, *TOKENIZERS[data.tokenizer].fields)
-    return {name: values[name] for name in used}
+    used = ("source", "tokenizer", *SOURCES[data.source].fields)
+    return {name: values[name] for name in used} | TOKENIZERS[data.tokenizer].identity(data)
 
 
 def _name(data: DataConfig, fields: dict[str, Any]) -> str:
@@ -53,6 +53,17 @@ def corpus_folders(data: DataConfig) -> list[Path]:
     """
     names = corpus_name(data), earlier_name(data)
     return [folder for name in names for folder in sorted(Path(data.directory).glob(f"{name}-*"))]
+
+
+def folder_of_run(data: DataConfig, fingerprint: str) -> Path | None:
+    """Returns the corpus that a run was begun with, by its fingerprint; None where it is not there.
+
+    The name of one with somebody's tokenizer depends on a file that may be edited or gone since: the fingerprint decides.
+    """
+    if data.tokenizer != "file":
+        folder = corpus_folder(data, fingerprint)
+        return folder if folder.exists() else None
+    return min(Path(data.directory).glob(f"{data.source}-file-*-{fingerprint[:12]}"), default=None)
 
 
 def corpus_folder(data: DataConfig, fingerprint: str) -> Path:

@@ -1,7 +1,8 @@
-"""Text to tokens and back, one file a tokenizer: bytes, the words of WikiText, or a byte-level BPE.
+"""Text to tokens and back, one file a tokenizer: bytes, the words of WikiText, a byte-level BPE, or somebody's file.
 
 Every tokenizer knows how many UTF-8 bytes of text each of its tokens stands for, so bits per byte is exact for any
-stretch of tokens: of the text itself for bytes and BPE, of the text in WikiText's layout for words.
+stretch of tokens: of the text itself for bytes and BPE, of the text in WikiText's layout for words, of the text as its
+normalizer leaves it for a file.
 """
 
 import json
@@ -12,10 +13,16 @@ from alibi_jax.config import DataConfig
 from alibi_jax.data.tokenizer.base import Tokenizer
 from alibi_jax.data.tokenizer.bpe import BpeTokenizer
 from alibi_jax.data.tokenizer.bytes import ByteTokenizer
+from alibi_jax.data.tokenizer.file import FileTokenizer
 from alibi_jax.data.tokenizer.words import WordTokenizer
 from alibi_jax.errors import DataError
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"bytes": ByteTokenizer, "words": WordTokenizer, "bpe": BpeTokenizer}
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    "bytes": ByteTokenizer,
+    "words": WordTokenizer,
+    "bpe": BpeTokenizer,
+    "file": FileTokenizer,
+}
 
 
 def make_tokenizer(data: DataConfig, train_documents: Iterable[Iterable[str]]) -> Tokenizer:

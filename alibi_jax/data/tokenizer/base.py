@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol, SupportsInt, runtime_checkable
+from typing import Any, ClassVar, Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -42,6 +42,11 @@ class Tokenizer(Protocol):
         """Returns the size of the vocabulary as the config says it; None where only the text decides."""
         ...
 
+    @classmethod
+    def identity(cls, data: DataConfig) -> dict[str, Any]:
+        """Returns what of the config decides which tokens a text has, by name; DataError where it cannot be read."""
+        return {name: getattr(data, name) for name in cls.fields}
+
     def encode_pieces(self, document: Iterable[str]) -> Iterator[Int32[np.ndarray, "_"]]:
         """Yields the tokens of one document, some at a time."""
         ...
@@ -62,3 +67,7 @@ class Tokenizer(Protocol):
     def save(self, folder: Path) -> None:
         """Writes `file` into a folder."""
         ...
+
+    def exported(self) -> dict[str, str]:
+        """Returns name -> content of the files by which transformers loads it; empty where it cannot."""
+        return {}

@@ -11,6 +11,7 @@ from jaxtyping import Int32
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.tokenizer.base import Tokenizer
+from alibi_jax.data.tokenizer.foreign import exported_files
 from alibi_jax.errors import DataError
 
 if TYPE_CHECKING:  # imported where it is used, as a model can be trained where it is not installed
@@ -91,3 +92,7 @@ class BpeTokenizer(Tokenizer):
         """Writes the library's JSON."""
         text = self.model.to_str(pretty=True)  # Python's errors of writing say which; the library's say Exception
         (folder / self.file).write_text(text, encoding="utf-8")
+
+    def exported(self) -> dict[str, str]:
+        """Returns name -> content of the files by which transformers loads this tokenizer."""
+        return exported_files(self.model.to_str(pretty=True), END_OF_TEXT, END_OF_TEXT)

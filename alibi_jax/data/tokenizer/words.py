@@ -11,6 +11,7 @@ from jaxtyping import Int32
 
 from alibi_jax.config import DataConfig
 from alibi_jax.data.tokenizer.base import Tokenizer
+from alibi_jax.data.tokenizer.foreign import read_bytes
 from alibi_jax.errors import DataError
 
 END_OF_LINE, UNKNOWN = "<eos>", "<unk>"
@@ -69,12 +70,17 @@ class WordTokenizer(Tokenizer):
     @classmethod
     def load(cls, folder: Path) -> "WordTokenizer":
         """Returns the tokenizer that was saved in a folder; DataError for a vocabulary without `<eos>` or `<unk>`."""
-        types = (folder / cls.file).read_text(encoding="utf-8").split("\n")[:-1]
+        return cls.read(folder / cls.file, "Prepare the corpus again with --force.")
+
+    @classmethod
+    def read(cls, file: Path, do: str = "Complete the file.") -> "WordTokenizer":
+        """Returns the tokenizer of a file with a word a line; DataError, which says what to do, for one that is not whole."""
+        try:
+            types = read_bytes(file).decode("utf-8").split("\n")[:-1]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: got a file that cannot be read ({error}), expected UTF-8. {do}") from error
         if END_OF_LINE not in types or UNKNOWN not in types:
-            raise DataError(
-                f"{folder / cls.file}: got {len(types)} types without {END_OF_LINE} or {UNKNOWN}, expected both. "
-                "Prepare the corpus again with --force."
-            )
+            raise DataError(f"{file}: got {len(types)} types without {END_OF_LINE} or {UNKNOWN}, expected both. {do}")
         return cls(types)
 
     @classmethod
