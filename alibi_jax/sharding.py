@@ -119,6 +119,11 @@ def num_shards(mesh: Mesh | AbstractMesh, *dimensions: str) -> int:
     return math.prod(mesh.shape.get(axis, 1) for dimension in dimensions for axis in _axes(dimension))
 
 
+def kv_dimension(kv_heads: int, mesh: Mesh | AbstractMesh) -> str:
+    """Returns the dimension of key and value heads: "heads" where they divide over those devices, else "replicated"."""
+    return "heads" if kv_heads % num_shards(mesh, "heads") == 0 else "replicated"
+
+
 def local_size(size: int, dimension: str) -> int:
     """Returns a device's shard of a dimension under the mesh of `jax.set_mesh`, rounded up; all of it without a mesh."""
     return -(-size // num_shards(jax.sharding.get_abstract_mesh(), dimension))

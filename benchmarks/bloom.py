@@ -26,7 +26,7 @@ def make_bloom(width: int, num_layers: int, num_heads: int, vocab_size: int) -> 
 def model_config(width: int, num_layers: int, num_heads: int, vocab_size: int, **changes: Any) -> ModelConfig:
     """Our config of what `make_bloom` makes; its gelu is the tanh approximation, as Flax's is."""
     sizes = {"width": width, "num_layers": num_layers, "num_heads": num_heads, "vocab_size": vocab_size}
-    return ModelConfig(**sizes, mlp_width=4 * width, activation="gelu", scale_embedding=False, **changes)
+    return ModelConfig(**sizes, mlp_width=4 * width, activation="gelu_tanh", embedding_multiplier=1.0, **changes)
 
 
 def _norm(weights: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

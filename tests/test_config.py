@@ -148,3 +148,21 @@ def test_fields_that_did_nothing_in_a_run_do_not_keep_it_from_being_read(tmp_pat
         ConfigError, match=r"model\.bias_max: got 10\.0 .*, or set model\.bias_max to its default, 8\.0"
     ):
         load_config(tmp_path / "config.json")
+
+
+def test_fields_of_earlier_versions_are_read_as_what_they_were(tmp_path):
+    """What a run's config.json of such a version holds, and so its checkpoints; a recipe gets the usual error."""
+    earlier = {"activation": "gelu", "use_biases": False, "scale_embedding": False}
+    today = ModelConfig(activation="gelu_tanh", biases=(), embedding_multiplier=1.0)
+    assert from_json(json.dumps({"model": earlier})).model == today
+    assert from_json('{"model": {"activation": "relu", "use_biases": true, "scale_embedding": true}}') == Config()
+    with pytest.raises(ConfigError, match=r"model\.use_biases: got an unknown key"):
+        from_json('{"model": {"use_biases": true, "biases": []}}')
+    recipe = (
+        "from alibi_jax.config import *\ndef get_config():\n    return Config(model=ModelConfig(use_biases=False))\n"
+    )
+    (tmp_path / "recipe.py").write_text(recipe)
+    with pytest.raises(ConfigError, match=r"recipe\.py, line 3: .*Did you mean 'biases'"):
+        load_config(tmp_path / "recipe.py")
+    with pytest.raises(ConfigError, match=r"activation: got 'gelu', expected 'relu' \| 'gelu_tanh' \| 'gelu_erf'"):
+        ModelConfig(activation="gelu")

@@ -146,7 +146,7 @@ def test_options_change_the_parameters_they_name():
         leaves = jax.tree_util.tree_leaves_with_path(shapes)
         return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
 
-    assert names() - names(use_biases=False) == {
+    assert names() - names(biases=()) == {
         f"layer_{i}/{name}"
         for i in range(2)
         for name in [f"attention/{x}_bias" for x in ("query", "key", "value", "out")] + ["mlp/up_bias", "mlp/down_bias"]

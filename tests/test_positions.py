@@ -91,7 +91,7 @@ def test_positions_that_are_not_one_whole_number_a_token_are_refused(name, posit
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_alibi_refuses_slopes_it_does_not_know(change):
     with pytest.raises(ValueError, match="Alibi: got slopes"):
-        nn.init_with_output(lambda method: method.bias(), Alibi(4, **change))(jax.random.key(0))
+        nn.init_with_output(lambda method: method.bias(4), Alibi(4, **change))(jax.random.key(0))
 
 
 def test_the_configs_choice_is_the_dictionary():
@@ -103,7 +103,7 @@ def test_every_method_acts_through_one_hook(name):
     x, heads, positions = jnp.ones((1, 5, 16)), jnp.ones((1, 5, 2, 8)), jnp.arange(5)
 
     def hooks(method):
-        return method.embed(x, positions), method.rotate(heads, positions), method.bias()
+        return method.embed(x, positions), method.rotate(heads, positions), method.bias(4)
 
     embedded, rotated, bias = nn.init_with_output(hooks, method_of(name))(jax.random.key(0))[0]
     acts = [bool((embedded != x).any()), bool((rotated != heads).any()), bias is not None]

@@ -12,13 +12,16 @@ CLUSTERS = {"adaptive_cutoffs": (10, 20)}
 MODELS = {
     "plain": {},
     "untied": {"tied_embedding": False},
-    "no biases": {"use_biases": False, "final_norm": False},
+    "no biases": {"biases": (), "final_norm": False},
     "learned": {"position": "learned", "learned_length": 9},
     "t5": {"position": "t5", "t5_buckets": 6},
     "learned slopes": {"slopes": "learned"},
     "rotary": {"position": "rotary"},
     "clusters": CLUSTERS,
     "untied clusters": CLUSTERS | {"tied_embedding": False},
+    "key heads": {"num_kv_heads": 2, "qk_norm": "channels", "biases": ("qkv", "down")},
+    "gated": {"gated_mlp": True, "norm": "rms", "embedding_norm": True, "qk_norm": "head"},
+    "norms without bias": {"norm_biases": False, "qk_norm": "head", "gated_mlp": True, "biases": ("out", "up")},
     "untied projections": CLUSTERS | {"tied_projections": False, "tied_embedding": False},
 }
 

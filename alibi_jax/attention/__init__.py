@@ -2,8 +2,10 @@
 
 import functools
 import logging
+import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -14,7 +16,7 @@ from alibi_jax.attention.dropout import head_seeds
 from alibi_jax.attention.implementation import SAVED_NAME, Implementation, Inputs, Options, differentiable
 from alibi_jax.attention.reference import reference_attention
 from alibi_jax.positions.bias import Bias
-from alibi_jax.sharding import device, on_each_device
+from alibi_jax.sharding import device, num_shards, on_each_device
 
 __all__ = ["SAVED_NAME", "attend"]
 
@@ -77,12 +79,26 @@ def _check_ring(q: Array, k: Array, q_offset: Any, causal: bool, name: str) -> N
         )
 
 
+def _divided_over_heads(inputs: Inputs) -> Inputs:
+    """Returns the inputs with each key and value head as often as needed, so that their number divides over the mesh.
+
+    Of query heads that share one, those on different devices then have copies of it: each device reads its own heads alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty or mesh.manual_axes else num_shards(mesh, "heads")
+    times = shards // math.gcd(inputs.k.shape[2], shards)
+    if times == 1:
+        return inputs
+    return inputs._replace(k=jnp.repeat(inputs.k, times, axis=2), v=jnp.repeat(inputs.v, times, axis=2))
+
+
 def _compute(implementation: Implementation, options: Options, inputs: Inputs) -> Float[Array, "B T H D"]:
     """Returns the attention, computed by each device of the mesh for its own shard of the inputs."""
     if implementation.forward is None:
         return reference_attention(options, *inputs[:6])
     if ring_size() > 1:
         implementation = ring.around(implementation, ring_size())
+    inputs = _divided_over_heads(inputs)
     compute = functools.partial(differentiable, implementation, options)
     heads = "batch", "length", "heads", "head_width"
     of_bias = [] if inputs.bias is None else [names for names, _ in inputs.bias.arrays()]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alibi_jax.config.checks import Section, without_unused
+from alibi_jax.config.earlier import of_today
 from alibi_jax.config.model import Attention, Cluster, ModelConfig, PositionName
 from alibi_jax.config.recipes import named_recipe, parse_json, run_recipe
 from alibi_jax.config.sections import (
@@ -106,6 +107,7 @@ def to_json(config: Config) -> str:
 
 def _section_from_dict(kind: type, name: str, values: Any, of_run: bool) -> Any:
     require(isinstance(values, dict), name, type(values).__name__, "a JSON object", f"Correct {name}.")
+    values = of_today(values) if kind is ModelConfig else values
     known = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]

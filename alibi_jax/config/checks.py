@@ -12,12 +12,24 @@ GIB = 2**30
 LONGEST_TEXT = 200  # characters of a value in a message
 LARGEST = 2**54  # bytes: 16 million GiB, more than any computer can address
 
+UNIONS = types.UnionType, typing.Union  # int | None is of the first kind, float | Literal["x"] of the second
+
+
+def _kind_name(kind: Any) -> str:
+    """Returns a field's type as messages show it: the values of a Literal, the types of a union."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " | ".join(map(repr, arguments))
+    if origin in UNIONS:
+        return " | ".join(map(_kind_name, arguments))
+    return "None" if kind is types.NoneType else str(kind) if origin else kind.__name__
+
 
 def _fits(value: Any, kind: Any) -> bool:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return value in arguments
-    if origin is types.UnionType:
+    if origin in UNIONS:
         return any(_fits(value, argument) for argument in arguments)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
@@ -108,10 +120,8 @@ class Section:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             kind, value = hints[field.name], getattr(self, field.name)
-            expected = " | ".join(map(repr, typing.get_args(kind))) if typing.get_origin(kind) is Literal else None
-            expected = expected or (str(kind) if typing.get_origin(kind) else kind.__name__)
             path = f"{self.section}.{field.name}".lstrip(".")
-            require(_fits(value, kind), path, shown(value), expected, f"Set {path} to a value of that kind.")
+            require(_fits(value, kind), path, shown(value), _kind_name(kind), f"Set {path} to a value of that kind.")
         check_values(self, self.section)
         self.check()
 

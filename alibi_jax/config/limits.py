@@ -26,8 +26,13 @@ RANGES = {
     "model.num_layers": Range(1, 10_000, is_size=True),
     "model.width": Range(1, 2**20, is_size=True),
     "model.num_heads": Range(1, 2**20),
+    "model.num_kv_heads": Range(1, 2**20),
     "model.mlp_width": Range(1, 2**24, is_size=True),
     "model.vocab_size": Range(1, COUNT, is_size=True),
+    "model.embedding_multiplier": Range(1e-6, 1e6),
+    "model.logit_multiplier": Range(1e-6, 1e6),
+    "model.clip_qkv": Range(1e-6, 1e6),
+    "model.score_multiplier": Range(1e-6, 1e6),
     "model.norm_epsilon": Range(1e-20, 1.0),  # 0 would divide by the deviation of a constant vector
     "model.adaptive_cutoffs": Range(1, COUNT),
     "model.adaptive_factor": Range(1, 2**20),
@@ -39,6 +44,7 @@ RANGES = {
     "model.activation_dropout": Range(0.0, 0.9999),
     "model.bias_max": Range(1e-6, 100.0),  # 2^-126 is the least normal float32
     "model.slope_divisor": Range(1e-6, 1e6),
+    "model.slope_length": Range(1, COUNT),
     "model.rotary_base": Range(1.0, 1e12),
     "model.t5_buckets": Range(2, 2**16),
     "model.t5_max_distance": Range(1, COUNT),
@@ -106,9 +112,13 @@ FILES, ADAMW, CLUSTERS = Belongs("source", ("files",)), Belongs("name", ("adamw"
 SOMEBODYS = Belongs("tokenizer", ("file",))
 
 BELONGS = {
+    "model.norm_biases": Belongs("norm", ("layer",)),
     "model.bias_max": ALIBI,
     "model.slopes": ALIBI,
     "model.slope_divisor": ALIBI,
+    "model.slope_length": ALIBI,
+    "model.slope_scaling": ALIBI,
+    "model.slope_rounding": ALIBI,
     "model.rotary_base": Belongs("position", ("rotary",)),
     "model.t5_buckets": T5,
     "model.t5_max_distance": T5,

@@ -13,11 +13,37 @@ STATE = 16  # bytes of a parameter in training: itself, its gradient and two mom
 
 def parameter_count(model: "ModelConfig") -> int:
     """Returns the number of parameters; without embedding and softmax where the vocabulary is not known."""
-    width, biases = model.width, model.use_biases
-    attention = 4 * width**2 + biases * 4 * width
-    mlp = 2 * width * model.mlp_width + biases * (model.mlp_width + width)
-    layers = model.num_layers * (attention + mlp + 2 * 2 * width)  # two norms of scale and bias
-    return layers + 2 * width * model.final_norm + _position(model) + (_vocabulary(model) if model.vocab_size else 0)
+    layers = model.num_layers * (matrices(model) + _biases(model) + _norms(model))
+    norms = (model.final_norm + model.embedding_norm) * _norm(model, model.width)
+    return layers + norms + _position(model) + (_vocabulary(model) if model.vocab_size else 0)
+
+
+def matrices(model: "ModelConfig") -> int:
+    """Returns the number of parameters of a layer's matrices, each of which a token is multiplied by once."""
+    queries_and_out, keys_and_values = 2 * model.width, 2 * model.kv_heads * model.head_width
+    return model.width * (queries_and_out + keys_and_values + (2 + model.gated_mlp) * model.mlp_width)
+
+
+def _biases(model: "ModelConfig") -> int:
+    """Returns the number of biases of a layer's matrices."""
+    sizes = {
+        "qkv": model.width + 2 * model.kv_heads * model.head_width,
+        "out": model.width,
+        "up": (1 + model.gated_mlp) * model.mlp_width,
+        "down": model.width,
+    }
+    return sum(sizes[name] for name in model.biases)
+
+
+def _norms(model: "ModelConfig") -> int:
+    """Returns the number of parameters of a layer's norms."""
+    keys = model.kv_heads * model.head_width
+    of_qk = {"none": 0, "head": 2 * model.head_width, "channels": model.width + keys}
+    return _norm(model, 2 * model.width + of_qk[model.qk_norm])
+
+
+def _norm(model: "ModelConfig", channels: int) -> int:
+    return channels * (2 if model.norm == "layer" and model.norm_biases else 1)
 
 
 def _position(model: "ModelConfig") -> int:

@@ -26,23 +26,21 @@ def _name(name: str, config: ModelConfig, b: int) -> str:
 
 
 class Embedding(nn.Module):
-    """A vector for each token: a row of its cluster's table, N(0, width^-0.5), projected to E; times sqrt(E) where the recipe
-    asks for it. NaN for ids outside the vocabulary, which would otherwise read another token's row."""
+    """A vector for each token: a row of its cluster's table, N(0, width^-0.5), projected to E, times the config's
+    multiplier. NaN for ids outside the vocabulary, which would otherwise read another token's row."""
 
     config: ModelConfig
 
     def setup(self) -> None:
         """Creates the table and, with cutoffs, the projection of each cluster."""
         config = self.config
-        normal = nn.initializers.normal
+        kept, normal = jnp.dtype(config.parameter_dtype), nn.initializers.normal
         self.tables = [
-            self.param(
-                _name("table", config, b), normal(cluster.width**-0.5), (cluster.size, cluster.width), jnp.float32
-            )
+            self.param(_name("table", config, b), normal(cluster.width**-0.5), (cluster.size, cluster.width), kept)
             for b, cluster in enumerate(config.clusters)
         ]
         self.projections = [
-            self.param(f"projection_{b}", xavier(1.0, 0, 1), (cluster.width, config.width), jnp.float32)
+            self.param(f"projection_{b}", xavier(1.0, 0, 1), (cluster.width, config.width), kept)
             for b, cluster in enumerate(config.clusters)
             if config.adaptive_cutoffs
         ]
@@ -57,7 +55,8 @@ class Embedding(nn.Module):
         else:
             x = self.tables[0][tokens].astype(dtype)
         x = jnp.where(((tokens >= 0) & (tokens < config.vocab_size))[..., None], x, jnp.nan)
-        return x * config.width**0.5 if config.scale_embedding else x
+        scaled = config.embedding_multiplier == "sqrt_width"
+        return x * (config.width**0.5 if scaled else config.embedding_multiplier)
 
 
 def _rows(tokens: Array, cluster: Cluster, table: Array, projection: Array, dtype: jnp.dtype) -> Float[Array, "B L E"]:
@@ -77,24 +76,24 @@ class Softmax(nn.Module):
         self, x: Float[Array, "B L E"], embedding: Embedding, targets: Int[Array, "B L"] | None, train: bool
     ) -> Float32[Array, "B L V"] | Float32[Array, "B L"]:
         """Returns the nats of `targets`, or without targets the log-probability (one cluster: the logit) of every token."""
-        config = self.config
+        config, kept = self.config, jnp.dtype(self.config.parameter_dtype)
         tables, tails = embedding.tables, embedding.projections[1:]
         if not config.tied_embedding:
             tables = [
-                self.param(_name("table", config, b), xavier(1.0, 1, 0), (cluster.size, cluster.width), jnp.float32)
+                self.param(_name("table", config, b), xavier(1.0, 1, 0), (cluster.size, cluster.width), kept)
                 for b, cluster in enumerate(config.clusters)
             ]
         if not config.tied_projections:
             tails = [
-                self.param(f"projection_{b}", xavier(1.0, 1, 0), (cluster.width, config.width), jnp.float32)
+                self.param(f"projection_{b}", xavier(1.0, 1, 0), (cluster.width, config.width), kept)
                 for b, cluster in enumerate(config.clusters)
                 if b > 0
             ]
-        classes = self.param("classes", xavier(1.0, 1, 0), (len(tails), config.width), jnp.float32) if tails else None
+        classes = self.param("classes", xavier(1.0, 1, 0), (len(tails), config.width), kept) if tails else None
         drop = nn.Dropout(config.adaptive_dropout, deterministic=not train)
         x = drop(x)
         features = [x, *(drop(jnp.einsum("ble,we->blw", x, tail.astype(x.dtype))) for tail in tails)]
-        weights = Weights(tables, classes)
+        weights = Weights(tables, classes, config.logit_multiplier)
         if targets is None:
             return shard(log_probabilities(features, weights), "batch", "length", "vocab")
         return target_nats(features, targets, weights, logits_mib=config.logits_mib)

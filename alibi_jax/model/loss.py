@@ -18,10 +18,12 @@ CLUSTER_TOKENS = 256
 
 
 class Weights(NamedTuple):
-    """The weights of the softmax: a table [n, width] per cluster, and a class row [K, E] per cluster but the first."""
+    """The weights of the softmax: a table [n, width] per cluster, a class row [K, E] per cluster but the first; and what all
+    logits are multiplied by."""
 
     tables: list[Array]
     classes: Array | None
+    multiplier: float | Float32[Array, ""] = 1.0
 
 
 def target_nats(
@@ -54,7 +56,7 @@ def target_nats(
 
     nats = _map_chunks(head, (features[0], tokens), fitting[0])
     for x, table, first, chunk in zip(features[1:], weights.tables[1:], firsts[1:], fitting[1:], strict=True):
-        nats = nats + _cluster_nats(x, tokens - first, table, min(chunk, CLUSTER_TOKENS))
+        nats = nats + _cluster_nats(x, tokens - first, table, weights.multiplier, min(chunk, CLUSTER_TOKENS))
     nats = jnp.where((tokens >= 0) & (tokens < sum(sizes)), nats, jnp.nan)
     return shard(put_back(nats), "batch", "length")
 
@@ -77,15 +79,19 @@ def _map_chunks(function: Callable, arrays: tuple[Array, ...], chunk: int) -> Fl
 
 
 def _logits(
-    x: Float[Array, "B T w"], table: Float[Array, "n w"], placed: tuple[str, str] = ("tokens", "replicated")
+    x: Float[Array, "B T w"],
+    table: Float[Array, "n w"],
+    multiplier: float | Float32[Array, ""],
+    placed: tuple[str, str] = ("tokens", "replicated"),
 ) -> Float32[Array, "B T n"]:
     # cast here and not outside the chunks: their gradients are then summed in the table's float32
-    logits = jnp.matmul(x, table.astype(x.dtype).T, preferred_element_type=jnp.float32)
+    logits = multiplier * jnp.matmul(x, table.astype(x.dtype).T, preferred_element_type=jnp.float32)
     return shard(logits, *placed, "vocab")
 
 
-def _class_logits(x: Float[Array, "B T E"], classes: Float[Array, "K E"]) -> Float32[Array, "B T K"]:
-    return jnp.einsum("ble,ke->blk", x, classes.astype(x.dtype), preferred_element_type=jnp.float32)
+def _class_logits(x: Float[Array, "B T E"], weights: Weights) -> Float32[Array, "B T K"]:
+    classes = weights.classes.astype(x.dtype)
+    return weights.multiplier * jnp.einsum("ble,ke->blk", x, classes, preferred_element_type=jnp.float32)
 
 
 def _pick(logits: Float32[Array, "B T n"], tokens: Int[Array, "B T"]) -> Float32[Array, "B T"]:
@@ -97,11 +103,11 @@ def _head_nats(
     x: Float[Array, "G T E"], tokens: Int[Array, "G T"], weights: Weights, firsts: list[int]
 ) -> Float32[Array, "G T"]:
     """Returns -log p of the tokens of cluster 0, and of the class of all others; firsts: each further cluster's first token."""
-    logits = _logits(x, weights.tables[0])
+    logits = _logits(x, weights.tables[0], weights.multiplier)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     picked = _pick(logits, tokens)
     if weights.classes is not None:
-        classes = _class_logits(x, weights.classes)
+        classes = _class_logits(x, weights)
         normaliser = jnp.logaddexp(normaliser, jax.nn.logsumexp(classes, axis=-1))
         cluster = sum((tokens >= first).astype(jnp.int32) for first in firsts)
         picked = jnp.where(cluster > 0, _pick(classes, cluster - 1), picked)
@@ -109,7 +115,11 @@ def _head_nats(
 
 
 def _cluster_nats(
-    x: Float[Array, "G n w"], tokens: Int[Array, "G n"], table: Float[Array, "m w"], chunk: int
+    x: Float[Array, "G n w"],
+    tokens: Int[Array, "G n"],
+    table: Float[Array, "m w"],
+    multiplier: float | Float32[Array, ""],
+    chunk: int,
 ) -> Float32[Array, "G n"]:
     """Returns -log p of each token within its cluster, counted from the cluster's first; 0 for tokens of other clusters.
 
@@ -119,7 +129,7 @@ def _cluster_nats(
 
     def chunk_nats(x: Array, tokens: Array, inside: Array) -> Array:
         def computed() -> Array:
-            logits = _logits(x, table)
+            logits = _logits(x, table, multiplier)
             return jnp.where(inside, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, tokens), 0.0)
 
         return jax.lax.cond(inside.any(), computed, lambda: jnp.zeros(tokens.shape, jnp.float32))
@@ -134,10 +144,12 @@ def _cluster_nats(
 
 def log_probabilities(features: list[Array], weights: Weights) -> Float32[Array, "B L V"]:
     """Returns log p of every token; with a single cluster its logits, which a softmax has yet to normalise."""
-    logits, *tails = (_logits(x, table, ("batch", "length")) for x, table in zip(features, weights.tables, strict=True))
+    placed = "batch", "length"
+    tables = zip(features, weights.tables, strict=True)
+    logits, *tails = (_logits(x, table, weights.multiplier, placed) for x, table in tables)
     if weights.classes is None:
         return logits
-    classes = _class_logits(features[0], weights.classes)
+    classes = _class_logits(features[0], weights)
     head = jax.nn.log_softmax(jnp.concatenate([logits, classes], axis=-1), axis=-1)
     size = logits.shape[-1]
     further = [jax.nn.log_softmax(tail, axis=-1) + head[..., size + b, None] for b, tail in enumerate(tails)]

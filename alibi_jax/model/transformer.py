@@ -1,5 +1,6 @@
 """Transformer language model in Flax Linen, one module for every position method."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,22 +12,28 @@ from jaxtyping import Array, Float, Float32, Int
 
 from alibi_jax.attention import attend
 from alibi_jax.config import ModelConfig
+from alibi_jax.config.model import Biased
 from alibi_jax.model.adaptive import Embedding, Softmax, xavier
 from alibi_jax.model.remat import REMAT_SAVES, layers_keep
 from alibi_jax.positions.base import PositionMethod, check_consecutive, check_positions
 from alibi_jax.positions.bias import Bias, LinearBias, concrete
 from alibi_jax.positions.methods import POSITIONS
-from alibi_jax.sharding import shard
+from alibi_jax.sharding import kv_dimension, shard
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "gelu_erf": functools.partial(nn.gelu, approximate=False),
+    "silu": nn.silu,
+}
 zeros = nn.initializers.zeros_init()
 
 
-def add_bias(module: nn.Module, name: str, x: Array, shape: tuple[int, ...]) -> Array:
-    """Returns x [B, L, *shape] plus a parameter of `shape` that starts at zero; x itself where the config has no biases."""
-    if not module.config.use_biases:
+def add_bias(module: nn.Module, of: Biased, name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """Returns x [B, L, *shape] plus a parameter of `shape` that starts at zero; x itself where `of` has no biases."""
+    if of not in module.config.biases:
         return x
-    return x + module.param(name, zeros, shape, jnp.float32).astype(x.dtype)[None, None]
+    return x + module.param(name, zeros, shape, jnp.dtype(module.config.parameter_dtype)).astype(x.dtype)[None, None]
 
 
 class Context(NamedTuple):
@@ -70,15 +77,25 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B L E"], context: Context, train: bool) -> Float[Array, "B L E"]:
         config, dtype = self.config, x.dtype
-        shape = (config.width, config.num_heads, config.head_width)
+        kept = jnp.dtype(config.parameter_dtype)
 
-        def project(name: str) -> Float[Array, "B L H D"]:
-            kernel = self.param(name, xavier(2**-0.5, 0, (1, 2)), shape, jnp.float32)
-            heads = add_bias(self, f"{name}_bias", jnp.einsum("ble,ehd->blhd", x, kernel.astype(dtype)), shape[1:])
-            return shard(heads, "batch", "length", "heads", "head_width")
+        def project(name: str, count: int, dimension: str) -> Float[Array, "B L _ D"]:
+            shape = count, config.head_width
+            kernel = self.param(name, xavier(2**-0.5, 0, (1, 2)), (config.width, *shape), kept)
+            projected = jnp.einsum("ble,ehd->blhd", x, kernel.astype(dtype))
+            heads = add_bias(self, "qkv", f"{name}_bias", projected, shape)
+            if config.clip_qkv is not None:
+                heads = jnp.clip(heads, -config.clip_qkv, config.clip_qkv)
+            return shard(heads, "batch", "length", dimension, "head_width")
 
-        queries, keys, values = project("query"), project("key"), project("value")
+        of_keys = kv_dimension(config.kv_heads, jax.sharding.get_abstract_mesh())
+        queries = project("query", config.num_heads, "heads")
+        keys, values = (project(name, config.kv_heads, of_keys) for name in ("key", "value"))
+        if config.qk_norm != "none":
+            axes = 1 if config.qk_norm == "head" else 2
+            queries, keys = Norm(config, axes, name="query_norm")(queries), Norm(config, axes, name="key_norm")(keys)
         queries, keys = (self.rotate(heads, context.positions) for heads in (queries, keys))
+        queries = queries * config.score_multiplier
         for name, heads in (("queries", queries), ("keys", keys), ("values", values)):
             self.sow("intermediates", name, heads)  # kept only where apply(..., mutable="intermediates") asks
         rate = config.attention_dropout if train else 0.0
@@ -92,39 +109,62 @@ class Attention(nn.Module):
             dropout_rate=rate,
             dropout_key=self.make_rng("dropout") if rate > 0 else None,
         )
-        kernel = self.param("out", xavier(1.0, (0, 1), 2), (*shape[1:], config.width), jnp.float32)
-        return add_bias(self, "out_bias", jnp.einsum("blhd,hde->ble", attended, kernel.astype(dtype)), (config.width,))
+        shape = config.num_heads, config.head_width, config.width
+        kernel = self.param("out", xavier(1.0, (0, 1), 2), shape, kept)
+        out = jnp.einsum("blhd,hde->ble", attended, kernel.astype(dtype))
+        return add_bias(self, "out", "out_bias", out, (config.width,))
 
 
 class MLP(nn.Module):
-    """Two matrices with a nonlinearity between them."""
+    """Two matrices with a nonlinearity between them; gated, the nonlinearity of a third one's output is multiplied in."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L E"], train: bool) -> Float[Array, "B L E"]:
         config, dtype = self.config, x.dtype
-        up = self.param("up", xavier(1.0, 0, 1), (config.width, config.mlp_width), jnp.float32)
-        down = self.param("down", xavier(1.0, 0, 1), (config.mlp_width, config.width), jnp.float32)
-        hidden = add_bias(self, "up_bias", x @ up.astype(dtype), (config.mlp_width,))
-        hidden = ACTIVATIONS[config.activation](shard(hidden, "batch", "length", "mlp"))
+        activation, kept = ACTIVATIONS[config.activation], jnp.dtype(config.parameter_dtype)
+        # both before any bias: initial values depend on the order
+        up = self.param("up", xavier(1.0, 0, 1), (config.width, config.mlp_width), kept)
+        down = self.param("down", xavier(1.0, 0, 1), (config.mlp_width, config.width), kept)
+
+        def project(name: str, kernel: Array) -> Float[Array, "B L F"]:
+            hidden = add_bias(self, "up", f"{name}_bias", x @ kernel.astype(dtype), (config.mlp_width,))
+            return shard(hidden, "batch", "length", "mlp")
+
+        hidden = project("up", up)
+        if config.gated_mlp:
+            gate = self.param("gate", xavier(1.0, 0, 1), (config.width, config.mlp_width), kept)
+            hidden = activation(project("gate", gate)) * hidden
+        else:
+            hidden = activation(hidden)
         hidden = nn.Dropout(config.activation_dropout, deterministic=not train)(hidden)
-        return add_bias(self, "down_bias", hidden @ down.astype(dtype), (config.width,))
+        return add_bias(self, "down", "down_bias", hidden @ down.astype(dtype), (config.width,))
 
 
 class Norm(nn.Module):
-    """LayerNorm over channels, in float32 whatever the compute dtype."""
+    """LayerNorm, or RMSNorm (Zhang & Sennrich 2019), over the last axes, in float32 whatever the compute dtype."""
 
     config: ModelConfig
+    axes: int = 1  # how many, as one
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+    def __call__(self, x: Float[Array, "B L *shape"]) -> Float[Array, "B L *shape"]:
+        config, axes = self.config, tuple(range(-self.axes, 0))
+        kept, shape = jnp.dtype(config.parameter_dtype), x.shape[-self.axes :]
+
+        def parameter(name: str, init: nn.initializers.Initializer) -> Float32[Array, "..."]:
+            values = self.param(name, init, shape, kept).astype(jnp.float32)
+            return jnp.expand_dims(values, tuple(range(x.ndim - self.axes)))
+
+        scale = parameter("scale", nn.initializers.ones_init())
         wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.config.norm_epsilon)
-        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
-        return (normed * scale[None, None] + bias[None, None]).astype(x.dtype)
+        if config.norm == "layer":
+            wide = wide - wide.mean(axes, keepdims=True)
+        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(axes, keepdims=True) + config.norm_epsilon) * scale
+        if config.norm == "layer" and config.norm_biases:
+            normed = normed + parameter("bias", zeros)
+        return normed.astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -149,7 +189,7 @@ class TransformerLM(nn.Module):
     """A language model: logits[b, t] for the token after tokens[b, :t+1], at any length L, whatever it was trained at.
 
     `params = model.init(key, tokens)["params"]`, `model.apply({"params": params}, tokens) -> float32 [B, L, V]`; parameters
-    are plain nested dicts of float32 arrays. With adaptive_cutoffs the output is normalised: log-probabilities. For a loss use
+    are plain nested dicts of arrays. With adaptive_cutoffs the output is normalised: log-probabilities. For a loss use
     `model.apply({"params": params}, tokens, targets, method="nats") -> float32 [B, L]`, which never holds [B, L, V] numbers.
     With train=True dropout acts and needs rngs={"dropout": key}. With config.causal False every position sees all tokens.
 
@@ -241,7 +281,8 @@ class TransformerLM(nn.Module):
         embedding = Embedding(config, name="embedding")
         position = POSITIONS[config.position].from_config(config).copy(name="position")
         x = embedding(tokens)
-        bias = position.bias()
+        x = Norm(config, name="embedding_norm")(x) if config.embedding_norm else x
+        bias = position.bias(tokens.shape[1])
         if positions is None:
             positions = jnp.arange(tokens.shape[1])
         elif bias is None:

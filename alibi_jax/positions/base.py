@@ -85,6 +85,6 @@ class PositionMethod(nn.Module):
         """Returns queries or keys with positions in them; called in every layer on both."""
         return x
 
-    def bias(self) -> Bias | None:
-        """Returns the bias of every layer's scores; called once."""
+    def bias(self, length: int) -> Bias | None:
+        """Returns the bias of every layer's scores, for an input of `length` tokens; called once."""
         return None

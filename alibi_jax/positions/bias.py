@@ -107,6 +107,40 @@ class LinearBias(Bias):
         return jnp.where(self.slopes >= 0, jnp.float32(0.0), jnp.inf)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RoundedBias(Bias):
+    """ALiBi as Falcon-RW has it: (a_h(key) - a_h(query)) / divisor_h, a_h(j) = slope_h * j in bfloat16 (Penedo et al. 2023).
+
+    Slope, position and product are each rounded to bfloat16's 8 bits, whatever the compute dtype: at 2,048 tokens a_h is off by
+    up to 4, and a model that was trained so is another with exact slopes. The query's term is the same for all its keys; it is
+    there so that distance 0 has no bias. No `decay()`: nothing is skipped.
+    """
+
+    dimensions: ClassVar[dict[str, tuple[str, ...]]] = {"slopes": ("heads",), "divisors": ("heads",)}
+
+    slopes: Any  # float32 [H]; Any, because JAX puts placeholders here when it takes trees apart
+    divisors: Any  # float32 [H]
+
+    def _rounded(self, positions: Positions) -> Float32[Array, "H T"]:
+        slopes = _to_bfloat16(self.slopes)[:, None]
+        return _to_bfloat16(slopes * _to_bfloat16(positions.astype(jnp.float32))[None])
+
+    def block(self, q_positions: Positions, k_positions: Int[Array, " S"]) -> Float32[Array, "H T S"]:
+        """Returns the difference of rounded products for each head, query and key; symmetric."""
+        differences = jnp.abs(self._rounded(q_positions)[:, :, None] - self._rounded(k_positions)[:, None])
+        return -differences / self.divisors[:, None, None]
+
+    def largest(self) -> Float32[Array, " H"]:
+        """Returns 0, which is the bias at distance 0; infinity for a negative slope or divisor."""
+        return jnp.where((self.slopes >= 0) & (self.divisors > 0), jnp.float32(0.0), jnp.inf)
+
+
+def _to_bfloat16(x: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+    """Returns the nearest bfloat16 of each number; XLA would leave out a cast to bfloat16 and back."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
 def bucket_edges(num_buckets: int, max_distance: int) -> np.ndarray:
     """Returns the smallest distance of each bucket 1 ... R-1, int32 [R-1]: one bucket per distance up to R/2, then
     logarithmic ones.

@@ -50,6 +50,6 @@ class T5Bias(PositionMethod):
         return {"bucket_table": Parameter(("rows", "heads"), shape, nn.initializers.zeros_init())}
 
     @nn.compact
-    def bias(self) -> BucketBias:
+    def bias(self, length: int) -> BucketBias:
         """Returns the table as a BucketBias."""
         return BucketBias(self.parameter("bucket_table"), self.max_distance)

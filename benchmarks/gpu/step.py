@@ -32,8 +32,8 @@ LENGTH, SMALL_LENGTH = 1024, 160  # tokens; above the 128 up to which "auto" is 
 BATCH = 2  # sequences
 STREAM = 4  # lengths, of the text that is scored
 KERNELS = ("custom_call @__gpu$xla.gpu.triton", "custom_call @mosaic_gpu")  # in a lowered program, those of Pallas
-MODEL = ModelConfig(num_layers=2, width=256, num_heads=4, mlp_width=1024, vocab_size=512, activation="gelu")
-SMALL = ModelConfig(num_layers=1, width=32, num_heads=2, mlp_width=64, vocab_size=64, activation="gelu")
+MODEL = ModelConfig(num_layers=2, width=256, num_heads=4, mlp_width=1024, vocab_size=512, activation="gelu_tanh")
+SMALL = ModelConfig(num_layers=1, width=32, num_heads=2, mlp_width=64, vocab_size=64, activation="gelu_tanh")
 OPTIMIZER = OptimizerConfig(epsilon=1e-3, warmup_steps=0, schedule="constant")
 
 
