@@ -44,6 +44,10 @@ class DataError(Refused):
     """Text or a corpus that cannot be used."""
 
 
+class WeightsError(Refused):
+    """Files of another program's model that cannot be imported."""
+
+
 class ResultsError(Refused):
     """Losses or records of an evaluation that cannot be used."""
 

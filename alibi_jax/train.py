@@ -35,7 +35,7 @@ from alibi_jax.run.exchange import first_host_first, from_first_host
 from alibi_jax.run.hosts import is_first
 from alibi_jax.run.profile import parse_steps
 from alibi_jax.run.signals import stop_requested
-from alibi_jax.run.workdir import trained_on
+from alibi_jax.run.workdir import check_not_imported, trained_on
 from alibi_jax.sharding import check_mesh, host_shard, make_mesh, num_shards, placed_shapes, token_shards
 from alibi_jax.storage import locate
 
@@ -129,6 +129,7 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
     traced = parse_steps(profile)
     check_same(**dataclasses.asdict(config), label=label, profile=profile)
     check_path(workdir)
+    check_not_imported(workdir)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)  # before a corpus is prepared, which may take long
     with first_host_first():

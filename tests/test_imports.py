@@ -45,7 +45,8 @@ ALLOWED = {
         "storage",
         "train",
     },
-    "run.commands": {"config", "data", "errors", "evaluate", "plan", "run", "storage", "train"},
+    "convert": {"config", "data", "errors", "evaluate", "model", "run", "storage"},
+    "run.commands": {"config", "convert", "data", "errors", "evaluate", "plan", "run", "storage", "train"},
     "run.parse": {"config", "errors", "run", "run.commands"},
     "__main__": {"run", "run.parse"},
 }

@@ -11,13 +11,14 @@ import pytest
 from alibi_jax.config import Config, from_json
 from alibi_jax.config.limits import BELONGS, FILES, RANGES, SOMEBODYS, TFDS
 from alibi_jax.errors import ConfigError
-from alibi_jax.run.commands import Evaluate, Plan, Prepare, Report, Supervise, Train
+from alibi_jax.run.commands import Evaluate, Import, Plan, Prepare, Report, Supervise, Train
 from alibi_jax.run.hosts import Hosts
 
 MAKE = {field.name: field.default_factory for field in dataclasses.fields(Config)} | {
     "hosts": Hosts,
     "supervise": lambda **values: Supervise(**({"command": (), "workdir": "run", "last_step": 1} | values)),
     "plan": lambda **values: Plan(Config(), "cpu:8", **values),
+    "import": lambda **values: Import("auto", "model", "run", **values),
 }
 MAY_BE_0 = {
     *(f"model.{place}_dropout" for place in ("adaptive", "embedding", "residual", "attention", "activation")),

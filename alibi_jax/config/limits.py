@@ -88,6 +88,7 @@ RANGES = {
     "supervise.patience": Range(0, COUNT),
     "supervise.stop_seconds": Range(0.0, MONTH),
     "supervise.stall_seconds": Range(0.0, MONTH),
+    "import.train_length": Range(1, COUNT),
     "plan.slices": Range(1, 256),
     "plan.lengths": Range(1, 2**24, is_size=True),
     "plan.batches": Range(1, COUNT, is_size=True),

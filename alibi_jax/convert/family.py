@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from alibi_jax.config import ModelConfig
 from alibi_jax.convert.fields import Fields
+from alibi_jax.convert.source import Opened, open_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Family:
         [ModelConfig], list[Tensor]
     ]  # all that a checkpoint of this model holds, one layer after the other
     prefix: str = ""  # of every name in files of the whole model; those of the base model alone lack it
+    open: Callable[[Path], Opened] = open_folder  # its files; WeightsError for broken ones
     harmless: str = r"(?!)"  # pattern of further tensors, which hold no parameter
     renamed: Callable[[str], str] = str  # from the names of earlier versions of the family to today's
     config: Callable[[ModelConfig], dict[str, Any]] | None = (

@@ -9,6 +9,8 @@ import tyro
 
 from alibi_jax.config import Config, EvaluateConfig, MeshConfig
 from alibi_jax.config.checks import check_values
+from alibi_jax.config.sizes import parameter_count
+from alibi_jax.convert.importing import Dtype, import_model
 from alibi_jax.data.corpus import prepare, summary, verify
 from alibi_jax.errors import ConfigError, Failed, require
 from alibi_jax.evaluate.reader import read_records
@@ -157,6 +159,32 @@ class Evaluate:
         scored = any(record.status == "ok" for record in records)
         following = f" Next: {command_line('report', str(folder))}" if scored else ""
         return f"{summary_table(records)}\n\n{folder}.{following}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Write another program's model as the folder of a run, to evaluate, or to train on from with --init-from."""
+
+    # bloom, mpt, falcon, btlm, jais, baichuan, refact, fairseq, alibi_jax; auto: as its config.json says
+    family: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FAMILY")]
+    # folder with config.json and its tensors (.safetensors or .bin); fairseq: a .pt file beside its dict.txt
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
+    workdir: str  # new folder, for its config, parameters and tokenizer
+    dtype: Dtype = "auto"  # data type of the parameters; auto: bfloat16 if all tensors are, else float32
+    train_length: int | None = None  # inputs that the model was trained on, tokens; None: as its config says
+
+    def __post_init__(self) -> None:
+        _check_named(self, "path", "workdir")
+        check_values(self, "import")
+
+    def __call__(self) -> str:
+        """Imports the model, and returns what it is and the next command."""
+        config = import_model(self.family, self.path, self.workdir, self.dtype, self.train_length)
+        text = "--data.source", "files", "--data.train-path"
+        return (
+            f"imported: {self.workdir}, {parameter_count(config.model):,} parameters in {config.model.parameter_dtype}. "
+            f"Next: {command_line('evaluate', self.workdir, *text)} TEXT"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

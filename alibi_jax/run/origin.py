@@ -35,7 +35,7 @@ def read_origin(checkpoint: Location) -> tuple[int, Origin] | None:
     if "origin" not in item:
         return None
     match item["origin"]:
-        case {"step": int(step), "corpus": str(corpus), "config": dict(config)}:
+        case {"step": int(step), "corpus": str() | None as corpus, "config": dict(config)}:
             return step, Origin(from_json(json.dumps(config)), corpus)
     raise ValueError("origin: got another JSON value, expected an object with a step, a corpus and a config")
 
@@ -43,7 +43,7 @@ def read_origin(checkpoint: Location) -> tuple[int, Origin] | None:
 def check_origin(checkpoint: Location, kept: Origin, own: Origin) -> None:
     """Raises ConfigError, which names the fields that differ or the text, where a checkpoint is of another run than `own`."""
     differing = differing_fields(kept.config, own.config, (*MAY_CHANGE, *KEPT_ELSEWHERE))
-    if own.corpus is not None and kept.corpus != own.corpus:
+    if None not in (kept.corpus, own.corpus) and kept.corpus != own.corpus:
         differing.append(f"text and tokenizer of fingerprint {kept.corpus[:12]} -> {own.corpus[:12]}")
     if differing:
         raise ConfigError(

@@ -10,7 +10,7 @@ from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
 from alibi_jax.config.recipes import recipe_names
 from alibi_jax.errors import ConfigError, Refused, require, shown
 from alibi_jax.run.command import run_command
-from alibi_jax.run.commands import Evaluate, Plan, Prepare, Report, Supervise, Train
+from alibi_jax.run.commands import Evaluate, Import, Plan, Prepare, Report, Supervise, Train
 from alibi_jax.run.invocation import command_line, program
 from alibi_jax.run.version import version_text
 
@@ -22,6 +22,8 @@ USAGE = """alibi_jax: train short, test long.
   {program} plan CONFIG [options]          compile a run for a TPU topology, without one, and estimate its cost
   {program} evaluate WORKDIR [options]     measure the loss of held-out tokens at many input lengths
   {program} report FOLDER ... [options]    write a figure, tables and a page from one or more evaluations
+  {program} import FAMILY PATH --workdir WORKDIR
+                                           write another program's model, such as a BLOOM, as the folder of a run
   {program} --version                      print versions and devices
 
 CONFIG is the name of a recipe ({recipes}),
@@ -37,9 +39,10 @@ COMMANDS = {
     "plan": Plan,
     "evaluate": Evaluate,
     "report": Report,
+    "import": Import,
 }
 
-Command = Prepare | Train | Supervise | Plan | Evaluate | Report
+Command = Prepare | Train | Supervise | Plan | Evaluate | Report | Import
 
 
 def main(arguments: list[str]) -> int:
@@ -61,8 +64,8 @@ def parse(arguments: list[str]) -> Command | Callable[[], str]:
     near = difflib.get_close_matches(name, (*COMMANDS, "--help", "--version"), n=1)
     do = f"Did you mean {near[0]!r}?" if near else "See --help."
     require(name in COMMANDS, "command", shown(name), f"one of {', '.join(COMMANDS)}", do)
-    if name == "report":
-        return tyro.cli(Report, args=rest, prog=command_line("report"))
+    if name in ("report", "import"):
+        return tyro.cli(COMMANDS[name], args=rest, prog=command_line(name))
     if name == "supervise":
         return _supervise(rest)
     if name == "evaluate":

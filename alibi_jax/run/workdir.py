@@ -12,12 +12,14 @@ import jax
 
 from alibi_jax.config import Config, differing_fields, load_config, to_json
 from alibi_jax.errors import ConfigError
+from alibi_jax.run.invocation import command_line
 from alibi_jax.run.lock import writing
 from alibi_jax.run.origin import MAY_CHANGE, Origin, check_origin, read_origin
 from alibi_jax.storage import Location, in_bucket, write_atomically
 
 COMMITTED = "commit_success.txt"  # what Orbax puts last into a checkpoint in a bucket; on a disk it renames the folder
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint's folder on a disk until it is whole
+IMPORTED = "imported.json"  # in a folder that `import` wrote: where the model came from
 SHARED_SECONDS = 10.0  # until a new file of one host is to be seen on the others; some file systems remember listings
 
 
@@ -79,6 +81,15 @@ def open_workdir(workdir: Location, config: Config, fingerprint: str) -> None:
             "Train into another --workdir, or repeat the run's own config."
         )
     check_corpus(workdir, fingerprint)
+
+
+def check_not_imported(workdir: Location) -> None:
+    """Raises ConfigError for the folder of an imported model, which is no run that could go on."""
+    if (workdir / IMPORTED).exists():
+        raise ConfigError(
+            f"workdir: got {workdir}, the folder of an imported model, expected a new folder or a run to go on with. Start a "
+            f"new run from its parameters: {command_line('train', str(workdir), '--init-from', str(workdir))} --workdir NEW."
+        )
 
 
 def trained_on(workdir: Location) -> str:

@@ -1,0 +1,83 @@
+"""A checkpoint's tensors as our parameters, one tensor after the other: in memory are the parameters and the one at hand."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from alibi_jax.config import ModelConfig
+from alibi_jax.convert.family import Tensor
+from alibi_jax.convert.matching import holders
+from alibi_jax.convert.source import listed
+from alibi_jax.convert.stored import Stored
+from alibi_jax.model import TransformerLM
+
+AT_ONCE = 2**22  # numbers that are looked at for NaN together
+
+logger = logging.getLogger("alibi_jax")
+
+
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each parameter by its path, such as "layers/attention/query"."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    tree = jax.eval_shape(TransformerLM(model).init, jax.random.key(0), tokens)["params"]
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+def load_parameters(
+    tensors: Sequence[Tensor], stored: dict[str, Stored], model: ModelConfig, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """Returns the tree of a model's parameters, of model.parameter_dtype and with stacked layers, as arrays of numpy.
+
+    The tensors have passed `check_tensors`. progress is called with the bytes of each. Logs tensors that were rounded to a
+    shorter type, and warns of NaN and infinity, with the tensors' names.
+    """
+    dtype = jnp.dtype(model.parameter_dtype)
+    arrays = {path: np.empty(shape, dtype) for path, shape in parameter_shapes(model).items()}
+    held, filled = holders(tensors, stored), Counter()
+    unsound = []
+    for tensor in dict.fromkeys(held.values()):
+        pieces = tensor.split(stored[tensor.name].read())
+        for path, piece in zip(tensor.ours, pieces, strict=True):
+            if held[path] is tensor:
+                name, target = _target(arrays, path)
+                if target.shape != piece.shape:
+                    raise TypeError(f"{path}: {tensor.name} gives {piece.shape}, expected {target.shape}")
+                target[...] = piece
+                filled[name] += piece.size
+                unsound += [] if _is_finite(target) else [tensor.name]
+        progress(stored[tensor.name].num_bytes)
+    if wrong := [path for path, array in arrays.items() if filled[path] != array.size]:
+        raise TypeError(f"the family's tensors do not fill {listed(wrong)}")
+    _log_rounded([stored[tensor.name].dtype for tensor in set(held.values())], dtype)
+    if unsound:
+        logger.warning("import: NaN or infinity in %s: losses that depend on them will be NaN", listed(unsound))
+    return traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def _target(arrays: dict[str, np.ndarray], path: str) -> tuple[str, np.ndarray]:
+    """Returns the array that a path without stacked layers lies in, and where: layer_3/mlp/up is layers/mlp/up[3]."""
+    layer = re.fullmatch(r"layer_(\d+)/(.+)", path)
+    name = f"layers/{layer[2]}" if layer else path
+    return name, arrays[name][int(layer[1])] if layer else arrays[name]
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    flat = array.reshape(-1)
+    return all(np.isfinite(flat[i : i + AT_ONCE]).all() for i in range(0, flat.size, AT_ONCE))
+
+
+def _log_rounded(dtypes: Sequence[str], dtype: np.dtype) -> None:
+    """Logs how many tensors had more bits than `dtype` keeps."""
+    kept = jnp.finfo(dtype).nmant + 1
+    for name, count in sorted(Counter(dtypes).items()):
+        bits = jnp.finfo(name).nmant + 1
+        if bits > kept:
+            text = "import: tensors rounded from %s to %s, %d significant bits to %d: %d"
+            logger.info(text, name, dtype.name, bits, kept, count)
