@@ -8,8 +8,7 @@ and see the same tokens, so their losses at the last turn must agree; they do to
 The peer as it is here, each choice the faster of what there is on a CPU or in its favour: "eager" attention, as
 transformers offers no other for BLOOM (sdpa, flex and flash raise ValueError); no key-value cache; contiguous int64
 tokens; the loss straight from the logits, without the copy the model's own `labels` makes; AdamW fused; gradients set to
-None; clip over all tensors at once; one compilation for each shape; the LayerNorm after the embedding, which our model
-has not, left out.
+None; clip over all tensors at once; one compilation for each shape.
 """
 
 import dataclasses

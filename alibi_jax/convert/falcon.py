@@ -16,10 +16,10 @@ def architecture(fields: Fields) -> Architecture:
     """Returns the model that the config.json of a Falcon with ALiBi describes."""
     width = fields.take(int, "hidden_size", "n_embed")
     heads = fields.take(int, "num_attention_heads", "n_head")
-    fields.expect("alibi", True)
+    for name, wanted in (("alibi", True), ("multi_query", False), ("parallel_attn", False)):
+        fields.take(bool, name)  # has to be there: other values are transformers' defaults
+        fields.expect(name, wanted)
     fields.expect("new_decoder_architecture", False)
-    fields.expect("multi_query", False)
-    fields.expect("parallel_attn", False)
     fields.expect("activation", "gelu")
     fields.expect("apply_residual_connection_post_layernorm", False)
     biases = fields.take(bool, "bias", default=False)

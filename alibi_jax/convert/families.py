@@ -1,6 +1,17 @@
 """The families of checkpoints, by their names on the command line."""
 
-from alibi_jax.convert import bloom, falcon, mpt
+from alibi_jax.convert import baichuan, bloom, btlm, falcon, mpt, refact
 from alibi_jax.convert.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (bloom.FAMILY, falcon.FAMILY, mpt.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        bloom.FAMILY,
+        mpt.FAMILY,
+        falcon.FAMILY,
+        btlm.BTLM,
+        btlm.JAIS,
+        baichuan.FAMILY,
+        refact.FAMILY,
+    )
+}

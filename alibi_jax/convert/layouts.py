@@ -31,6 +31,12 @@ def linear(name: str, path: str, inputs: Shape, outputs: Shape, *, in_out: bool 
     return blocks(name, (path,), inputs, (outputs,), in_out=in_out)
 
 
+def affine(name: str, path: str, inputs: Shape, outputs: Shape, *, in_out: bool = False) -> list[Tensor]:
+    """Returns the weight of a Linear, or with in_out of a Conv1D, and its bias."""
+    bias = linear(f"{name}.bias", f"{path}_bias", (), outputs)
+    return [linear(f"{name}.weight", path, inputs, outputs, in_out=in_out), bias]
+
+
 def blocks(name: str, paths: Sequence[str], inputs: Shape, outputs: Sequence[Shape], *, in_out: bool = False) -> Tensor:
     """Returns the weight of a Linear, or its bias, whose outputs are those of several parameters one after the other.
 

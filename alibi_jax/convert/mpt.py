@@ -62,9 +62,9 @@ def _attention(fields: Fields, heads: int, head_width: int) -> dict[str, Any]:
     attention.expect("fused_qkv", True)
     attention.expect("reuse_kv_layer_idx", None)
     attention.expect("reuse_kv_x_layer_idx", None)
-    # training; the implementation; what several texts in one input see of each other; rotary's
+    # training; the implementation; what several texts in one input see of each other; rotary's; every config's of transformers
     attention.ignore("attn_pdrop", "attn_impl", "attn_uses_sequence_id")
-    attention.ignore("rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config")
+    attention.ignore("rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config", "tie_word_embeddings")
     options = {
         "num_kv_heads": _kv_heads(attention, heads),
         "bias_max": float(attention.take(float, "alibi_bias_max", default=8)),
@@ -86,7 +86,7 @@ def _mlp_width(fields: Fields, width: int) -> int:
         "Correct the file.",
     )
     mlp = Fields(fields.take(dict, "ffn_config", default={}), f"{fields.where}: ffn_config")
-    mlp.expect("ffn_type", "mptmlp", "te_ln_mlp")
+    mlp.expect("ffn_type", "mptmlp")
     mlp.expect("ffn_act_fn", None, {"name": "gelu"}, {"name": "gelu", "approximate": "none"})
     mlp.ignore("fc_type")
     hidden = mlp.take((int, type(None)), "ffn_hidden_size", default=None)
