@@ -6,16 +6,12 @@ c_proj(c_fc(x) * silu(c_fc2(x))): its gate is c_fc2. muP multiplies embeddings a
 
 from typing import Any
 
-import numpy as np
-
 from alibi_jax.config import ModelConfig
 from alibi_jax.convert.family import Architecture, Family, Tensor
 from alibi_jax.convert.fields import Fields
-from alibi_jax.convert.layouts import affine, blocks, norm, same
-from alibi_jax.errors import ConfigError, require, shown
+from alibi_jax.convert.layouts import affine, blocks, constant, norm, same
+from alibi_jax.errors import require, shown
 from alibi_jax.positions import alibi_slopes
-
-BFLOAT16 = 2**-8  # relative: the slopes are stored as the parameters are
 
 
 def architecture(fields: Fields) -> Architecture:
@@ -81,21 +77,6 @@ def _slope_scaling(fields: Fields) -> tuple[float, int | None]:
     return 1.0 if divisor is None else float(divisor), length
 
 
-def _slopes(heads: int) -> Tensor:
-    """Returns the tensor of the slopes, which holds no parameter: it is compared with those that the model computes."""
-    expected = alibi_slopes(heads)[:, None]
-
-    def split(array: np.ndarray) -> list[np.ndarray]:
-        if not np.allclose(array.astype(np.float32), expected, rtol=BFLOAT16, atol=0):
-            raise ConfigError(
-                f"relative_pe.slopes: got {shown(array.astype(float).ravel().tolist())}, expected ALiBi's slopes of {heads} "
-                "heads. The model cannot be imported exactly."
-            )
-        return []
-
-    return Tensor("relative_pe.slopes", (heads, 1), (), split, lambda arrays: expected, tied=True)
-
-
 def _layer(i: int, model: ModelConfig) -> list[Tensor]:
     width, hidden, heads = (model.width,), (model.mlp_width,), (model.num_heads, model.head_width)
     name, path = f"h.{i}", f"layer_{i}"
@@ -117,7 +98,7 @@ def tensors(model: ModelConfig) -> list[Tensor]:
     table = model.vocab_size, model.width
     return [
         same("wte.weight", "embedding/table", table),
-        _slopes(model.num_heads),
+        constant("relative_pe.slopes", alibi_slopes(model.num_heads)[:, None]),
         *(tensor for i in range(model.num_layers) for tensor in _layer(i, model)),
         *norm("ln_f", "final_norm", model.width),
         same("lm_head.weight", "embedding/table", table, tied=True),

@@ -1,6 +1,6 @@
 """The families of checkpoints, by their names on the command line."""
 
-from alibi_jax.convert import baichuan, bloom, btlm, falcon, mpt, refact
+from alibi_jax.convert import baichuan, bloom, btlm, fairseq, falcon, mpt, refact
 from alibi_jax.convert.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -13,5 +13,6 @@ FAMILIES: dict[str, Family] = {
         btlm.JAIS,
         baichuan.FAMILY,
         refact.FAMILY,
+        fairseq.FAMILY,
     )
 }

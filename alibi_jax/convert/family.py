@@ -17,7 +17,8 @@ class Tensor:
     """A tensor of a foreign checkpoint, and the parameters of ours that it holds.
 
     `split` returns the parameters' arrays, `join` the tensor again, to the bit where both only reorder elements. A tied tensor
-    is a second copy of what another one holds: files may lack it, and one that differs is refused.
+    is a second copy of what another one holds: files may lack it, and one that differs is refused. So may they a constant one,
+    which holds no parameter but what the model computes itself.
     """
 
     name: str  # in the foreign checkpoint, without the family's prefix
@@ -26,6 +27,7 @@ class Tensor:
     split: Callable[[np.ndarray], Sequence[np.ndarray]]
     join: Callable[[Sequence[np.ndarray]], np.ndarray]
     tied: bool = False
+    constant: np.ndarray | None = None
 
 
 class Architecture(NamedTuple):

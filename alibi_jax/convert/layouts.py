@@ -20,6 +20,11 @@ def same(name: str, path: str, shape: Shape, *, tied: bool = False) -> Tensor:
     return Tensor(name, shape, (path,), lambda array: (array,), lambda arrays: arrays[0], tied)
 
 
+def constant(name: str, numbers: np.ndarray) -> Tensor:
+    """Returns a tensor that holds no parameter, but numbers that the model computes itself: others are refused."""
+    return Tensor(name, numbers.shape, (), lambda array: (), lambda arrays: numbers, tied=True, constant=numbers)
+
+
 def norm(name: str, path: str, *shape: int, bias: bool = True) -> list[Tensor]:
     """Returns the weight of a norm and, where it has one, its bias; ours may have several dimensions, such as [H, D]."""
     scale = linear(f"{name}.weight", f"{path}/scale", (), shape)

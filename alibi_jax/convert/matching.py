@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from alibi_jax.convert.family import Family, Tensor
@@ -63,6 +64,11 @@ def check_tensors(tensors: Sequence[Tensor], stored: dict[str, Stored], where: s
             for path in tensor.ours
             if held[path].name in floating and held[path] is not tensor and not _same(tensor, held[path], path, stored)
         ],
+        "unlike what the model computes": [
+            tensor.name
+            for tensor in tensors
+            if tensor.name in floating and tensor.constant is not None and not _rounds_to(tensor, stored[tensor.name])
+        ],
     }
     wrong = "; ".join(f"{what}: {listed(sorted(names))}" for what, names in problems.items() if names)
     if wrong:
@@ -79,6 +85,12 @@ def _same(one: Tensor, other: Tensor, path: str, stored: dict[str, Stored]) -> b
         np.array_equal(left.view(np.uint8), right.view(np.uint8))
         for left, right in zip(map(np.ascontiguousarray, mine), map(np.ascontiguousarray, theirs), strict=True)
     )
+
+
+def _rounds_to(tensor: Tensor, stored: Stored) -> bool:
+    """Returns whether a constant tensor's numbers are right to two units in the last place of their type."""
+    tolerance = 2 * float(jnp.finfo(stored.dtype).eps)
+    return np.allclose(stored.read().astype(np.float32), tensor.constant, rtol=tolerance, atol=0)
 
 
 def _piece(tensor: Tensor, path: str, stored: dict[str, Stored]) -> np.ndarray:
