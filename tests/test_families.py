@@ -19,6 +19,7 @@ from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.importing import import_model
 from alibi_jax.convert.matching import check_tensors
 from alibi_jax.convert.stored import Stored
+from alibi_jax.data.tokenizer import load_tokenizer
 from alibi_jax.errors import ConfigError, WeightsError
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
@@ -116,6 +117,7 @@ def test_fairseq_has_the_log_probabilities_of_the_papers_model(tmp_path, legacy)
     words = (tmp_path / "run" / "vocabulary.txt").read_text().split("\n")
     assert words[:5] == ["<s>", "<pad>", "<eos>", "<unk>", "word0"]
     assert words[VOCABULARY - 3 :] == [f"word{VOCABULARY - 7}", "madeupword0000", "madeupword0001", ""]
+    np.testing.assert_array_equal(load_tokenizer(tmp_path / "run").encode("word0 word3 other <unk>\n"), [4, 7, 3, 3, 2])
 
 
 def test_the_slopes_of_40_heads_are_those_of_32_and_every_second_of_64_unsorted():
@@ -207,6 +209,7 @@ def test_configs_that_are_not_implemented_are_refused_by_the_name_of_the_key(fam
 def test_what_a_fairseq_checkpoint_lacks_in_its_arguments_is_the_papers():
     model = model_of("fairseq", {"vocab_size": 267_744})
     assert parameter_count(model) == 246_933_504
+    assert len(fairseq.tensors(model)) == 273 - 5  # the reference's files have five buffers as well
     assert (model.num_layers, model.num_heads, model.adaptive_cutoffs) == (16, 8, (20_000, 60_000))
 
 
