@@ -23,6 +23,7 @@ from alibi_jax.data.corpus import Corpus, open_corpus
 from alibi_jax.data.vocabulary import check_ids
 from alibi_jax.errors import ConfigError, require
 from alibi_jax.evaluate.memory import free_memory
+from alibi_jax.init_from import check_init_from, initial_params, keep_init_from
 from alibi_jax.loop import open_outputs, placed_batches, run_steps, unfilled_lengths
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.placement import tree_shardings
@@ -37,7 +38,7 @@ from alibi_jax.run.profile import parse_steps
 from alibi_jax.run.signals import stop_requested
 from alibi_jax.run.workdir import check_not_imported, trained_on
 from alibi_jax.sharding import check_mesh, host_shard, make_mesh, num_shards, placed_shapes, token_shards
-from alibi_jax.storage import locate
+from alibi_jax.storage import Location, locate
 
 logger = logging.getLogger("alibi_jax")
 
@@ -116,18 +117,28 @@ def resolve(config: Config, corpus: Corpus) -> Config:
     return config
 
 
-def train(config: Config, workdir: str | os.PathLike, label: str = "train", profile: str = "") -> Config:
+def train(
+    config: Config,
+    workdir: str | os.PathLike,
+    label: str = "train",
+    profile: str = "",
+    init_from: str | os.PathLike | None = None,
+) -> Config:
     """Trains `config` in `workdir`, going on from the checkpoint there if there is one; returns the config as resolved.
 
     workdir: a folder or gs://BUCKET/FOLDER. label: what the bar is called. profile: steps to trace for TensorBoard, such as
-    "10-12". Several hosts (hosts.connect) all call it alike. Writes config.json, checkpoints/, metrics.jsonl and tensorboard/.
+    "10-12". init_from: the folder of a trained run or an imported model: a new run begins with its best parameters, as float32.
+    Several hosts (hosts.connect) all call it alike. Writes config.json, checkpoints/, metrics.jsonl and tensorboard/.
     Errors before any work: ConfigError (fields, mesh, a workdir of another config), HeldError (another run is at work there),
     DataError. While training: Diverged (a loss that is not finite; nothing after it is saved), Interrupted (SIGTERM, Ctrl-C;
     the state is saved), CheckpointError and MetricsError (a full disk, a damaged file).
     """
     workdir = locate(workdir)
     traced = parse_steps(profile)
-    check_same(**dataclasses.asdict(config), label=label, profile=profile)
+    check_same(**dataclasses.asdict(config), label=label, profile=profile, init_from=bool(init_from))
+    source = locate(init_from) if init_from else None
+    if source:
+        config = replace(config, "model", parameter_dtype="float32")
     check_path(workdir)
     check_not_imported(workdir)
     mesh = make_mesh(config.mesh)
@@ -146,11 +157,16 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
         checkpoints = held.enter_context(open_run(workdir, config, corpus.fingerprint))
         stop = held.enter_context(stop_requested(is_supervised()))
         held.enter_context(jax.set_mesh(mesh))
+        if checkpoints.latest() is not None:
+            check_init_from(workdir, source)
         if checkpoints.latest() == recipe.steps:
             checkpoints.check(recipe.steps)
             return config
         make_state, step, shardings = programs(config, mesh)
-        state = restore_or(make_state, checkpoints, shardings)
+        if checkpoints.latest() is None:
+            state = first_state(make_state, shardings, config, workdir, source)
+        else:
+            state = restore_or(make_state, checkpoints, shardings)
         first = int(state.step)
         for warning in unfilled_lengths(recipe, len(corpus.tokens("valid"))) if is_first() else ():
             logger.warning(warning)
@@ -158,6 +174,16 @@ def train(config: Config, workdir: str | os.PathLike, label: str = "train", prof
         placed = held.enter_context(contextlib.closing(placed_batches(batches, shard, first, recipe.steps)))
         run_steps(config, corpus, outputs, step, state, placed, stop)
     return config
+
+
+def first_state(
+    make_state: Callable[[], State], shardings: State, config: Config, workdir: Location, source: Location | None
+) -> State:
+    """Returns the state before the first step, with the parameters of the folder `source` unless None."""
+    facts, params = initial_params(source, config, shardings.params) if source else (None, None)
+    keep_init_from(workdir, facts)
+    state = make_state()
+    return state._replace(params=params) if source else state
 
 
 def open_same_corpus(config: Config, fingerprint: str) -> Corpus:

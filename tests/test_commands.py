@@ -5,7 +5,7 @@ import json
 import pytest
 
 from alibi_jax import loop
-from alibi_jax.config import EvaluateConfig, MeshConfig, replace, to_json
+from alibi_jax.config import DataConfig, EvaluateConfig, MeshConfig, replace, to_json
 from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import KILLED, Diverged, Failed, Refused
 from alibi_jax.run import commands
@@ -352,7 +352,7 @@ def test_the_first_host_alone_reads_what_it_wrote(monkeypatch):
     """The others may see it late, or not at all."""
     monkeypatch.setattr(commands, "evaluate_run", lambda *_: "nowhere")
     monkeypatch.setattr(commands, "is_first", lambda: False)
-    assert commands.Evaluate("runs/x", EvaluateConfig(), MeshConfig())() == ""
+    assert commands.Evaluate("runs/x", EvaluateConfig(), MeshConfig(), DataConfig())() == ""
 
 
 def test_a_run_goes_on_with_its_own_text_and_a_new_one_takes_the_edited(call, recipe, tmp_path):

@@ -31,7 +31,22 @@ ALLOWED = {
     "run": {"config", "errors", "model", "plan.chips", "sharding", "storage"},
     "evaluate": {"config", "data", "errors", "model", "positions", "run", "sharding", "storage"},
     "loop": {"config", "data", "errors", "evaluate", "model", "run", "sharding", "storage"},
-    "train": {"config", "data", "errors", "evaluate", "loop", "model", "optimizer", "run", "sharding", "storage"},
+    "init_from": {"config", "errors", "model", "run", "sharding", "storage"},
+    "train": {
+        *(
+            "config",
+            "data",
+            "errors",
+            "evaluate",
+            "init_from",
+            "loop",
+            "model",
+            "optimizer",
+            "run",
+            "sharding",
+            "storage",
+        ),
+    },
     "plan": {
         "attention",
         "config",

@@ -18,6 +18,7 @@ from alibi_jax.config.earlier import of_today
 from alibi_jax.config.model import Attention, Cluster, ModelConfig, PositionName
 from alibi_jax.config.recipes import named_recipe, parse_json, run_recipe
 from alibi_jax.config.sections import (
+    TOKENIZER_FILES,
     DataConfig,
     EvaluateConfig,
     MeshConfig,
@@ -173,9 +174,17 @@ def _read(path: Location) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: got {error}, expected JSON in UTF-8. Correct the file.") from error
     try:
-        return from_json(text, of_run=file is not path)
+        config = from_json(text, of_run=file is not path)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+    return _with_own_tokenizer(config, path)
+
+
+def _with_own_tokenizer(config: Config, path: Location) -> Config:
+    """Returns a folder's config with the tokenizer's file that lies there, as an imported model's does: it may have moved."""
+    if config.data.tokenizer != "file" or not any((path / name).is_file() for name in TOKENIZER_FILES):
+        return config
+    return replace(config, "data", tokenizer_path=str(path))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -14,6 +14,7 @@ INPUT_AND_TARGET = 2 * 4  # bytes of a token as an input and as a target, int32
 
 SourceName = Literal["stdlib", "files", "tfds"]  # as in data/sources
 TokenizerName = Literal["bytes", "words", "bpe", "file"]  # as in data/tokenizer
+TOKENIZER_FILES = ("tokenizer.json", "vocabulary.txt")  # what data.tokenizer_path may name, or a folder with one
 
 
 @dataclasses.dataclass(frozen=True)

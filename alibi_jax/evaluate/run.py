@@ -1,4 +1,4 @@
-"""Evaluate a trained run from its folder."""
+"""Evaluate a trained run, or an imported model, from its folder."""
 
 import dataclasses
 import logging
@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alibi_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, load_config
+from alibi_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig, load_config
 from alibi_jax.data.corpus import Corpus, open_corpus
+from alibi_jax.data.tokenizer.foreign import digest, has_tokenizer
 from alibi_jax.errors import CheckpointError, ConfigError, require
 from alibi_jax.evaluate.records import MANY_UNKNOWN
 from alibi_jax.evaluate.sweep import plan, sweep
@@ -25,7 +26,7 @@ from alibi_jax.run.display import decoded
 from alibi_jax.run.exchange import first_host_first, from_first_host
 from alibi_jax.run.hosts import several
 from alibi_jax.run.origin import Origin
-from alibi_jax.run.workdir import check_corpus, saved_steps, trained_on
+from alibi_jax.run.workdir import check_corpus, imported_from, saved_steps, trained_on
 from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_shards
 from alibi_jax.storage import Location, in_bucket, locate
 
@@ -95,7 +96,9 @@ def _warn_of_unknown_words(rate: float) -> None:
         )
 
 
-def _config_of_run(workdir: Location, evaluate: EvaluateConfig | None, mesh: MeshConfig | None) -> Config:
+def _config_of_run(
+    workdir: Location, evaluate: EvaluateConfig | None, mesh: MeshConfig | None, data: DataConfig | None
+) -> Config:
     """The run's config, to be evaluated as asked; ConfigError where hosts disagree on it."""
     config = load_config(workdir)
     require(
@@ -105,23 +108,58 @@ def _config_of_run(workdir: Location, evaluate: EvaluateConfig | None, mesh: Mes
         "the folder of a trained run",
         "Name that folder.",
     )
-    config = dataclasses.replace(config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig())
+    config = dataclasses.replace(
+        config, evaluate=evaluate or config.evaluate, mesh=mesh or MeshConfig(), data=data or config.data
+    )
     check_same(**dataclasses.asdict(config))
     return config
 
 
-def _corpus_of_run(workdir: Location, data: DataConfig) -> Corpus:
-    """The corpus that the run was trained on, compared before a checkpoint is read, whose error would be less clear."""
+def _corpus_of_run(workdir: Location, config: Config) -> Corpus:
+    """The corpus that the run was trained on, compared before a checkpoint is read, whose error would be less clear.
+
+    Of an imported model any text that its own tokenizer divides.
+    """
     with first_host_first():
+        if imported_from(workdir):
+            check_tokenizer(workdir, config.data)
+            corpus = open_corpus(config.data)
+            check_vocabulary(corpus, config.model)
+            return corpus
         trained = trained_on(workdir)
-        corpus = open_corpus(data, trained)
+        corpus = open_corpus(config.data, trained)
         if trained:
             check_corpus(workdir, corpus.fingerprint)
     return corpus
 
 
-def _facts(config: Config, corpus: Corpus, num_tokens: int, params: Any) -> dict[str, Any]:
-    """What every record of an evaluation holds of the run and its text."""
+def check_tokenizer(workdir: Location, data: DataConfig) -> None:
+    """Raises ConfigError for another tokenizer than the one in an imported model's folder; without one, logs a warning."""
+    if not has_tokenizer(workdir):
+        logger.warning("evaluate: %s has no tokenizer: that of data.tokenizer has to be the model's own", workdir)
+        return
+    if data.tokenizer == "file" and digest(data.tokenizer_path) == digest(workdir):
+        return
+    other = data.tokenizer_path or data.tokenizer
+    raise ConfigError(
+        f"data.tokenizer: got {other}, expected the model's own tokenizer, whose file is in {workdir}: to the model the tokens "
+        "of another are other words. Leave --data.tokenizer and --data.tokenizer-path out."
+    )
+
+
+def check_vocabulary(corpus: Corpus, model: ModelConfig) -> None:
+    """Raises ConfigError where a corpus may have tokens that a model has no row for."""
+    size, rows = corpus.tokenizer.vocab_size, model.vocab_size
+    expected = f"at most {rows:,}, the rows of the model's embedding"
+    require(size <= rows, "data.tokenizer", f"{size:,} tokens", expected, "Use the model's own tokenizer.")
+
+
+def _facts(config: Config, corpus: Corpus, num_tokens: int, params: Any, imported: dict[str, Any]) -> dict[str, Any]:
+    """What every record of an evaluation holds of the run and its text; how an imported model was trained is not known."""
+    sections = dataclasses.asdict(config)
+    if imported:
+        known = {name: sections[name] for name in ("model", "data", "evaluate", "mesh")}
+        sections = {"imported": {name: imported.get(name) for name in ("family", "source")}} | known
     return {
         "position": config.model.position,
         "train_length": config.train.train_length,
@@ -129,7 +167,7 @@ def _facts(config: Config, corpus: Corpus, num_tokens: int, params: Any) -> dict
         "corpus_fingerprint": corpus.fingerprint,
         "unknown_words": corpus.num_unknown(config.evaluate.split, num_tokens),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "config": dataclasses.asdict(config),
+        "config": sections,
     }
 
 
@@ -139,19 +177,23 @@ def evaluate_run(
     out: str | Path | None = None,
     label: str | None = None,
     mesh: MeshConfig | None = None,
+    data: DataConfig | None = None,
 ) -> Location:
     """Sweeps the run in `workdir` and returns the folder of results: `out`, or workdir/evaluation/<split>.
 
     evaluate: what to sweep; None: as the run's config says. label: what the run is called in tables; None: the name of its
-    folder. mesh: None: all devices along the batch, whatever the run was trained on. Errors: ConfigError, CheckpointError
-    (no checkpoint, a damaged one), DataError (also where the corpus is not the one trained on), ResultsError (`out` holds
+    folder. mesh: None: all devices along the batch, whatever the run was trained on. data: the text; None: as the run's config
+    says. A trained run takes none but the text it was trained with, an imported model any, by its own tokenizer. Errors:
+    ConfigError (also where the corpus is not the one trained on), CheckpointError (no checkpoint, a damaged one), DataError,
+    ResultsError (`out` holds
     another evaluation, or the text has one token), HeldError (another evaluation is at work in `out`), OSError (a full disk).
     """
     workdir = locate(workdir)
     label = run_label(workdir, label)
-    config = _config_of_run(workdir, evaluate, mesh)
+    config = _config_of_run(workdir, evaluate, mesh, data)
     evaluate = config.evaluate
-    corpus = _corpus_of_run(workdir, config.data)
+    imported = imported_from(workdir)
+    corpus = _corpus_of_run(workdir, config)
     stream = corpus.tokens(evaluate.split)
     stream = np.asarray(stream[: evaluate.max_tokens or None])
     out = locate(out) if out else workdir / "evaluation" / evaluate.split
@@ -163,9 +205,11 @@ def evaluate_run(
     with jax.set_mesh(mesh):
         lengths = (length for length, _ in pairs if length <= len(stream))  # longer ones are not scored
         check_served("attention", scored, lengths, trained=False)
-        step, params = load_params(workdir, config, evaluate.checkpoint, corpus.fingerprint)
-        check_corpus(workdir, corpus.fingerprint)
-        facts = {"run": label, "checkpoint_step": step, **_facts(config, corpus, len(stream), params)}
+        fingerprint = None if imported else corpus.fingerprint
+        step, params = load_params(workdir, config, evaluate.checkpoint, fingerprint)
+        if not imported:
+            check_corpus(workdir, corpus.fingerprint)
+        facts = {"run": label, "checkpoint_step": step, **_facts(config, corpus, len(stream), params, imported)}
         _warn_of_unknown_words(facts["unknown_words"] / max(1, len(stream)))
         sweep(
             TransformerLM(scored),

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from alibi_jax.config import Config, EvaluateConfig, MeshConfig
+from alibi_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig
 from alibi_jax.config.checks import check_values
 from alibi_jax.config.sizes import parameter_count
 from alibi_jax.convert.importing import Dtype, import_model
@@ -60,16 +60,18 @@ class Train:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: str = "runs/train"  # folder of the run, for its config, checkpoints and metrics
+    # folder of a trained run or an imported model, whose parameters a new run begins with; None: from the seed
+    init_from: str | None = None
     profile: str = ""  # steps to trace for TensorBoard's Profile page, such as 10-12; the first is 1
     hosts: Hosts = dataclasses.field(default_factory=Hosts)  # For several hosts, each of which runs this command.
 
     def __post_init__(self) -> None:
-        _check_named(self, "workdir")
+        _check_named(self, "workdir", "init_from")
 
     def __call__(self) -> str:
         """Trains, and returns the next command."""
         connect(self.hosts)
-        train(self.config, self.workdir, profile=self.profile)
+        train(self.config, self.workdir, profile=self.profile, init_from=self.init_from)
         return f"trained: {self.workdir}. Next: {command_line('evaluate', self.workdir)}"
 
 
@@ -139,9 +141,11 @@ class Plan:
 class Evaluate:
     """Score held-out text at many input lengths, non-overlapping and sliding."""
 
-    workdir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WORKDIR")]  # folder of a trained run
+    # folder of a trained run or an imported model
+    workdir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WORKDIR")]
     evaluate: Annotated[EvaluateConfig, tyro.conf.arg(name="")]
     mesh: MeshConfig  # Devices to evaluate on, whatever the model was trained on.
+    data: DataConfig  # Text to score an imported model on; a trained run takes only its own.
     out: str | None = None  # folder of the results; None: WORKDIR/evaluation/SPLIT
     label: str | None = None  # name of the run in tables and figures; None: its folder's name
     hosts: Hosts = dataclasses.field(default_factory=Hosts)  # For several hosts, each of which runs this command.
@@ -152,7 +156,7 @@ class Evaluate:
     def __call__(self) -> str:
         """Evaluates, and returns a table of perplexities and the next command."""
         connect(self.hosts)
-        folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label, self.mesh)
+        folder = evaluate_run(self.workdir, self.evaluate, self.out, self.label, self.mesh, self.data)
         if not is_first():  # the first host alone writes the results and prints them
             return ""
         records = read_records([folder])

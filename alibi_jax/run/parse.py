@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tyro
 
-from alibi_jax.config import Config, EvaluateConfig, MeshConfig, load_config
+from alibi_jax.config import Config, MeshConfig, load_config
 from alibi_jax.config.recipes import recipe_names
 from alibi_jax.errors import ConfigError, Refused, require, shown
 from alibi_jax.run.command import run_command
@@ -105,11 +105,11 @@ def _supervise(arguments: list[str]) -> Supervise:
 
 
 def _evaluate(arguments: list[str]) -> Evaluate:
-    """Returns the command, its options over the evaluation in the run's own config."""
+    """Returns the command, its options over the evaluation and the text in the run's own config."""
 
-    def options_over(evaluate: EvaluateConfig) -> Evaluate:
-        default = Evaluate(tyro.MISSING, evaluate, MeshConfig())
+    def options_over(config: Config) -> Evaluate:
+        default = Evaluate(tyro.MISSING, config.evaluate, MeshConfig(), config.data)
         return tyro.cli(Evaluate, default=default, args=arguments, prog=command_line("evaluate"))
 
-    workdir = _positional(arguments) or options_over(EvaluateConfig()).workdir  # an option stands before it
-    return options_over(load_config(workdir).evaluate)
+    workdir = _positional(arguments) or options_over(Config()).workdir  # an option stands before it
+    return options_over(load_config(workdir))

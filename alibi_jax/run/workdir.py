@@ -6,12 +6,14 @@ import re
 import secrets
 import tempfile
 import time
+from typing import Any
 
 import fsspec
 import jax
 
 from alibi_jax.config import Config, differing_fields, load_config, to_json
-from alibi_jax.errors import ConfigError
+from alibi_jax.config.recipes import parse_json
+from alibi_jax.errors import ConfigError, require
 from alibi_jax.run.invocation import command_line
 from alibi_jax.run.lock import writing
 from alibi_jax.run.origin import MAY_CHANGE, Origin, check_origin, read_origin
@@ -92,6 +94,25 @@ def check_not_imported(workdir: Location) -> None:
         )
 
 
+def imported_from(workdir: Location) -> dict[str, Any]:
+    """Returns what `import` wrote of where a folder's model came from; empty for the folder of a trained run.
+
+    ConfigError where it cannot be read.
+    """
+    path = workdir / IMPORTED
+    if not path.exists():
+        return {}
+    facts = parse_json(path.read_bytes().decode("utf-8", "replace"))
+    require(
+        isinstance(facts, dict) and facts != {},
+        str(path),
+        "other JSON",
+        "what `import` wrote",
+        "Import the model again.",
+    )
+    return facts
+
+
 def trained_on(workdir: Location) -> str:
     """Returns the fingerprint of the corpus that a run started with; empty where it has saved nothing."""
     return _fingerprint(workdir) if has_begun(workdir) else ""
@@ -134,7 +155,8 @@ def check_corpus(workdir: Location, fingerprint: str) -> None:
     if trained != fingerprint:
         raise ConfigError(
             f"corpus: got text and tokenizer of fingerprint {fingerprint[:12]}, expected {trained[:12]}, which {workdir} was "
-            "trained on. The text was changed, or prepared on another machine: bring the trained one back, or train anew."
+            "trained on. The text was changed, is another by a --data option, or was prepared on another machine: bring the "
+            "trained one back, or train anew."
         )
 
 

@@ -24,6 +24,7 @@ from alibi_jax.data.tokenizer.foreign import (
 from alibi_jax.data.tokenizer.spelling import components, normalized, spelling_of, token_bytes
 from alibi_jax.data.tokenizer.words import WordTokenizer
 from alibi_jax.errors import DataError, require, shown
+from alibi_jax.storage import Location
 
 if TYPE_CHECKING:  # imported where it is used, as a model can be trained where it is not installed
     import tokenizers
@@ -48,7 +49,7 @@ def library_model(library: dict[str, Any]) -> "tokenizers.Tokenizer":
     return model
 
 
-def number_of_tokens(path: str | Path) -> int:
+def number_of_tokens(path: str | Location) -> int:
     """Returns the largest id of a tokenizer's file and one, the fewest rows of a model for it. DataError without a file."""
     file = tokenizer_file(path)
     if is_vocabulary(file):

@@ -6,20 +6,21 @@ line.
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
+from alibi_jax.config.sections import TOKENIZER_FILES
 from alibi_jax.errors import DataError, shown
+from alibi_jax.storage import Location, locate
 
-TOKENIZER, VOCABULARY = "tokenizer.json", "vocabulary.txt"
+TOKENIZER, VOCABULARY = TOKENIZER_FILES
 BY_NAME = ("tokenizer_config.json", "special_tokens_map.json")  # eos_token: a token, or an object with its content
 BY_ID = ("generation_config.json", "config.json")  # eos_token_id: a number, or several
 
 
-def tokenizer_file(path: str | Path) -> Path:
+def tokenizer_file(path: str | Location) -> Location:
     """Returns the file of a tokenizer: `path`, or in that folder a tokenizer.json or vocabulary.txt. DataError without one."""
-    path = Path(path)
-    candidates = [path / TOKENIZER, path / VOCABULARY] if path.is_dir() else [path]
+    path = locate(path)
+    candidates = [path / name for name in TOKENIZER_FILES] if path.is_dir() else [path]
     for file in candidates:
         if file.is_file():
             return file
@@ -30,17 +31,17 @@ def tokenizer_file(path: str | Path) -> Path:
     )
 
 
-def has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Location) -> bool:
     """Returns whether a folder has a tokenizer.json or a vocabulary.txt."""
-    return (folder / TOKENIZER).is_file() or (folder / VOCABULARY).is_file()
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
-def is_vocabulary(file: Path) -> bool:
+def is_vocabulary(file: Location) -> bool:
     """Returns whether a tokenizer's file is a list of words rather than the JSON of the `tokenizers` library."""
     return file.suffix != ".json"
 
 
-def read_bytes(file: Path) -> bytes:
+def read_bytes(file: Location) -> bytes:
     """Returns the content of a file; DataError where it cannot be read."""
     try:
         return file.read_bytes()
@@ -48,7 +49,7 @@ def read_bytes(file: Path) -> bytes:
         raise DataError(f"{file}: got {error.strerror}, expected a readable file. Check its permissions.") from error
 
 
-def read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Location) -> dict[str, Any]:
     """Returns the JSON object of a file; DataError where it is none."""
     try:
         values = json.loads(read_bytes(file).decode("utf-8"))
@@ -59,7 +60,7 @@ def read_object(file: Path) -> dict[str, Any]:
     return values
 
 
-def end_token(folder: Path) -> str | int | None:
+def end_token(folder: Location) -> str | int | None:
     """Returns the token that ends a document, or its id, from the first file that has it; None where none has."""
     for name in BY_NAME:
         token = read_object(folder / name).get("eos_token") if (folder / name).is_file() else None
@@ -74,12 +75,12 @@ def end_token(folder: Path) -> str | int | None:
     return None
 
 
-def digest(path: str | Path) -> str:
+def digest(path: str | Location) -> str:
     """Returns the sha256 of a tokenizer's file: two of the same content divide text alike, wherever they are."""
     return hashlib.sha256(read_bytes(tokenizer_file(path))).hexdigest()
 
 
-def foreign_files(folder: Path) -> dict[str, bytes]:
+def foreign_files(folder: Location) -> dict[str, bytes]:
     """Returns name -> content of what a copy of a folder's tokenizer consists of; empty where it has no tokenizer.json.
 
     The copy needs no other file: what ends a document by the folder's config.json alone, a generation_config.json says.

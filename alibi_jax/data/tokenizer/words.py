@@ -13,6 +13,7 @@ from alibi_jax.config import DataConfig
 from alibi_jax.data.tokenizer.base import Tokenizer
 from alibi_jax.data.tokenizer.foreign import read_bytes
 from alibi_jax.errors import DataError
+from alibi_jax.storage import Location
 
 END_OF_LINE, UNKNOWN = "<eos>", "<unk>"
 LONGEST_WORD = 1_048_576  # characters: a word is held whole
@@ -73,7 +74,7 @@ class WordTokenizer(Tokenizer):
         return cls.read(folder / cls.file, "Prepare the corpus again with --force.")
 
     @classmethod
-    def read(cls, file: Path, do: str = "Complete the file.") -> "WordTokenizer":
+    def read(cls, file: Location, do: str = "Complete the file.") -> "WordTokenizer":
         """Returns the tokenizer of a file with a word a line; DataError, which says what to do, for one that is not whole."""
         try:
             types = read_bytes(file).decode("utf-8").split("\n")[:-1]

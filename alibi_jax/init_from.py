@@ -1,0 +1,139 @@
+"""A new run from the parameters of another folder, of a trained run or an imported model: `train --init-from DIR`.
+
+What they were is kept in the new run's init_from.json, so that the run goes on without that folder, and from no other.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alibi_jax.config import Config, load_config
+from alibi_jax.config.recipes import parse_json
+from alibi_jax.errors import CheckpointError, ConfigError, require
+from alibi_jax.model import TransformerLM
+from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.exchange import first_host_first, from_first_host
+from alibi_jax.run.hosts import is_first
+from alibi_jax.run.lock import writing
+from alibi_jax.run.origin import Origin
+from alibi_jax.sharding import placed_shapes, token_shards
+from alibi_jax.storage import Location, in_bucket, write_atomically
+
+RECORD = "init_from.json"
+NAMES_SHOWN = 20  # parameters of each kind in a message
+
+logger = logging.getLogger("alibi_jax")
+
+
+def parameter_shapes(config: Config) -> Any:
+    """Returns the shapes and types of a model's parameters. Called inside `jax.set_mesh`."""
+    tokens = jnp.zeros(token_shards(), jnp.int32)
+    return jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
+
+
+def initial_params(folder: Location, config: Config, shardings: Any) -> tuple[dict[str, Any], Any]:
+    """Returns what init_from.json says of a folder's best parameters, and these, float32, placed as `shardings` say.
+
+    ConfigError for a folder without a checkpoint, and for parameters that are not those of `config`, all of them named.
+    CheckpointError for a damaged checkpoint.
+    """
+    checkpoints, step, source = _open(folder)
+    shapes = parameter_shapes(source)
+    _check_fits(folder, source, shapes, config)
+    params = checkpoints.restore(step, params=placed_shapes(shapes, shardings))["params"]
+    logger.info("init-from: parameters of step %d of %s", step, folder)
+    facts = {"source": _name(folder), "step": step, "checksum": _checksum(folder, step)}
+    return facts, jax.tree.map(lambda x: x.astype(jnp.float32), params)
+
+
+def check_init_from(workdir: Location, folder: Location | None) -> None:
+    """Raises ConfigError where a run that has saved something is to begin from another folder than it did.
+
+    It may have moved: its parameters decide where it has another name. It need not be there any more.
+    """
+    if folder is None:
+        return
+    path = workdir / RECORD
+    kept = parse_json(path.read_bytes().decode("utf-8", "replace")) if path.exists() else {}
+    began = kept.get("source", "parameters of its own")
+    if began == _name(folder) or (kept and _checksum(folder, kept["step"]) == kept["checksum"]):
+        return
+    raise ConfigError(
+        f"init_from: got {folder} for the run in {workdir}, which has begun from {began}, expected the same. Leave --init-from "
+        "out to go on with the run, or train into another --workdir."
+    )
+
+
+def keep_init_from(workdir: Location, facts: dict[str, Any] | None) -> None:
+    """Writes init_from.json for a run that begins; None: it begins from parameters of its own, and there is none."""
+    if not is_first():
+        return
+    with writing(workdir):
+        if facts:
+            write_atomically(workdir / RECORD, json.dumps(facts, indent=2) + "\n")
+        else:
+            (workdir / RECORD).unlink(missing_ok=True)
+
+
+def _open(folder: Location) -> tuple[Checkpoints, int, Config]:
+    with first_host_first():
+        try:
+            source = load_config(folder)
+            checkpoints = Checkpoints(folder, read_only=True, origin=Origin(source, None))
+            step = checkpoints.best()
+        except CheckpointError as error:
+            raise ConfigError(f"init_from: {error}") from error
+        require(
+            step is not None,
+            "init_from",
+            f"{folder}, which has no checkpoint",
+            "the folder of a trained run or an imported model",
+            "Train it first, or correct --init-from.",
+        )
+    return checkpoints, int(from_first_host(str(step))), source
+
+
+def _named(shapes: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+
+def _check_fits(folder: Location, source: Config, shapes: Any, config: Config) -> None:
+    """Raises ConfigError, which names all that differ, unless a folder's parameters are those of a config."""
+    theirs, ours = _named(shapes), _named(parameter_shapes(config))
+    both = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    problems = {
+        "missing": [name for name in ours if name not in theirs],
+        "not in the config's model": [name for name in theirs if name not in ours],
+        "of another shape": [f"{name} {theirs[name]}, expected {ours[name]}" for name in both],
+    }
+    texts = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+    if not texts:
+        return
+    do = "Take that folder's own config (train DIR --init-from DIR) and change what holds no parameters."
+    if source.model.scan_layers != config.model.scan_layers:
+        do = f"Pass --model.scan-layers {source.model.scan_layers}: it decides how layers are stored."
+    raise ConfigError(f"init_from: got parameters of {folder} that are {'; '.join(texts)}; expected the model's. {do}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def _name(folder: Location) -> str:
+    return str(folder) if in_bucket(folder) else os.path.abspath(folder)
+
+
+def _checksum(folder: Location, step: int) -> str:
+    """Returns the sha256 of the checksums of a checkpoint's parameters; empty where they cannot be read."""
+    try:
+        facts = json.loads((folder / "checkpoints" / str(step) / "checksums" / "metadata").read_text())
+        return hashlib.sha256(json.dumps(facts["params"], sort_keys=True).encode()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,129 @@
+"""An imported model is evaluated, on any text that its own tokenizer divides, and trained on."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alibi_jax.config import EvaluateConfig, MeshConfig, load_config
+from alibi_jax.data.batches import Batches
+from alibi_jax.data.corpus import open_corpus
+from alibi_jax.errors import ConfigError
+from alibi_jax.evaluate.reader import read_records
+from alibi_jax.evaluate.report import write_report
+from alibi_jax.evaluate.run import evaluate_run, load_params
+from alibi_jax.model import TransformerLM
+from alibi_jax.run.parse import main
+from alibi_jax.sharding import make_mesh
+from alibi_jax.train import train
+from conftest import assert_close
+from imported import imported_bloom
+from runs import saved_state, tiny_config
+
+WORDS = ["north", "south", "east", "west", "the", "café", "\n"]
+SWEEP = EvaluateConfig(lengths=(16, 64), strides=("L", "L/4"), far_stride="L/4", max_tokens=256)
+
+
+def text(seed: int) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, 4000))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with an imported model, bloom, and a text."""
+    folder = tmp_path_factory.mktemp("imported")
+    (folder / "text.txt").write_text(text(1))
+    imported_bloom(folder, text(0), dtype="bfloat16")
+    return folder
+
+
+def data_of(folder, run="bloom"):
+    """The data options over those in the folder's own config."""
+    own = load_config(folder / run).data
+    path, directory = str(folder / "text.txt"), str(folder / "corpora")
+    return dataclasses.replace(own, source="files", train_path=path, directory=directory)
+
+
+def options(folder):
+    data = data_of(folder)
+    return ["--data.source", "files", "--data.train-path", data.train_path, "--data.directory", data.directory]
+
+
+def test_an_imported_model_is_scored_on_a_text_of_ones_own(folder, capsys):
+    assert main(["prepare", str(folder / "bloom"), *options(folder)]) == 0
+    sweep = ["--lengths", "16", "64", "--far-stride", "L/4", "--max-tokens", "256"]
+    assert main(["evaluate", str(folder / "bloom"), *options(folder), *sweep]) == 0
+    assert "bloom" in capsys.readouterr().out
+    records = read_records([folder / "bloom/evaluation/valid"])
+    corpus = open_corpus(data_of(folder))
+    assert {record.pair for record in records} == {(16, 16), (16, 4), (64, 64), (64, 16)}
+    first = records[0]
+    assert (first.run, first.train_length, first.checkpoint_step) == ("bloom", 16, 0)
+    assert first.num_bytes == corpus.num_bytes("valid", 256) and first.corpus_fingerprint == corpus.fingerprint
+    assert first.config.keys() == {"imported", "model", "data", "evaluate", "mesh"}, (
+        "nothing of a training it never had"
+    )
+    assert first.config["imported"] == {"family": "bloom", "source": str(folder / "theirs")}
+    page = write_report(records, folder / "report", "BLOOM", "command").read_text()
+    assert "1 run trained at 16 tokens" in page and "ALiBi, trained at 16 tokens" in page and "far context" in page
+
+
+def test_a_folder_that_moved_is_scored_by_the_tokenizer_in_it(folder, tmp_path):
+    moved = shutil.copytree(folder / "bloom", tmp_path / "moved", ignore=shutil.ignore_patterns("evaluation"))
+    (folder / "bloom").rename(folder / "away")
+    try:
+        data = dataclasses.replace(data_of(folder, "away"), tokenizer_path=str(moved))
+        assert load_config(moved).data.tokenizer_path == str(moved)
+        evaluate_run(moved, dataclasses.replace(SWEEP, lengths=(16,)), data=data)
+    finally:
+        (folder / "away").rename(folder / "bloom")
+
+
+def test_another_tokenizer_is_refused(folder, tmp_path):
+    data = data_of(folder)
+    message = r"data.tokenizer: got bytes, expected the model's own tokenizer, whose file is in .*bloom"
+    with pytest.raises(ConfigError, match=message):
+        evaluate_run(folder / "bloom", SWEEP, data=dataclasses.replace(data, tokenizer="bytes", tokenizer_path=""))
+    shutil.copy(folder / "bloom/tokenizer_config.json", tmp_path)
+    edited = json.loads((folder / "bloom/tokenizer.json").read_text())
+    edited["model"]["merges"].pop()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(edited))
+    with pytest.raises(ConfigError, match=r"data.tokenizer: got .*, expected the model's own tokenizer"):
+        evaluate_run(folder / "bloom", SWEEP, data=dataclasses.replace(data, tokenizer_path=str(tmp_path)))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(folder, tmp_path, caplog):
+    bare = shutil.copytree(
+        folder / "bloom", tmp_path / "bare", ignore=shutil.ignore_patterns("evaluation", "tokenizer*")
+    )
+    data = dataclasses.replace(data_of(folder), tokenizer="bpe", tokenizer_path="", bpe_vocab_size=281)
+    with pytest.raises(
+        ConfigError, match=r"data.tokenizer: got 281 tokens, expected at most 280, the rows of the model's"
+    ):
+        evaluate_run(bare, SWEEP, data=data)
+    assert "has no tokenizer: that of data.tokenizer has to be the model's own" in caplog.text
+
+
+def test_training_goes_on_from_it_in_float32(folder, tmp_path):
+    own = load_config(folder / "bloom")
+    assert own.model.parameter_dtype == "bfloat16"
+    config = dataclasses.replace(
+        tiny_config(data_of(folder), steps=1), model=dataclasses.replace(own.model, compute_dtype="float32")
+    )
+    resolved = train(config, tmp_path / "run", init_from=folder / "bloom")
+    assert resolved.model.parameter_dtype == "float32"
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    first = next(line["loss"] for line in lines if "loss" in line)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        _, params = load_params(folder / "bloom", own, "best")
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    inputs, targets = map(jnp.asarray, Batches(open_corpus(config.data).tokens("train"), 16, 8, 0).batch_at(0))
+    nats = jax.jit(TransformerLM(resolved.model).apply, static_argnames="method")(
+        {"params": params}, inputs, targets, method="nats"
+    )
+    assert_close(first, np.mean(nats), "loss")
+    assert {x.dtype for x in jax.tree.leaves(saved_state(resolved, tmp_path / "run").params)} == {np.dtype("float32")}
