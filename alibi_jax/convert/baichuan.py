@@ -74,7 +74,8 @@ def _layer(i: int, model: ModelConfig) -> list[Tensor]:
 
 def _unit_rows(array: np.ndarray) -> list[np.ndarray]:
     rows = array.astype(np.float32)
-    return [rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), SHORTEST_ROW)]
+    rows /= np.maximum(np.sqrt(np.einsum("ve,ve->v", rows, rows)), SHORTEST_ROW)[:, None]  # in place: 2.6 GB
+    return [rows]
 
 
 def tensors(model: ModelConfig) -> list[Tensor]:
