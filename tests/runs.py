@@ -1,10 +1,13 @@
 """A run small enough for a test, and what it saved."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from alibi_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from alibi_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig, to_json
+from alibi_jax.model import TransformerLM
 from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.origin import Origin
 from alibi_jax.sharding import make_mesh
 from alibi_jax.train import State, programs, restore_or
 
@@ -29,6 +32,21 @@ def saved_state(config: Config, workdir) -> State:
         make_state, _, shardings = programs(config, mesh)
         state = restore_or(make_state, Checkpoints(workdir, read_only=True), shardings)
     return jax.tree.map(np.asarray, state)
+
+
+def random_run(folder, model: dict, data: DataConfig | None = None, fingerprint: str = "") -> Config:
+    """The folder of a run that was not trained: random parameters are its only checkpoint, of step 3."""
+    config = Config(ModelConfig(**model), data or DataConfig(), train=TrainConfig(train_length=32))
+    init = jax.jit(TransformerLM(config.model).init)
+    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(leaf.dtype), shapes)
+    checkpoints = Checkpoints(folder, origin=Origin(config, fingerprint))
+    checkpoints.save(3, params, {"count": np.int32(3)}, None)
+    checkpoints.close()
+    (folder / "config.json").write_text(to_json(config))
+    (folder / "corpus.txt").write_text(fingerprint)
+    return config
 
 
 def assert_identical(actual, expected) -> None:

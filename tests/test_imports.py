@@ -60,7 +60,7 @@ ALLOWED = {
         "storage",
         "train",
     },
-    "convert": {"config", "data", "errors", "evaluate", "model", "positions", "run", "storage"},
+    "convert": {"config", "data", "errors", "evaluate", "model", "positions", "run", "sharding", "storage"},
     "run.commands": {"config", "convert", "data", "errors", "evaluate", "plan", "run", "storage", "train"},
     "run.parse": {"config", "errors", "run", "run.commands"},
     "__main__": {"run", "run.parse"},

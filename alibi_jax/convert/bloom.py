@@ -3,7 +3,9 @@
 Its queries, keys and values are one matrix whose rows are [heads, query | key | value, head width].
 """
 
-from alibi_jax.config import ModelConfig
+from typing import Any
+
+from alibi_jax.config import Config, ModelConfig
 from alibi_jax.convert.family import Architecture, Family, Tensor
 from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.layouts import interleaved, linear, norm, same
@@ -71,4 +73,21 @@ def tensors(model: ModelConfig) -> list[Tensor]:
     ]
 
 
-FAMILY = Family("bloom", ("bloom",), architecture, tensors, prefix="transformer.")
+def config(run: Config) -> dict[str, Any]:
+    """Returns the config.json of a BLOOM with a run's sizes, whether or not the run's model is one."""
+    model = run.model
+    return {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "torch_dtype": model.parameter_dtype,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.width,
+        "n_layer": model.num_layers,
+        "n_head": model.num_heads,
+        "layer_norm_epsilon": model.norm_epsilon,
+        "tie_word_embeddings": model.tied_embedding,
+        "seq_length": run.train.train_length,
+    }
+
+
+FAMILY = Family("bloom", ("bloom",), architecture, tensors, prefix="transformer.", config=config)

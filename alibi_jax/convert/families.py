@@ -1,6 +1,6 @@
 """The families of checkpoints, by their names on the command line."""
 
-from alibi_jax.convert import baichuan, bloom, btlm, fairseq, falcon, mpt, refact
+from alibi_jax.convert import baichuan, bloom, btlm, fairseq, falcon, mpt, own, refact
 from alibi_jax.convert.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -14,5 +14,6 @@ FAMILIES: dict[str, Family] = {
         baichuan.FAMILY,
         refact.FAMILY,
         fairseq.FAMILY,
+        own.FAMILY,
     )
 }

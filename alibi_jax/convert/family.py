@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alibi_jax.config import ModelConfig
+from alibi_jax.config import Config, ModelConfig
 from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.source import Opened, open_folder
 
@@ -51,6 +51,9 @@ class Family:
     open: Callable[[Path], Opened] = open_folder  # its files; WeightsError for broken ones
     harmless: str = r"(?!)"  # pattern of further tensors, which hold no parameter
     renamed: Callable[[str], str] = str  # from the names of earlier versions of the family to today's
-    config: Callable[[ModelConfig], dict[str, Any]] | None = (
-        None  # config.json of an export; ConfigError where it cannot be
-    )
+    # config.json of an export of a run, whose model may be another one than it says; None: the family is not exported
+    config: Callable[[Config], dict[str, Any]] | None = None
+
+    def full_name(self, tensor: Tensor) -> str:
+        """Returns a tensor's name in files of the whole model; the head alone stands outside the base model."""
+        return tensor.name if tensor.name.startswith("lm_head.") else f"{self.prefix}{tensor.name}"

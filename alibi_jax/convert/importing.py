@@ -7,16 +7,17 @@ import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from alibi_jax.config import Config, DataConfig, ModelConfig, TrainConfig, to_json
+from alibi_jax.convert import own
 from alibi_jax.convert.families import FAMILIES
 from alibi_jax.convert.family import Architecture, Family
+from alibi_jax.convert.folder import new_folder, written_aside
 from alibi_jax.convert.matching import check_tensors, holders, todays_names
 from alibi_jax.convert.parameters import load_parameters
 from alibi_jax.convert.source import Opened, read_object
@@ -25,12 +26,12 @@ from alibi_jax.data.tokenizer.file import number_of_tokens
 from alibi_jax.data.tokenizer.foreign import has_tokenizer
 from alibi_jax.errors import ConfigError, require, shown
 from alibi_jax.evaluate.sweep import provenance
-from alibi_jax.run.checkpoint import Checkpoints, check_path
-from alibi_jax.run.lock import only_run, writing
+from alibi_jax.run.checkpoint import Checkpoints
+from alibi_jax.run.lock import writing
 from alibi_jax.run.origin import Origin
 from alibi_jax.run.progress import Bar
 from alibi_jax.run.workdir import IMPORTED
-from alibi_jax.storage import in_bucket, locate, write_atomically
+from alibi_jax.storage import write_atomically
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 MB = 10**6
@@ -53,7 +54,7 @@ def import_model(
     config says. Errors before anything is written: ConfigError (options, a config that is not implemented), WeightsError
     (files that are missing or damaged, tensors that do not fit). While writing: CheckpointError, ConfigError (a full disk).
     """
-    source, folder = Path(path), _new_workdir(workdir)
+    source, folder = Path(path), new_folder(workdir, "workdir")
     chosen = _family(family, source)
     opened = chosen.open(source)
     architecture = _architecture(chosen, opened)
@@ -63,7 +64,10 @@ def import_model(
     config = _config(architecture, stored, folder, dtype, train_length)
     sizes = [file.stat().st_size for file in opened.files]
     sizes += [stored[tensor.name].num_bytes for tensor in set(holders(tensors, stored).values())]
-    with _written_aside(folder) as aside, _progress(f"import {chosen.name}", sum(sizes)) as progress:
+    with (
+        written_aside(folder, "workdir", "import") as aside,
+        _progress(f"import {chosen.name}", sum(sizes)) as progress,
+    ):
         with writing(folder):
             for name, content in opened.tokenizer.items():
                 write_atomically(aside / name, content)
@@ -80,19 +84,6 @@ def import_model(
     return config
 
 
-def _new_workdir(workdir: str | os.PathLike) -> Path:
-    """Returns the folder of the run to be; ConfigError unless it is new or empty, and on a disk."""
-    folder = locate(workdir)
-    where = "a folder on a disk: it is written aside and renamed, which a bucket cannot do"
-    require(not in_bucket(folder), "workdir", folder, where, "Import into a folder, then copy it.")
-    folder = folder.resolve()
-    check_path(folder)
-    with writing(folder):
-        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    require(not taken, "workdir", f"{folder}, which is there", "a new or an empty folder", "Choose another --workdir.")
-    return folder
-
-
 def _family(name: str, source: Path) -> Family:
     """Returns the family that is named, or for "auto" the one of config.json's model_type; ConfigError for another model's."""
     names = ", ".join(FAMILIES)
@@ -100,7 +91,7 @@ def _family(name: str, source: Path) -> Family:
         name == "auto" or name in FAMILIES, "family", shown(name), f"auto or one of {names}", "Name the model's family."
     )
     config = source / "config.json"
-    kind = read_object(config).get("model_type") if config.is_file() else None
+    kind = _model_type(read_object(config)) if config.is_file() else None
     if name != "auto":
         chosen = FAMILIES[name]
         fits = kind is None or kind in chosen.model_types
@@ -118,6 +109,11 @@ def _family(name: str, source: Path) -> Family:
         "Other models cannot be imported. Name the family where the file does not say it.",
     )
     return next(family for family in FAMILIES.values() if kind in family.model_types)
+
+
+def _model_type(config: dict[str, Any]) -> Any:
+    """Returns what a config.json says of its kind; our own says it by its sections."""
+    return config.get("model_type", own.FAMILY.name if isinstance(config.get("model"), dict) else None)
 
 
 def _architecture(family: Family, opened: Opened) -> Architecture:
@@ -163,29 +159,6 @@ def _check_tokenizer(folder: Path, source: Path, model: ModelConfig) -> None:
         f"at most {model.vocab_size:,}, the rows of the model's embedding",
         "Put the tokenizer of this model there.",
     )
-
-
-@contextlib.contextmanager
-def _written_aside(folder: Path) -> Iterator[Path]:
-    """Yields a hidden folder beside `folder`, which becomes it at the end, and is removed where the block raises."""
-    aside = folder.with_name(f".{folder.name}.importing")
-    parents = [parent for parent in folder.parents if not parent.exists()]
-    with contextlib.ExitStack() as last:
-        for parent in reversed(parents):
-            last.callback(_remove_empty, parent)
-        last.enter_context(only_run(aside, work="import"))
-        last.callback(shutil.rmtree, aside, ignore_errors=True)
-        for left in aside.iterdir():  # by an import that was killed
-            if left.name != "lock":
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield aside
-        with writing(folder):
-            aside.rename(folder)
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 @contextlib.contextmanager

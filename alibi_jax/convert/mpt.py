@@ -4,10 +4,11 @@ Its queries, keys and values are one matrix whose rows are [queries of all heads
 computes less than a config.json can say: it ignores alibi_bias_max, qk_ln, kv_n_heads, expansion_ratio and logit_scale.
 """
 
+import logging
 import math
 from typing import Any, Literal
 
-from alibi_jax.config import ModelConfig
+from alibi_jax.config import Config, ModelConfig
 from alibi_jax.convert.family import Architecture, Family, Tensor
 from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.layouts import blocks, linear, norm, same
@@ -26,6 +27,8 @@ RENAMED = {  # parts of the names of files from before June 2023
     "mlp.mlp_up": "ffn.up_proj",
     "mlp.mlp_down": "ffn.down_proj",
 }
+
+logger = logging.getLogger("alibi_jax")
 
 
 def _kv_heads(attention: Fields, heads: int) -> int | None:
@@ -189,4 +192,35 @@ def renamed(name: str) -> str:
     return name
 
 
-FAMILY = Family("mpt", ("mpt",), architecture, tensors, prefix="transformer.", renamed=renamed)
+def config(run: Config) -> dict[str, Any]:
+    """Returns the config.json of an MPT with a run's sizes, of what transformers' class computes, whatever the run's model is.
+
+    Logs a warning for bias_max, which transformers ignores and other programs do not.
+    """
+    model, whole = run.model, round(run.model.bias_max)
+    if whole != 8:
+        logger.warning(
+            "export: transformers computes MPT with alibi_bias_max 8 whatever the config says, here %d", whole
+        )
+    scale = None if model.score_multiplier == 1 else model.score_multiplier / math.sqrt(model.head_width)
+    attention = {"alibi": True, "alibi_bias_max": whole, "clip_qkv": model.clip_qkv, "softmax_scale": scale}
+    attention |= {"attn_type": "multihead_attention", "attn_impl": "torch", "qk_ln": False, "prefix_lm": False}
+    return {
+        "architectures": ["MptForCausalLM"],
+        "model_type": "mpt",
+        "torch_dtype": model.parameter_dtype,
+        "vocab_size": model.vocab_size,
+        "d_model": model.width,
+        "n_layers": model.num_layers,
+        "n_heads": model.num_heads,
+        "expansion_ratio": 4,
+        "no_bias": True,
+        "norm_type": "low_precision_layernorm",
+        "layer_norm_epsilon": model.norm_epsilon,
+        "learned_pos_emb": False,
+        "max_seq_len": run.train.train_length,
+        "attn_config": attention,
+    }
+
+
+FAMILY = Family("mpt", ("mpt",), architecture, tensors, prefix="transformer.", renamed=renamed, config=config)

@@ -46,7 +46,7 @@ def load_parameters(
         pieces = tensor.split(stored[tensor.name].read())
         for path, piece in zip(tensor.ours, pieces, strict=True):
             if held[path] is tensor:
-                name, target = _target(arrays, path)
+                name, target = located(arrays, path)
                 if target.shape != piece.shape:
                     raise TypeError(f"{path}: {tensor.name} gives {piece.shape}, expected {target.shape}")
                 target[...] = piece
@@ -61,11 +61,13 @@ def load_parameters(
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def _target(arrays: dict[str, np.ndarray], path: str) -> tuple[str, np.ndarray]:
-    """Returns the array that a path without stacked layers lies in, and where: layer_3/mlp/up is layers/mlp/up[3]."""
+def located(arrays: dict[str, np.ndarray], path: str) -> tuple[str, np.ndarray]:
+    """Returns where a parameter of one layer lies, and its array there: layer_3/mlp/up may be layers/mlp/up[3]."""
     layer = re.fullmatch(r"layer_(\d+)/(.+)", path)
-    name = f"layers/{layer[2]}" if layer else path
-    return name, arrays[name][int(layer[1])] if layer else arrays[name]
+    if layer is None or path in arrays:
+        return path, arrays[path]
+    stacked = f"layers/{layer[2]}"
+    return stacked, arrays[stacked][int(layer[1])]
 
 
 def _is_finite(array: np.ndarray) -> bool:

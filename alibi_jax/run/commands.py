@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 
 from alibi_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig
 from alibi_jax.config.checks import check_values
 from alibi_jax.config.sizes import parameter_count
+from alibi_jax.convert.exporting import Format, export_run
 from alibi_jax.convert.importing import Dtype, import_model
 from alibi_jax.data.corpus import prepare, summary, verify
 from alibi_jax.errors import ConfigError, Failed, require
@@ -135,6 +136,25 @@ class Plan:
             print(text)
             raise SystemExit(Failed.status)
         return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a run's model and its tokenizer as a folder that transformers loads, or as safetensors files of our own names."""
+
+    workdir: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="WORKDIR")
+    ]  # folder of a trained or imported run
+    format: Format  # a family of transformers, which the model has to be one of, or safetensors, which holds any model
+    out: str  # folder to write, new or empty
+    checkpoint: Literal["best", "last"] = "best"  # checkpoint of the run, by validation loss or by step
+
+    def __post_init__(self) -> None:
+        _check_named(self, "workdir", "out")
+
+    def __call__(self) -> str:
+        """Exports, and returns the folder."""
+        return f"exported: {export_run(self.workdir, self.format, self.out, self.checkpoint)}"
 
 
 @dataclasses.dataclass(frozen=True)

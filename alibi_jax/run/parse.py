@@ -10,7 +10,7 @@ from alibi_jax.config import Config, MeshConfig, load_config
 from alibi_jax.config.recipes import recipe_names
 from alibi_jax.errors import ConfigError, Refused, require, shown
 from alibi_jax.run.command import run_command
-from alibi_jax.run.commands import Evaluate, Import, Plan, Prepare, Report, Supervise, Train
+from alibi_jax.run.commands import Evaluate, Export, Import, Plan, Prepare, Report, Supervise, Train
 from alibi_jax.run.invocation import command_line, program
 from alibi_jax.run.version import version_text
 
@@ -24,6 +24,7 @@ USAGE = """alibi_jax: train short, test long.
   {program} report FOLDER ... [options]    write a figure, tables and a page from one or more evaluations
   {program} import FAMILY PATH --workdir WORKDIR
                                            write another program's model, such as a BLOOM, as the folder of a run
+  {program} export WORKDIR [options]       write a run's model as a folder that transformers loads
   {program} --version                      print versions and devices
 
 CONFIG is the name of a recipe ({recipes}),
@@ -40,9 +41,10 @@ COMMANDS = {
     "evaluate": Evaluate,
     "report": Report,
     "import": Import,
+    "export": Export,
 }
 
-Command = Prepare | Train | Supervise | Plan | Evaluate | Report | Import
+Command = Prepare | Train | Supervise | Plan | Evaluate | Report | Import | Export
 
 
 def main(arguments: list[str]) -> int:
@@ -64,7 +66,7 @@ def parse(arguments: list[str]) -> Command | Callable[[], str]:
     near = difflib.get_close_matches(name, (*COMMANDS, "--help", "--version"), n=1)
     do = f"Did you mean {near[0]!r}?" if near else "See --help."
     require(name in COMMANDS, "command", shown(name), f"one of {', '.join(COMMANDS)}", do)
-    if name in ("report", "import"):
+    if name in ("report", "import", "export"):
         return tyro.cli(COMMANDS[name], args=rest, prog=command_line(name))
     if name == "supervise":
         return _supervise(rest)
