@@ -124,6 +124,12 @@ def kv_dimension(kv_heads: int, mesh: Mesh | AbstractMesh) -> str:
     return "heads" if kv_heads % num_shards(mesh, "heads") == 0 else "replicated"
 
 
+def kv_heads_of_device(kv_heads: int, mesh: Mesh | AbstractMesh) -> int:
+    """Returns how many key and value heads a device attends with: its own, or where they do not divide, some that others have
+    too. Their number and the devices' both divide the number of attention heads, and so does their least common multiple."""
+    return kv_heads // math.gcd(kv_heads, num_shards(mesh, "heads"))
+
+
 def local_size(size: int, dimension: str) -> int:
     """Returns a device's shard of a dimension under the mesh of `jax.set_mesh`, rounded up; all of it without a mesh."""
     return -(-size // num_shards(jax.sharding.get_abstract_mesh(), dimension))

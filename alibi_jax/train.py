@@ -141,6 +141,7 @@ def train(
         config = replace(config, "model", parameter_dtype="float32")
     check_path(workdir)
     check_not_imported(workdir)
+    config.model.check_trainable()
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)  # before a corpus is prepared, which may take long
     with first_host_first():

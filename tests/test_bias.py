@@ -1,18 +1,20 @@
 """Biases against the papers' own numbers, and the properties that define them."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import hypothesis
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from alibi_jax.attention import attend
 from alibi_jax.config import MeshConfig
-from alibi_jax.positions.bias import Bias, BucketBias, LinearBias, alibi_slopes, bucket_edges
+from alibi_jax.positions.bias import Bias, BucketBias, LinearBias, RoundedBias, alibi_slopes, bucket_edges
 from alibi_jax.sharding import make_mesh
 from conftest import assert_close
 
@@ -68,6 +70,36 @@ def test_linear_bias_is_minus_slope_times_distance_at_any_position():
             for s in range(5):
                 assert block[h, t, s] == -slopes[h] * abs(t - (s - 2))
     assert block.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_rounded_bias_is_that_of_bfloat16_products_at_absolute_positions(implementation):
+    """Falcon-RW's rule with ml_dtypes: slope, position and product are rounded; queries begin at 3,000."""
+    slopes, divisors = alibi_slopes(3, 7.0), np.float32([2.0, 4.0, 8.0])
+    bias, first, length = RoundedBias(jnp.asarray(slopes), jnp.asarray(divisors)), 3000, 3040
+    keys = np.arange(length)
+    products = slopes.astype(ml_dtypes.bfloat16)[:, None] * keys.astype(ml_dtypes.bfloat16)
+    absolute = products.astype(np.float32)
+    expected = (absolute[:, None] - absolute[:, first:, None]) / divisors[:, None, None]
+    seen = keys <= keys[first:, None]
+    block = bias.block(jnp.asarray(keys[first:]), jnp.asarray(keys))
+    assert (np.asarray(block) == expected)[:, seen].all()
+    assert (
+        np.abs(expected + (slopes / divisors)[:, None, None] * (keys[first:, None] - keys))[:, seen].max() > 0.5
+    )  # rounding matters
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, n, 3, 8)) for i, n in enumerate((40, length, length)))
+    out = jax.jit(functools.partial(attend, implementation=implementation))(q, k, v, bias=bias, q_offset=first)
+    scores = np.einsum("bthd,bshd->bhts", *(np.asarray(x, np.float64) for x in (q, k))) / np.sqrt(8) + expected
+    weights = np.exp(np.where(seen, scores - scores.max(-1, keepdims=True), -np.inf))
+    weights /= weights.sum(-1, keepdims=True)
+    assert_close(out, np.einsum("bhts,bshd->bthd", weights, np.asarray(v, np.float64)), "attention")
+
+
+def test_kernels_do_not_serve_a_rounded_bias():
+    q = jnp.zeros((1, 16, 2, 8), jnp.bfloat16)
+    for name in ("pallas_tpu", "pallas_gpu", "mosaic_gpu"):
+        with pytest.raises(NotImplementedError, match="cannot serve a RoundedBias"):
+            attend(q, q, q, bias=RoundedBias(jnp.ones(2), jnp.ones(2)), implementation=name, interpret=True)
 
 
 def published_bucket(distance: int, buckets: int = 32, max_distance: int = 128) -> int:

@@ -242,12 +242,12 @@ def test_a_config_without_vocabulary_is_refused():
         TransformerLM(ModelConfig()).init(jax.random.key(0), jnp.zeros((1, 4), int))
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"causal": False}, {"num_kv_heads": 1, "gated_mlp": True}], ids=str)
 @pytest.mark.versions
-def test_flops_equal_the_compilers_count_of_the_dense_model(causal):
+def test_flops_equal_the_compilers_count_of_the_dense_model(changes):
     """Within 10 %: the compiler also counts norms and the softmax, and the reference attends to all L keys."""
-    sizes = {"width": 128, "mlp_width": 512, "vocab_size": 512, "causal": causal}
-    config = ModelConfig(**(SMALL | sizes), attention="reference")
+    sizes = {"width": 128, "mlp_width": 512, "vocab_size": 512}
+    config = ModelConfig(**(SMALL | sizes | changes), attention="reference")
     model, length = TransformerLM(config), 16
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, length), int))
     lowered = jax.jit(model.apply).lower(shapes, jax.ShapeDtypeStruct((4, length), jnp.int32))

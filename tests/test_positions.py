@@ -1,5 +1,6 @@
 """Position methods against the papers' own numbers and the properties that define them."""
 
+import dataclasses
 import typing
 
 import jax
@@ -14,6 +15,7 @@ from alibi_jax.errors import LengthError
 from alibi_jax.model import TransformerLM, placement
 from alibi_jax.optimizer import decayed
 from alibi_jax.positions.alibi import Alibi
+from alibi_jax.positions.bias import alibi_slopes
 from alibi_jax.positions.learned import Learned
 from alibi_jax.positions.methods import POSITIONS
 from alibi_jax.positions.rotary import rotate_pairs
@@ -85,6 +87,26 @@ def test_positions_that_are_not_one_whole_number_a_token_are_refused(name, posit
     x, hook = (jnp.zeros((1, 5, 2, 8)), "rotate") if name == "rotary" else (jnp.zeros((1, 5, 16)), "embed")
     with pytest.raises(ValueError, match="for 5 tokens, expected one integer for each"):
         method.init(jax.random.key(0), x, jnp.asarray(positions), method=hook)
+
+
+def bias_of(method, length):
+    return nn.init_with_output(lambda method: method.bias(length), method)(jax.random.key(0))[0]
+
+
+def test_ntk_divides_the_smallest_slope_by_all_and_the_largest_by_nothing():
+    """Golden: m_h a^(-(h - 1) / (H - 1)) of 8 heads with a = 4, the rule of keezen/ntk_alibi's readme, in float64."""
+    golden = [0.5, 0.2050838390, 0.0841187620, 0.0345027973, 0.0141519323, 0.0058046652, 0.0023808860, 0.0009765625]
+    for method in (Alibi(8, divisor=4.0, scaling="ntk"), Alibi(8, divided_from=16, scaling="ntk")):
+        np.testing.assert_allclose(bias_of(method, 64).slopes, golden, rtol=1e-6)
+    assert (bias_of(Alibi(8, divided_from=16, scaling="ntk"), 12).slopes == alibi_slopes(8)).all()
+
+
+def test_slopes_are_divided_by_the_length_over_slope_length_from_there_on():
+    method = Alibi(4, divisor=2.0, divided_from=16)
+    for length, divisor in ((8, 2), (16, 2), (24, 3), (64, 8)):
+        np.testing.assert_allclose(bias_of(method, length).slopes, alibi_slopes(4) / divisor, rtol=1e-7)
+    rounded = bias_of(dataclasses.replace(method, rounding="bfloat16"), 24)
+    assert (rounded.slopes == alibi_slopes(4)).all() and rounded.divisors.tolist() == [3.0] * 4
 
 
 @pytest.mark.parametrize("change", [{"slopes": "geometrical"}, {"divisor": 0.0}, {"divisor": np.nan}])

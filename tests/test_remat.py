@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alibi_jax.config import MeshConfig, ModelConfig, load_config
+from alibi_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, load_config
 from alibi_jax.model import TransformerLM
 from alibi_jax.model.remat import REMAT_SAVES, estimated_peak, layers_keep, usable_bytes
+from alibi_jax.plan.memory import activation_bytes
 from alibi_jax.plan.plan import with_vocabulary
 from alibi_jax.plan.topology import find_topology, mesh_on
-from alibi_jax.sharding import Device
+from alibi_jax.sharding import Device, make_mesh
 
 SMALL = ModelConfig(num_layers=2, width=64, num_heads=2, mlp_width=128, vocab_size=50, scan_layers=True, remat=True)
 
@@ -47,6 +48,17 @@ def test_an_estimate_grows_with_what_is_kept():
     choices = [{"remat": False}, *({"remat_saves": saves} for saves in REMAT_SAVES)]
     sizes = [estimated_peak(dataclasses.replace(deep, **choice), 8, 256) for choice in choices]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 1, "gated_mlp": True}], ids=["plain", "gated, one key head"])
+def test_the_products_that_are_kept_are_those_counted(changes):
+    """By JAX's own count of what the forward pass leaves to the backward pass, on one device."""
+    models = [dataclasses.replace(SMALL, remat_saves=saves, **changes) for saves in ("products", "attention")]
+    params = jax.eval_shape(TransformerLM(models[0]).init, jax.random.key(0), jnp.zeros((1, 8), int))["params"]
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        kept = [activation_bytes(Config(model=m, train=TrainConfig(32 * 7, 3)), params) for m in models]
+        estimated = [estimated_peak(m, 3, 32 * 7) for m in models]
+    assert kept[0] - kept[1] == estimated[0] - estimated[1]
 
 
 @pytest.mark.parametrize("name, keeps, other", [("v5e:2x2", "products", "inputs"), ("cpu:4", "inputs", "products")])

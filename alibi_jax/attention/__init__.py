@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import math
 from typing import Any, Literal
 
 import jax
@@ -16,7 +15,7 @@ from alibi_jax.attention.dropout import head_seeds
 from alibi_jax.attention.implementation import SAVED_NAME, Implementation, Inputs, Options, differentiable
 from alibi_jax.attention.reference import reference_attention
 from alibi_jax.positions.bias import Bias
-from alibi_jax.sharding import device, num_shards, on_each_device
+from alibi_jax.sharding import device, kv_heads_of_device, num_shards, on_each_device
 
 __all__ = ["SAVED_NAME", "attend"]
 
@@ -85,8 +84,10 @@ def _divided_over_heads(inputs: Inputs) -> Inputs:
     Of query heads that share one, those on different devices then have copies of it: each device reads its own heads alone.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty or mesh.manual_axes else num_shards(mesh, "heads")
-    times = shards // math.gcd(inputs.k.shape[2], shards)
+    key_heads = inputs.k.shape[2]
+    if mesh.empty or mesh.manual_axes:
+        return inputs
+    times = kv_heads_of_device(key_heads, mesh) * num_shards(mesh, "heads") // key_heads
     if times == 1:
         return inputs
     return inputs._replace(k=jnp.repeat(inputs.k, times, axis=2), v=jnp.repeat(inputs.v, times, axis=2))

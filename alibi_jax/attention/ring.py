@@ -22,6 +22,7 @@ from alibi_jax.attention.collectives import from_earlier, max_over_devices, max_
 from alibi_jax.attention.dropout import from_position
 from alibi_jax.attention.implementation import Implementation, Inputs, Options, Residuals, RowBounds
 from alibi_jax.attention.reach import bounds_from, excess_within, nearest_mass, norms, reach
+from alibi_jax.positions.bias import Bias
 
 
 class Ring(NamedTuple):
@@ -47,6 +48,10 @@ def _slopes(ring: Ring, inputs: Inputs) -> Float32[Array, " H"] | None:
     return inputs.bias.decay() if skips else None
 
 
+def _bias_from(bias: Bias | None, first: Int32[Array, ""]) -> Bias | None:
+    return None if bias is None else bias.from_position(first)
+
+
 def _bounds(inputs: Inputs) -> Float32[Array, "B H T"]:
     """Returns bounds of the scores of each row with the keys of the whole sequence."""
     return bounds_from(inputs.q, max_over_sequence(norms(inputs.k).max(1, keepdims=True)))
@@ -59,7 +64,8 @@ def _own(inputs: Inputs, slopes: Array | None, bounds: Array) -> Inputs:
     else:
         log_mass = nearest_mass(inputs.q, inputs.k, slopes, inputs.q_offset)
     first = ring_index() * inputs.q.shape[1]
-    return inputs._replace(seeds=from_position(inputs.seeds, first), row_bounds=RowBounds(bounds, log_mass))
+    own = inputs._replace(seeds=from_position(inputs.seeds, first), row_bounds=RowBounds(bounds, log_mass))
+    return own._replace(bias=_bias_from(inputs.bias, first))
 
 
 def _steps(ring: Ring, inputs: Inputs, slopes: Array, bounds: Array, logsumexp: Array) -> Int32[Array, " K"]:
@@ -103,7 +109,8 @@ def _look_back(ring: Ring, inputs: Inputs, step: Array, k: Array, v: Array, out:
         first = (ring_index() - step) * k.shape[1]
         bounds = RowBounds(inputs.row_bounds.scores, logsumexp)
         seeds = from_position(inputs.seeds, first)
-        here = Inputs(inputs.q, k, v, inputs.bias, step * k.shape[1], seeds, bounds)
+        bias = _bias_from(inputs.bias, first)
+        here = Inputs(inputs.q, k, v, bias, step * k.shape[1], seeds, bounds)
         return _joined(out, logsumexp, ring.implementation.forward(ring.options, here))
 
     return jax.lax.cond(ring_index() >= step, look, lambda: (out, logsumexp))
@@ -175,9 +182,10 @@ def _add_gradients(ring: Ring, inputs: Inputs, step: Array, traveller: Traveller
     dk, dv, d_bias = gradients
 
     def add() -> tuple:
-        seeds = from_position(inputs.seeds, ring_index() * inputs.k.shape[1])
+        first = ring_index() * inputs.k.shape[1]
+        seeds, bias = from_position(inputs.seeds, first), _bias_from(inputs.bias, first)
         bounds = RowBounds(traveller.bounds, traveller.residuals.logsumexp)
-        here = Inputs(traveller.q, inputs.k, inputs.v, inputs.bias, step * inputs.k.shape[1], seeds, bounds)
+        here = Inputs(traveller.q, inputs.k, inputs.v, bias, step * inputs.k.shape[1], seeds, bounds)
         backward = ring.implementation.backward
         dq, more_dk, more_dv, more_bias = backward(ring.options, here, traveller.residuals, d_bias is not None)
         gathered = traveller.dq + dq, dk + more_dk, dv + more_dv

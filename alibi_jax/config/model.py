@@ -127,6 +127,16 @@ class ModelConfig(Section):
         """Returns the bytes of the parameters, their gradients and moments, over all devices."""
         return STATE * parameter_count(self)
 
+    def check_trainable(self) -> None:
+        """Raises ConfigError for parameters of a data type that training cannot update."""
+        require(
+            self.parameter_dtype == "float32",
+            "model.parameter_dtype",
+            repr(self.parameter_dtype),
+            "'float32' in training: most updates are smaller than bfloat16's rounding",
+            "Start a new run from these parameters with --init-from, which makes them float32.",
+        )
+
     def check(self) -> None:
         """Raises ConfigError where sizes do not fit together."""
         self._check_clusters()

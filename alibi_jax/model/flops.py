@@ -1,6 +1,7 @@
 """Floating-point operations per token, counted from the architecture, 2 for every multiply-add: for FLOP/s and MFU."""
 
 from alibi_jax.config import ModelConfig
+from alibi_jax.config.sizes import matrices
 from alibi_jax.plan.chips import chip_of
 
 
@@ -15,8 +16,7 @@ def attention_flops_per_token(model: ModelConfig, length: int) -> float:
 
 def layers_flops_per_token(model: ModelConfig, length: int) -> float:
     """Returns those of all layers, forward: their matrices and attention."""
-    matrices = model.num_layers * (4 * model.width**2 + 2 * model.width * model.mlp_width)
-    return 2.0 * matrices + attention_flops_per_token(model, length)
+    return 2.0 * model.num_layers * matrices(model) + attention_flops_per_token(model, length)
 
 
 def softmax_flops_per_token(model: ModelConfig) -> float:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from alibi_jax.attention import SAVED_NAME
 from alibi_jax.config import ModelConfig
-from alibi_jax.config.sizes import STATE
+from alibi_jax.config.sizes import STATE, matrices
 from alibi_jax.plan.chips import chip_of
 from alibi_jax.sharding import Device, device, local_size, num_shards
 
@@ -30,23 +30,27 @@ REMAT_SAVES = {  # beside each layer's input; those that recompute the least fir
 HEADROOM = 0.75  # of the memory: an estimate may be a quarter too low (13.9 GiB for 18.3, without remat)
 GPU_POOL = 0.75  # of a GPU's memory: what XLA takes of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 FLOAT32 = 4  # bytes
-WIDE, NARROW = 10, 2  # arrays of the model's width, and of the MLP's, that a layer needs for its backward pass
+WIDE, NARROW = (
+    10,
+    2,
+)  # arrays of the model's width, and of the MLP's (gated: twice), that a layer needs for its backward pass
 
 
 def matrix_parameters(model: ModelConfig) -> int:
     """Returns the parameters of all matrices: attention, MLP and one embedding table."""
-    layer = 4 * model.width**2 + 2 * model.width * model.mlp_width
-    return model.num_layers * layer + model.vocab_size * model.width
+    return model.num_layers * matrices(model) + model.vocab_size * model.width
 
 
 def _kept(model: ModelConfig, tensor: int) -> dict[str, float]:
     """Returns choice -> the channels of a token that a layer keeps on one of `tensor` devices, which split heads and MLP."""
     inputs = float(model.width)
     attention = inputs + model.width / tensor
+    keys = model.kv_heads * model.head_width / (1 if model.kv_heads % tensor else tensor)
+    hidden = (1 + model.gated_mlp) * model.mlp_width
     return {
         "inputs": inputs,
         "attention": attention,
-        "products": attention + model.width + (3 * model.width + model.mlp_width) / tensor,  # output; q, k, v; hidden
+        "products": attention + model.width + 2 * keys + (model.width + hidden) / tensor,  # output; k, v; q; hidden
     }
 
 
@@ -60,7 +64,8 @@ def estimated_peak(model: ModelConfig, rows: int, length: int) -> float:
     size, tensor = jnp.dtype(model.compute_dtype).itemsize, num_shards(mesh, "heads")
     table = model.vocab_size * model.width
     state = STATE * matrix_parameters(model) / tensor / num_shards(mesh, "width")
-    layer = tokens * (WIDE * model.width + NARROW * model.mlp_width / tensor) * size
+    hidden = (1 + model.gated_mlp) * model.mlp_width / tensor
+    layer = tokens * (WIDE * model.width + NARROW * hidden) * size
     kept = (model.num_layers + 1) * layer
     if model.remat:
         kept = model.num_layers * tokens * _kept(model, tensor)[model.remat_saves] * size + 2 * layer

@@ -17,7 +17,7 @@ from alibi_jax.model import TransformerLM
 from alibi_jax.model.remat import REMAT_SAVES
 from alibi_jax.plan.compile import Compiled, Overflow
 from alibi_jax.plan.topology import Topology
-from alibi_jax.sharding import RULES, local_size, num_shards
+from alibi_jax.sharding import RULES, kv_heads_of_device, local_size, num_shards
 from alibi_jax.train import State, sum_nats
 
 CERTAIN = 0.9  # of the memory: an estimate of a peak from another program's may be a little too low
@@ -54,7 +54,9 @@ def _local_activation(config: Config, rows: int, leaf: jax.ShapeDtypeStruct) -> 
     sizes = list(leaf.shape)
     at = sizes.index(rows)
     length = sizes.index(config.train.train_length, at + 1)
-    named = {model.num_heads: "heads", model.mlp_width: "mlp"}
+    mesh = jax.sharding.get_abstract_mesh()
+    repeated = kv_heads_of_device(model.kv_heads, mesh) * num_shards(mesh, "heads")
+    named = {model.num_heads: "heads", repeated: "heads", model.mlp_width: "mlp"}
     named = {place: named[size] for place, size in enumerate(sizes) if size in named} | {at: "batch", length: "length"}
     local = (local_size(size, named[place]) if place in named else size for place, size in enumerate(sizes))
     return math.prod(local) * leaf.dtype.itemsize

@@ -121,8 +121,9 @@ def plan(
 
     full: with all of XLA's optimization, as a run will be; otherwise with its first level, which compiles some 4 times as fast.
     share: of the blocks of causal attention at a length, those that are visited. ConfigError where a size does not divide over
-    the mesh, or the vocabulary is not known.
+    the mesh, the vocabulary is not known, or the parameters cannot be trained.
     """
+    config.model.check_trainable()
     config = with_vocabulary(config)
     mesh = mesh_on(config.mesh, topology)
     check_mesh(config, mesh)

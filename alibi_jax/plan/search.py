@@ -16,7 +16,7 @@ from alibi_jax.plan.bounds import train_flops
 from alibi_jax.plan.plan import Plan, plan, with_vocabulary
 from alibi_jax.plan.reach import Share, every_block
 from alibi_jax.plan.topology import Topology
-from alibi_jax.sharding import AXES, RULES, check_mesh, local_size
+from alibi_jax.sharding import AXES, RULES, check_mesh, kv_heads_of_device, local_size
 
 ACCUMULATIONS = (1, 2, 4, 8)
 REMATS = ((False, "auto"), (True, "products"), (True, "attention"), (True, "inputs"))  # remat, remat_saves
@@ -52,8 +52,8 @@ def _sent(config: Config, mesh: AbstractMesh) -> float:
     """Returns roughly the bytes a device sends in a step.
 
     Each micro-batch gathers weights twice and reduces their gradients once; gradients are summed once over the copies of the
-    weights; layer outputs are summed where heads and MLP are split; keys, values and, backward, their gradients and queries
-    pass half of the way round a ring.
+    weights; layer outputs are summed where heads and MLP are split; keys, values and, backward, queries with
+    the gradients of outputs and their own pass half of the way round a ring.
     """
     model, train = config.model, config.train
     size = jnp.dtype(model.compute_dtype).itemsize
@@ -64,7 +64,9 @@ def _sent(config: Config, mesh: AbstractMesh) -> float:
     summed = weights / tensor / width * FLOAT32 * 2 * (copies - 1) / copies
     outputs = model.num_layers * _tokens(config) * model.width * size
     sums = (4 + model.remat) * outputs * 2 * (tensor - 1) / tensor
-    ring = 6 * outputs / tensor * (length - 1) / 2
+    keys = kv_heads_of_device(model.kv_heads, mesh) * model.head_width
+    per_token = 2 * keys + 4 * model.width / tensor  # float32 gradients of queries count twice
+    ring = model.num_layers * _tokens(config) * size * per_token * (length - 1) / 2
     return train.gradient_accumulation * (gathered + sums + ring) + summed
 
 

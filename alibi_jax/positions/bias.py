@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int, Int32
 
 Positions = Int[Array, " T"]
+ORIGIN = np.float32(0)
 
 
 def concrete(x: Any) -> np.ndarray | None:
@@ -33,6 +34,10 @@ class Bias:
         """Returns (names of the dimensions, array) for each array, in the order of the pytree's leaves."""
         leaves = jax.tree_util.tree_leaves_with_path(self)
         return [(self.dimensions[path[0].name], leaf) for path, leaf in leaves]
+
+    def from_position(self, first: Int[Array, ""]) -> "Bias":
+        """Returns the bias of positions that are counted from `first` on; itself where distances alone matter, as here."""
+        return self
 
     def select_heads(self, first: int | Int[Array, ""], count: int) -> "Bias":
         """Returns the bias of `count` heads from `first` on."""
@@ -117,14 +122,19 @@ class RoundedBias(Bias):
     there so that distance 0 has no bias. No `decay()`: nothing is skipped.
     """
 
-    dimensions: ClassVar[dict[str, tuple[str, ...]]] = {"slopes": ("heads",), "divisors": ("heads",)}
+    dimensions: ClassVar[dict[str, tuple[str, ...]]] = {"slopes": ("heads",), "divisors": ("heads",), "first": ()}
 
     slopes: Any  # float32 [H]; Any, because JAX puts placeholders here when it takes trees apart
     divisors: Any  # float32 [H]
+    first: Any = ORIGIN  # tokens before position 0
+
+    def from_position(self, first: Int[Array, ""]) -> "RoundedBias":
+        """Returns the bias of positions that are counted from `first` on."""
+        return dataclasses.replace(self, first=self.first + first)
 
     def _rounded(self, positions: Positions) -> Float32[Array, "H T"]:
         slopes = _to_bfloat16(self.slopes)[:, None]
-        return _to_bfloat16(slopes * _to_bfloat16(positions.astype(jnp.float32))[None])
+        return _to_bfloat16(slopes * _to_bfloat16(self.first + positions.astype(jnp.float32))[None])
 
     def block(self, q_positions: Positions, k_positions: Int[Array, " S"]) -> Float32[Array, "H T S"]:
         """Returns the difference of rounded products for each head, query and key; symmetric."""
