@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alibi_jax.config import EvaluateConfig, MeshConfig, load_config
+from alibi_jax.config import Config, EvaluateConfig, MeshConfig, ModelConfig, load_config, to_json
 from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate.reader import read_records
+from alibi_jax.evaluate.records import non_overlapping
 from alibi_jax.evaluate.report import write_report
 from alibi_jax.evaluate.run import evaluate_run, load_params
 from alibi_jax.model import TransformerLM
@@ -21,6 +23,7 @@ from alibi_jax.run.parse import main
 from alibi_jax.sharding import make_mesh
 from alibi_jax.train import train
 from conftest import assert_close
+from experiments import imported as experiment
 from imported import imported_bloom
 from runs import saved_state, tiny_config
 
@@ -127,3 +130,34 @@ def test_training_goes_on_from_it_in_float32(folder, tmp_path):
     )
     assert_close(first, np.mean(nats), "loss")
     assert {x.dtype for x in jax.tree.leaves(saved_state(resolved, tmp_path / "run").params)} == {np.dtype("float32")}
+
+
+def test_how_far_it_reads_as_is_and_with_its_slopes_stretched(folder, tmp_path):
+    data = data_of(folder)
+    places = {"text": Path(data.train_path), "directory": Path(data.directory), "out": tmp_path}
+    page = experiment.Imported(folder / "bloom", lengths=(16, 32), max_tokens=256, **places)()
+    assert "# How far does bloom read?" in page and "| NTK |" in page and "far context" in page
+    assert (tmp_path / "report.html").exists() and (tmp_path / "results.md").read_text() in page
+    records = non_overlapping(read_records([tmp_path / name for name in ("as_is", "PI", "NTK")]))
+    nats = {(record.run, record.length): record.statistics["mean_nats"] for record in records}
+    assert len({nats[name, 16] for name in ("as is", "PI", "NTK")}) == 1, (
+        "nothing is stretched up to the training length"
+    )
+    assert len({nats[name, 32] for name in ("as is", "PI", "NTK")}) == 3
+    half = {"slope_divisor": 2.0}
+    evaluate = dataclasses.replace(SWEEP, lengths=(32,), strides=("L",))
+    divided = evaluate_run(folder / "bloom", evaluate, tmp_path / "divided", data=data, slopes=half)
+    assert read_records([divided])[0].statistics["mean_nats"] == nats["PI", 32]
+
+
+def test_settings_that_a_model_has_not_are_left_out_and_say_why():
+    settings, without = experiment.settings_of(ModelConfig(num_heads=12, width=48, vocab_size=8), 16)
+    assert list(settings) == ["as is", "PI"] and "12 heads" in without["NTK"]
+    settings, without = experiment.settings_of(ModelConfig(vocab_size=8, slope_length=16), 16)
+    assert list(settings) == ["as is", "NTK"] and "stretched so" in without["PI"]
+
+
+def test_a_model_without_slopes_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(to_json(Config(model=ModelConfig(position="rotary"))))
+    with pytest.raises(ConfigError, match="a model of position rotary, expected one of ALiBi"):
+        experiment.Imported(tmp_path).config()

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,12 +179,14 @@ def evaluate_run(
     label: str | None = None,
     mesh: MeshConfig | None = None,
     data: DataConfig | None = None,
+    slopes: Mapping[str, Any] | None = None,
 ) -> Location:
     """Sweeps the run in `workdir` and returns the folder of results: `out`, or workdir/evaluation/<split>.
 
     evaluate: what to sweep; None: as the run's config says. label: what the run is called in tables; None: the name of its
     folder. mesh: None: all devices along the batch, whatever the run was trained on. data: the text; None: as the run's config
-    says. A trained run takes none but the text it was trained with, an imported model any, by its own tokenizer. Errors:
+    says. A trained run takes none but the text it was trained with, an imported model any, by its own tokenizer. slopes: fields
+    of the model that divide ALiBi's slopes, such as slope_length, to score with in place of its own. Errors:
     ConfigError (also where the corpus is not the one trained on), CheckpointError (no checkpoint, a damaged one), DataError,
     ResultsError (`out` holds
     another evaluation, or the text has one token), HeldError (another evaluation is at work in `out`), OSError (a full disk).
@@ -201,7 +204,8 @@ def evaluate_run(
     check_divides(evaluate.lengths or (config.train.train_length,), mesh)
     pairs = plan(evaluate, config.train.train_length)
     require(pairs != [], "evaluate.strides", "none", "one or more, such as L or L/4", "Pass --strides L.")
-    scored = dataclasses.replace(config.model, attention=evaluate.attention)
+    stretched = dataclasses.replace(config, model=dataclasses.replace(config.model, **(slopes or {})))
+    scored = dataclasses.replace(stretched.model, attention=evaluate.attention)
     with jax.set_mesh(mesh):
         lengths = (length for length, _ in pairs if length <= len(stream))  # longer ones are not scored
         check_served("attention", scored, lengths, trained=False)
@@ -209,7 +213,7 @@ def evaluate_run(
         step, params = load_params(workdir, config, evaluate.checkpoint, fingerprint)
         if not imported:
             check_corpus(workdir, corpus.fingerprint)
-        facts = {"run": label, "checkpoint_step": step, **_facts(config, corpus, len(stream), params, imported)}
+        facts = {"run": label, "checkpoint_step": step, **_facts(stretched, corpus, len(stream), params, imported)}
         _warn_of_unknown_words(facts["unknown_words"] / max(1, len(stream)))
         sweep(
             TransformerLM(scored),
