@@ -19,19 +19,22 @@ CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["alibi_jax.run.parse"])
 
 
-def be_quick(folder: Path) -> None:
-    """One device, and what another child has compiled is not compiled again."""
-    cache = str(folder / "compiled")
-    os.environ |= {"XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": cache}  # of children of its own too
+def be_quick(folder: Path, devices: int = 1) -> None:
+    """So many devices, and what another child has compiled is not compiled again."""
+    cache, flags = str(folder / "compiled"), f"{QUICK} --xla_force_host_platform_device_count={devices}"
+    os.environ |= {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": cache}  # of children of its own too
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def run_command(arguments: list[str], errors: Path) -> None:
-    be_quick(errors.parent)
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+def run_command(arguments: list[str], output: Path, devices: int = 1) -> None:
+    """What it prints is in a file."""
+    be_quick(output.parent, devices)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for printed in (1, 2):
+        os.dup2(file, printed)
     sys.exit(main(arguments))
 
 

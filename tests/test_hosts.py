@@ -1,11 +1,7 @@
 """Several hosts as one computer: two processes of four devices, over loopback."""
 
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,9 +19,8 @@ from alibi_jax.run.connect import connect
 from alibi_jax.run.hosts import ENVIRONMENT, Hosts
 from alibi_jax.run.lock import only_run
 from alibi_jax.train import train
-from children import LIMIT, MAIN, latest, wait_for
+from children import exit_status, latest, run_command, start, wait_for
 from conftest import assert_close
-from flags import QUICK
 from runs import DROPOUT, assert_identical, saved_state, tiny_config
 from test_kill import lines
 
@@ -37,26 +32,16 @@ def free_port() -> int:
 
 
 class Host:
-    """One process of `main.py`, with so many devices; what it says is in a file."""
+    """One process of the command, with so many devices; what it says is in a file."""
 
     def __init__(self, arguments: list[str], devices: int, output: Path) -> None:
-        flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(output.parent / "compiled")}
-        cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        self.said = output
-        with output.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, MAIN, *arguments],
-                stdout=file,
-                stderr=file,
-                env=os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            )
+        self.output, self.process = output, start(run_command, arguments, output, devices)
 
-    def status(self) -> int:
-        return self.process.wait(LIMIT)
+    def status(self) -> int | None:
+        return exit_status(self.process)
 
     def text(self) -> str:
-        return self.said.read_text()
+        return self.output.read_text()
 
 
 @pytest.fixture
@@ -64,16 +49,16 @@ def hosts():
     """start(...) -> Host; none outlives the test."""
     started = []
 
-    def start(*arguments) -> Host:
+    def begin(*arguments) -> Host:
         started.append(Host(*arguments))
         return started[-1]
 
-    yield start
+    yield begin
     for host in started:
-        for process in psutil.Process(host.process.pid).children(True) if host.process.poll() is None else []:
+        for process in psutil.Process(host.process.pid).children(True) if host.process.is_alive() else []:
             process.kill()
         host.process.kill()
-        host.process.wait()
+        host.process.join()
 
 
 def pair(
@@ -102,21 +87,21 @@ def assert_close_states(actual, expected) -> None:
 
 
 def test_two_hosts_train_are_killed_and_one_goes_on(hosts, tiny_data, tmp_path):
-    config = tiny_config(tiny_data, {"attention": "blockwise"}, steps=16, checkpoint_every=2)
+    config = tiny_config(tiny_data, {"attention": "blockwise"}, steps=12, checkpoint_every=2)
     config = replace(replace(config, "mesh", fsdp=2, sequence=2), "optimizer", epsilon=1e-3)
     prepare(tiny_data, quiet=True)
     first, second = pair(hosts, config, tmp_path / "run")
-    wait_for(lambda: latest(tmp_path / "run") >= 4 or first.process.poll() is not None)
+    wait_for(lambda: latest(tmp_path / "run") >= 4 or not first.process.is_alive())
     second.process.kill()
     assert first.status() != 0, first.text()
     reached = latest(tmp_path / "run")
-    alone = one_host(hosts, replace(config, "mesh", fsdp=1, sequence=2), tmp_path / "run", 2)
+    alone = one_host(hosts, replace(config, "mesh", fsdp=2, sequence=1), tmp_path / "run", 2)
     assert alone.status() == 0, alone.text()
-    assert 4 <= reached < 16
-    train(config, tmp_path / "whole")
+    assert 4 <= reached < 12
+    train(replace(config, "mesh", fsdp=1, sequence=1), tmp_path / "whole")
     assert_close_states(saved_state(config, tmp_path / "run"), saved_state(config, tmp_path / "whole"))
     observed = lines(tmp_path / "run")
-    assert [line["step"] for line in observed if "loss" in line] == list(range(1, 17)), (
+    assert [line["step"] for line in observed if "loss" in line] == list(range(1, 13)), (
         "logged once by all hosts together"
     )
     assert "trained" not in second.text() and "attention" not in second.text(), "said by the first host alone"
@@ -126,8 +111,8 @@ def test_a_signal_to_one_host_stops_all_at_the_same_step(hosts, tiny_data, tmp_p
     config = tiny_config(tiny_data, steps=10**6, checkpoint_every=10**6)
     prepare(tiny_data, quiet=True)
     first, second = pair(hosts, config, tmp_path / "run")
-    wait_for(lambda: len(lines(tmp_path / "run")) > 3 or first.process.poll() is not None)
-    second.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: len(lines(tmp_path / "run")) > 3 or not first.process.is_alive())
+    second.process.terminate()
     assert (first.status(), second.status()) == (Interrupted.status, Interrupted.status), first.text() + second.text()
     output = [re.search(r"(\S.*): step (\d+) of 1000000 is saved", host.text()) for host in (first, second)]
     assert output[0][1] == "a signal to another host" and output[1][1] == "SIGTERM"
@@ -180,7 +165,9 @@ def test_two_supervised_hosts_killed_at_random_lose_nothing(hosts, tiny_data, tm
             process.kill()
         assert before < saved < config.train.steps
         print(f"kill {kill} after {time.monotonic() - began:.1f} s at step {saved}{', in a save' if torn else ''}")
-    assert [host.process.wait(60 * kills) for host in supervised] == [0, 0], supervised[0].text()
+    for host in supervised:
+        host.process.join(60 * kills)
+    assert [host.status() for host in supervised] == [0, 0], supervised[0].text()
     whole = pair(hosts, config, tmp_path / "whole", 1)
     assert [host.status() for host in whole] == [0, 0]
     assert_identical(saved_state(config, workdir), saved_state(config, tmp_path / "whole"))

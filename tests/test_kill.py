@@ -57,9 +57,9 @@ def values(workdir: Path) -> list[dict]:
 def test_killed_run_goes_on_bit_for_bit(tiny_data, tmp_path):
     config = tiny_config(tiny_data, model=DROPOUT, gradient_accumulation=2)
     prepare(tiny_data, quiet=True)
-    whole = start(run, config, tmp_path / "whole")
     killed = start(run, config, tmp_path / "killed", 2)
     assert exit_status(killed) == -signal.SIGKILL and latest(tmp_path / "killed") == 2
+    whole = start(run, config, tmp_path / "whole")  # which loads what the killed one compiled
     assert exit_status(start(run, config, tmp_path / "killed")) == 0
     assert exit_status(whole) == 0
     state = saved_state(config, tmp_path / "killed")
@@ -87,7 +87,7 @@ def kill_while_saving(child, workdir: Path, share: float) -> None:
     assert exit_status(child) == -signal.SIGKILL, f"the child ended by itself at step {latest(workdir)}"
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_while_saving_leave_a_run_that_goes_on(tiny_data, tmp_path, kills):
     config = tiny_config(tiny_data, model=DROPOUT, steps=6 * kills, checkpoint_every=1, log_every=1000, max_to_keep=1)
     prepare(tiny_data, quiet=True)

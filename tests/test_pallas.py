@@ -2,6 +2,7 @@
 cards the Triton kernels serve, and what happens where they cannot be had."""
 
 import functools
+import itertools
 import sys
 import types
 import warnings
@@ -73,16 +74,21 @@ def test_a_ring_of_tpus_compiles_with_the_kernels_in_linear_memory():
     )
 
 
+NARROW, WIDE = TPU_SHAPES
+EVERY = itertools.product(("v5e:2x2", "v5p:2x2x1", "v6e:2x2"), (jnp.bfloat16, jnp.float32), TPU_SHAPES)
+COMPILED = {  # each generation, type and width at least once: 5 seconds of a core for one, in float32 10
+    ("v5e:2x2", jnp.bfloat16, NARROW): (),
+    ("v5p:2x2x1", jnp.bfloat16, WIDE): (),
+    ("v6e:2x2", jnp.bfloat16, NARROW): pytest.mark.versions,
+    ("v5e:2x2", jnp.float32, WIDE): (),
+}
+
+
 @pytest.mark.parametrize(
-    ("topology", "dtype"),
-    [
-        *((topology, jnp.bfloat16) for topology in ("v5e:2x2", "v5p:2x2x1")),
-        pytest.param("v6e:2x2", jnp.bfloat16, marks=pytest.mark.versions),
-        ("v5e:2x2", jnp.float32),
-        *(pytest.param(topology, jnp.float32, marks=pytest.mark.slow) for topology in ("v5p:2x2x1", "v6e:2x2")),
-    ],
+    ("topology", "dtype", "shape"),
+    [pytest.param(*each, marks=COMPILED.get(each, pytest.mark.slow)) for each in EVERY],
+    ids=lambda value: f"D{value.width}" if isinstance(value, Shape) else None,
 )
-@pytest.mark.parametrize("shape", TPU_SHAPES, ids=lambda shape: f"D{shape.width}")
 def test_tpu_kernels_compile_and_take_linear_memory(topology, dtype, shape):
     compiled = compile_for_tpu(topology, shape, dtype)
     text = compiled.as_text()
@@ -129,11 +135,16 @@ def test_a_sharded_model_for_tpus_uses_the_kernel_by_itself(caplog):
     assert "1024,1024]" not in text, "somebody's scores are there whole"
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(
-    "shape", [*GPU_SHAPES[::4], Shape(2, 300, 333, 6, 2, 80, 33), Shape(1, 200, 150, 2, 2, 64, 0, False)]
+    ("dtype", "shape", "rate"),
+    [
+        (jnp.float32, GPU_SHAPES[0], 0.1),
+        (jnp.bfloat16, GPU_SHAPES[4], 0.0),
+        pytest.param(jnp.bfloat16, Shape(2, 300, 333, 6, 2, 80, 33), 0.1, marks=pytest.mark.versions),
+        (jnp.float16, Shape(1, 200, 150, 2, 2, 64, 0, False), 0.0),
+    ],
+    ids=["float32, dropout", "bfloat16", "bfloat16, shared keys and dropout", "float16, encoder"],
 )
-@pytest.mark.parametrize("rate", [0.0, pytest.param(0.1, marks=pytest.mark.versions)])
 def test_gpu_kernels_lower_to_triton(dtype, shape, rate):
     text = lower_for_cuda(shape, dtype, rate)
     assert text.count("__gpu$xla.gpu.triton") == 3, "forward, dq, and dk with dv"

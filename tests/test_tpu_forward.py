@@ -96,11 +96,14 @@ def test_tiny_and_huge_values_survive_without_a_maximum(bits):
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "q_offset", "causal"),
-    [(70, 300, 263, True), (300, 200, 0, True), (200, 150, 0, False)],
+    ("queries", "keys", "q_offset", "causal", "dtype"),
+    [
+        (70, 300, 263, True, jnp.dtype("bfloat16")),
+        (300, 200, 0, True, jnp.dtype("float32")),
+        (200, 150, 0, False, jnp.dtype("bfloat16")),
+    ],
     ids=["end of a cache, past the keys", "queries past the keys", "encoder"],
 )
-@pytest.mark.parametrize("dtype", [jnp.dtype("float32"), jnp.dtype("bfloat16")], ids=lambda dtype: dtype.name)
 @pytest.mark.usefixtures("no_races")
 def test_padding_shared_keys_and_nan(queries, keys, q_offset, causal, dtype):
     """One query of the second head is NaN: its row alone is, and its block keeps the running maximum."""
