@@ -125,8 +125,7 @@ def test_gradients_equal_the_references(shape, bias_name, implementation):
         assert_close(actual / scale, reference / scale, "attention gradient")
 
 
-@pytest.mark.parametrize("bias_name", BIASES)
-@pytest.mark.parametrize("shape", ["grouped", "end of a cache"])
+@pytest.mark.parametrize(("shape", "bias_name"), [("grouped", "alibi"), ("grouped", "none"), ("end of a cache", "t5")])
 def test_all_heads_in_one_pass_give_the_same_as_one_by_one(shape, bias_name, monkeypatch):
     """What blockwise does on accelerators."""
     shape = SHAPES[shape]
@@ -205,24 +204,25 @@ def test_float16_gradients_of_scores_overflow_no_sooner_than_scaled(implementati
 @pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in IMPLEMENTATIONS])
 def test_decoding_token_by_token_equals_the_whole(implementation):
     """The bias is not left out, nor its distances restarted, when one query meets a cache of keys."""
-    q, k, v = inputs(Shape(1, 20, 20, 4, 4, 8))
+    q, k, v = inputs(Shape(1, 8, 8, 4, 4, 8))
     step = run(implementation, bias=make_bias("alibi", 4))
     whole = step(q, k, v)
-    steps = [step(q[:, t : t + 1], k, v, q_offset=t) for t in range(20)]  # keys after the query are not seen
+    steps = [step(q[:, t : t + 1], k, v, q_offset=t) for t in range(8)]  # keys after the query are not seen
     assert_close(jnp.concatenate(steps, 1), whole, "attention")
 
 
 @pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in ["blockwise", *KERNELS]])
-@pytest.mark.parametrize("size", [1.0, 30.0, 3000.0])
-def test_large_scores_neither_overflow_nor_vanish(size, implementation):
+def test_large_scores_neither_overflow_nor_vanish(implementation):
     """Below and far above what exp can hold unshifted; one query sees a score of +size among some of -size."""
-    q, k, v = inputs(Shape(1, 600, 600, 2, 2, 8))
-    direction = jnp.zeros((1, 1, 1, 8)).at[..., 0].set(jnp.sqrt(size * jnp.sqrt(8.0)))
-    q = q * 0.1 + direction
-    k = k * 0.1 + jnp.where(jnp.arange(600) % 50 == 0, 1.0, -1.0)[None, :, None, None] * direction
-    out = run(implementation)(q, k, v, bias=make_bias("alibi", 2))
-    exact = dense(q, k, v, make_bias("alibi", 2), 0, True)
-    assert_close(out, exact, "attention" if size == 1.0 else "attention of huge scores")
+    small_q, small_k, v = inputs(Shape(1, 600, 600, 2, 2, 8))
+    compiled = run(implementation)
+    for size in (1.0, 30.0, 3000.0):
+        direction = jnp.zeros((1, 1, 1, 8)).at[..., 0].set(jnp.sqrt(size * jnp.sqrt(8.0)))
+        q = small_q * 0.1 + direction
+        k = small_k * 0.1 + jnp.where(jnp.arange(600) % 50 == 0, 1.0, -1.0)[None, :, None, None] * direction
+        out = compiled(q, k, v, bias=make_bias("alibi", 2))
+        exact = dense(q, k, v, make_bias("alibi", 2), 0, True)
+        assert_close(out, exact, "attention" if size == 1.0 else "attention of huge scores")
 
 
 def test_blockwise_memory_grows_linearly():
@@ -356,9 +356,8 @@ def test_auto_is_dense_for_one_block_and_takes_blocks_beyond(caplog, monkeypatch
 
 
 @pytest.mark.parametrize("implementation", ["blockwise", "pallas_gpu"])
-@pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.versions
-def test_heads_and_rows_split_over_a_mesh_give_the_same(implementation, rate):
+def test_heads_and_rows_split_over_a_mesh_give_the_same(implementation):
     """Each device has its heads' slopes, not the first ones, and drops what one device would.
 
     Not mosaic_gpu: its interpreter takes the devices of a mesh for one, and finds them racing for its memory.
@@ -367,7 +366,7 @@ def test_heads_and_rows_split_over_a_mesh_give_the_same(implementation, rate):
     mesh = make_mesh(MeshConfig(data=2, tensor=4))
 
     def loss(q, k, v, slopes):
-        options = {"dropout_rate": rate, "dropout_key": jax.random.key(5)}
+        options = {"dropout_rate": 0.3, "dropout_key": jax.random.key(5)}
         bias = LinearBias(slopes)
         out = attend(q, k, v, bias=bias, implementation=implementation, interpret=True, **options)
         return jnp.square(out).sum(), out

@@ -163,9 +163,8 @@ def lower_for_cuda(function, *arguments):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
-@pytest.mark.parametrize(("length", "width"), [(131_072, 64), (8192, 128)])
-def test_contenders_lower_for_cuda(direction, length, width, pretend_cudnn):
+@pytest.mark.parametrize(("length", "width", "direction"), [(131_072, 64, "forward+backward"), (8192, 128, "forward")])
+def test_contenders_lower_for_cuda(length, width, direction, pretend_cudnn):
     shapes = jax.eval_shape(inputs.make_inputs, length, speed.HEADS, width, False)
     for name in OURS:
         program = contenders.program(contenders.ours(name, False), direction)
@@ -198,8 +197,7 @@ def test_a_model_that_cannot_be_trained_is_a_row_and_the_other_is_timed(monkeypa
     assert not alibi["passed"] and "pallas_tpu cannot serve" in alibi["reason"] and alibi["mfu"] is None
 
 
-@pytest.mark.parametrize("attention", OURS)
-@pytest.mark.parametrize("position", ["alibi", "none"])
+@pytest.mark.parametrize(("position", "attention"), [*zip(["alibi", "none"], OURS, strict=True)])
 def test_training_steps_of_a_hundred_million_parameters_lower_for_cuda(position, attention):
     config = training.make_config(training.MODEL, position, attention, 16_384, training.TOKENS)
     with jax.sharding.use_abstract_mesh(mesh_of()):

@@ -70,18 +70,20 @@ def test_skipped_mass_is_below_the_tolerance(make, seed, size, heads, group, q_o
             assert skipped.max() <= tolerance
 
 
-@pytest.mark.parametrize("make", INPUTS)
 @pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in ("blockwise", *KERNELS)])
-def test_a_coarse_tolerance_moves_the_output_no_more_than_it_allows(make, implementation, monkeypatch):
+def test_a_coarse_tolerance_moves_the_output_no_more_than_it_allows(implementation, monkeypatch):
     """Leaving out a share e of a row's mass moves its mean of the values by at most 2 e max |v|."""
     monkeypatch.setattr("alibi_jax.attention.blocks.BLOCK", 64)  # several blocks in a short sequence
-    q, k, v = made(make, 1, 3, 2.0)
     slopes = alibi_slopes(3)
-    exact = np.einsum("hts,shd->thd", masses(q, k, slopes), np.asarray(v[0], np.float64))
     for tolerance in (1e-2, 0.3):
-        run = functools.partial(attend, implementation=implementation, reach_tolerance=tolerance, interpret=True)
-        out = jax.jit(run)(q, k, v, bias=LinearBias(slopes))
-        assert np.abs(np.asarray(out[0]) - exact).max() <= 2 * tolerance * float(jnp.abs(v).max()) + 1e-5
+        run = jax.jit(
+            functools.partial(attend, implementation=implementation, reach_tolerance=tolerance, interpret=True)
+        )
+        for make in INPUTS:
+            q, k, v = made(make, 1, 3, 2.0)
+            exact = np.einsum("hts,shd->thd", masses(q, k, slopes), np.asarray(v[0], np.float64))
+            error = np.abs(np.asarray(run(q, k, v, bias=LinearBias(slopes))[0]) - exact).max()
+            assert error <= 2 * tolerance * float(jnp.abs(v).max()) + 1e-5, f"{make}, tolerance {tolerance}"
 
 
 @pytest.mark.parametrize("implementation", [parameters(name, quick=False) for name in ("blockwise", *KERNELS)])
