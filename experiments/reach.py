@@ -28,6 +28,7 @@ from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate.run import load_params
 from alibi_jax.model import TransformerLM
 from alibi_jax.positions import alibi_slopes
+from alibi_jax.positions.alibi import Alibi
 from alibi_jax.run.command import exit_with
 from alibi_jax.run.workdir import trained_on
 from alibi_jax.sharding import make_mesh
@@ -138,8 +139,11 @@ def fractions_visited(head: Head, tolerance: float) -> dict[str, float]:
 def trained_inputs(workdir: Path, length: int) -> list[Layer]:
     """Returns queries, keys, values [1, L, H, D] of every layer over the first `length` tokens of the run's test text."""
     config = load_config(workdir)
-    if config.model.position != "alibi":
-        raise ConfigError(f"{workdir}: got a model with {config.model.position}, expected alibi. Name an ALiBi run.")
+    model = config.model
+    if model.position != "alibi" or Alibi.from_config(model) != Alibi(model.num_heads):
+        raise ConfigError(
+            f"{workdir}: got position {model.position!r}, expected alibi with the paper's slopes. Name such a run."
+        )
     corpus = open_corpus(config.data, trained_on(workdir))
     tokens = jnp.asarray(np.asarray(corpus.tokens("test")[:length]), jnp.int32)[None]
     if tokens.shape[1] < length:
@@ -164,9 +168,10 @@ def random_inputs(length: int, heads: int = 8, width: int = 64) -> list[Layer]:
 
 
 def heads_of(layer: Layer) -> list[Head]:
-    """Returns the heads of one layer, with the paper's slopes."""
+    """Returns the heads of one layer, with the paper's slopes; several may share their keys."""
     q, k = (layer[name][0].astype(np.float64).transpose(1, 0, 2) for name in ("queries", "keys"))
-    return [Head(q[h] / np.sqrt(q.shape[2]), k[h], float(m)) for h, m in enumerate(alibi_slopes(len(q)))]
+    keys = np.repeat(k, len(q) // len(k), axis=0)
+    return [Head(q[h] / np.sqrt(q.shape[2]), keys[h], float(m)) for h, m in enumerate(alibi_slopes(len(q)))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -136,8 +136,9 @@ def attend(
     it took and why not a kernel. Kernels are "pallas_tpu", "pallas_gpu" (NVIDIA, compute capability 8.0 and later) and
     "mosaic_gpu" (Hopper; no float32). Differentiable in q, k, v and the bias's arrays; kernels refuse learned slopes: name
     "blockwise" for them. interpret: run a kernel step by step on any device; slow, for tests.
-    Under `jax.set_mesh`, batch and heads are sharded over the mesh axes that sharding.RULES name for them, and the sequence
-    over its own, in a ring (ring.py); axes of other names are left to the compiler. In your own shard_map: check_vma=False.
+    Under `jax.set_mesh`, batch and heads are sharded over the mesh axes that sharding.RULES name for them (key heads that do
+    not divide are repeated), and the sequence over its own, in a ring (ring.py); axes of other names are left to the compiler.
+    In your own shard_map: check_vma=False.
     ValueError for arguments that do not fit, and slopes that are known and not finite; NotImplementedError for an
     implementation that does not exist or cannot serve.
     """

@@ -98,7 +98,7 @@ class ModelConfig(Section):
     # computation
     attention: Attention = "auto"  # implementation of attention
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # data type of activations
-    # data type of parameters, in memory and in checkpoints; training needs float32
+    # data type of parameters, in memory and in checkpoints, but of the position method's (float32); training needs float32
     parameter_dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False  # compile one layer and scan it over stacked parameters
     remat: bool = False  # recompute each layer's activations in the backward pass instead of storing them
