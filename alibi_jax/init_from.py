@@ -14,13 +14,14 @@ import jax.numpy as jnp
 
 from alibi_jax.config import Config, load_config
 from alibi_jax.config.recipes import parse_json
-from alibi_jax.errors import CheckpointError, ConfigError, require
+from alibi_jax.errors import ConfigError, require
 from alibi_jax.model import TransformerLM
 from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.exchange import first_host_first, from_first_host
 from alibi_jax.run.hosts import is_first
 from alibi_jax.run.lock import writing
 from alibi_jax.run.origin import Origin
+from alibi_jax.run.workdir import saved_steps
 from alibi_jax.sharding import placed_shapes, token_shards
 from alibi_jax.storage import Location, in_bucket, write_atomically
 
@@ -82,20 +83,16 @@ def keep_init_from(workdir: Location, facts: dict[str, Any] | None) -> None:
 
 def _open(folder: Location) -> tuple[Checkpoints, int, Config]:
     with first_host_first():
-        try:
-            source = load_config(folder)
-            checkpoints = Checkpoints(folder, read_only=True, origin=Origin(source, None))
-            step = checkpoints.best()
-        except CheckpointError as error:
-            raise ConfigError(f"init_from: {error}") from error
+        source = load_config(folder)
         require(
-            step is not None,
+            saved_steps(folder) != [],
             "init_from",
             f"{folder}, which has no checkpoint",
             "the folder of a trained run or an imported model",
             "Train it first, or correct --init-from.",
         )
-    return checkpoints, int(from_first_host(str(step))), source
+    checkpoints = Checkpoints(folder, read_only=True, origin=Origin(source, None))  # all hosts open it together
+    return checkpoints, int(from_first_host(str(checkpoints.best()))), source
 
 
 def _named(shapes: Any) -> dict[str, tuple[int, ...]]:

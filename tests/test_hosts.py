@@ -6,13 +6,16 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
 
 from alibi_jax.config import Config, replace, to_json
+from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import prepare
 from alibi_jax.errors import ConfigError, Failed, HeldError, HostsError, Interrupted, Refused
+from alibi_jax.model import TransformerLM
 from alibi_jax.run import connect as connecting
 from alibi_jax.run import exchange
 from alibi_jax.run.connect import connect
@@ -62,12 +65,18 @@ def hosts():
 
 
 def pair(
-    start, config: Config, workdir: Path, devices: int = 4, before: tuple[str, ...] = (), last: list[str] | None = None
+    start,
+    config: Config,
+    workdir: Path,
+    devices: int = 4,
+    before: tuple[str, ...] = (),
+    last: list[str] | None = None,
+    options: tuple[str, ...] = (),
 ) -> list[Host]:
     """Two hosts that train together, with so many devices each; the second with options of its own."""
     path = workdir.parent / f"{workdir.name}.json"
     path.write_text(to_json(config))
-    address, arguments = f"127.0.0.1:{free_port()}", [*before, "train", str(path), "--workdir", str(workdir)]
+    address, arguments = f"127.0.0.1:{free_port()}", [*before, "train", str(path), "--workdir", str(workdir), *options]
     flags = ["--hosts.coordinator", address, "--hosts.count", "2", "--hosts.heartbeat-seconds", "10", "--hosts.index"]
     return [
         start([*arguments, *flags, str(i), *(last or []) * i], devices, workdir.parent / f"{workdir.name}.{i}")
@@ -108,15 +117,22 @@ def test_two_hosts_train_are_killed_and_one_goes_on(hosts, tiny_data, tmp_path):
 
 
 def test_a_signal_to_one_host_stops_all_at_the_same_step(hosts, tiny_data, tmp_path):
-    config = tiny_config(tiny_data, steps=10**6, checkpoint_every=10**6)
-    prepare(tiny_data, quiet=True)
-    first, second = pair(hosts, config, tmp_path / "run")
+    """In a run that began with another one's parameters, sharded over both hosts."""
+    config = replace(tiny_config(tiny_data, steps=10**6, checkpoint_every=10**6), "mesh", fsdp=4)
+    source = replace(config, "train", steps=1, seed=7)
+    train(source, tmp_path / "source")
+    first, second = pair(hosts, config, tmp_path / "run", options=("--init-from", str(tmp_path / "source")))
     wait_for(lambda: len(lines(tmp_path / "run")) > 3 or not first.process.is_alive())
     second.process.terminate()
     assert (first.status(), second.status()) == (Interrupted.status, Interrupted.status), first.text() + second.text()
     output = [re.search(r"(\S.*): step (\d+) of 1000000 is saved", host.text()) for host in (first, second)]
     assert output[0][1] == "a signal to another host" and output[1][1] == "SIGTERM"
     assert int(output[0][2]) == int(output[1][2]) == latest(tmp_path / "run")
+    params = jax.tree.map(jnp.asarray, saved_state(source, tmp_path / "source").params)
+    batch = map(jnp.asarray, Batches(prepare(tiny_data).tokens("train"), 16, 8, 0).batch_at(0))
+    nats = TransformerLM(config.model).apply({"params": params}, *batch, method="nats")
+    began = next(line["loss"] for line in lines(tmp_path / "run") if "loss" in line)
+    assert_close(began, np.mean(nats), "sharded loss")
 
 
 @pytest.mark.versions

@@ -105,7 +105,9 @@ def test_a_folder_without_a_checkpoint_is_refused(trained, tmp_path, there):
     if there:
         (tmp_path / "other").mkdir()
         (tmp_path / "other/config.json").write_text(to_json(config))
-    with pytest.raises(ConfigError, match=r"init_from: checkpoints: got none" if there else r"config: got .*other"):
+    with pytest.raises(
+        ConfigError, match=r"init_from: got .*other, which has no checkpoint" if there else r"config: got .*other"
+    ):
         train(config, tmp_path / "run", init_from=tmp_path / "other")
 
 

@@ -19,7 +19,7 @@ from alibi_jax.convert.family import Family, Tensor
 from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.folder import new_folder, written_aside
 from alibi_jax.convert.parameters import located
-from alibi_jax.data.names import corpus_folder
+from alibi_jax.data.names import folder_of_run
 from alibi_jax.data.tokenizer import load_tokenizer
 from alibi_jax.data.tokenizer.foreign import foreign_files
 from alibi_jax.errors import ConfigError, require
@@ -92,9 +92,10 @@ def _tokenizer_files(workdir: Location, config: Config) -> dict[str, str | bytes
         return foreign_files(workdir)
     if config.data.tokenizer in ("bytes", "words"):
         return {}  # transformers has neither
-    folder = corpus_folder(config.data, trained_on(workdir))
-    if not folder.exists():
-        logger.warning("export: without a tokenizer: the corpus that the run was trained on, %s, is not there", folder)
+    folder = folder_of_run(config.data, trained_on(workdir))
+    if folder is None:
+        place = config.data.directory
+        logger.warning("export: without a tokenizer: the corpus that the run was trained on is not there, in %s", place)
         return {}
     return load_tokenizer(folder).exported()
 
