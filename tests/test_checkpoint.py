@@ -114,6 +114,19 @@ def test_checksum_sees_every_bit_and_every_place_and_no_mesh():
     assert checksums({"x": jnp.asarray(x[::-1].copy())}) != {"x": expected}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int32"])
+def test_checksum_of_an_array_on_one_cpu_is_that_of_the_program(monkeypatch, dtype):
+    """All bit patterns, of NaN too; in slabs, of which the last is short, or sharded over several devices."""
+    monkeypatch.setattr("alibi_jax.run.checksums.AT_ONCE", 7)
+    x = (
+        np.random.default_rng(0)
+        .integers(0, 256, (8, 5, 3 * jnp.dtype(dtype).itemsize), np.uint8)
+        .view(jnp.dtype(dtype))
+    )
+    split = jax.device_put(x, jax.NamedSharding(jax.make_mesh((8,), ("rows",)), jax.P("rows")))
+    assert checksums({"x": x}) == checksums({"x": split})
+
+
 UNREADABLE = {
     "star": "a*b",
     "question mark": "a?b",

@@ -35,6 +35,7 @@ from alibi_jax.storage import write_atomically
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 MB = 10**6
+FILE_BYTES = 64 * 2**20  # of a checkpoint's file; Orbax holds several in memory
 AT_ONCE = 2**22  # bytes hashed between two updates of the bar
 
 logger = logging.getLogger("alibi_jax")
@@ -79,7 +80,8 @@ def import_model(
         with writing(folder):
             write_atomically(aside / "config.json", to_json(config))
             write_atomically(aside / IMPORTED, json.dumps(facts, indent=2))
-        with contextlib.closing(Checkpoints(aside, origin=Origin(config, None))) as checkpoints:
+        origin = Origin(config, None)
+        with contextlib.closing(Checkpoints(aside, origin=origin, file_bytes=FILE_BYTES)) as checkpoints:
             checkpoints.save(0, params, {"step": np.zeros((), np.int32)}, None)
     return config
 

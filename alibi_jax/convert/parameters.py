@@ -1,6 +1,8 @@
 """A checkpoint's tensors as our parameters, one tensor after the other: in memory are the parameters and the one at hand."""
 
+import dataclasses
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from alibi_jax.convert.stored import Stored
 from alibi_jax.model import TransformerLM
 
 AT_ONCE = 2**22  # numbers that are looked at for NaN together
+ALIGNMENT = 64  # bytes; XLA copies arrays that begin elsewhere
 
 logger = logging.getLogger("alibi_jax")
 
@@ -26,6 +29,7 @@ logger = logging.getLogger("alibi_jax")
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each parameter by its path, such as "layers/attention/query"."""
     tokens = jnp.zeros((1, 1), jnp.int32)
+    model = dataclasses.replace(model, attention="reference")  # "auto" would log what it chose, for one token
     tree = jax.eval_shape(TransformerLM(model).init, jax.random.key(0), tokens)["params"]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
@@ -33,13 +37,13 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 def load_parameters(
     tensors: Sequence[Tensor], stored: dict[str, Stored], model: ModelConfig, progress: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Returns the tree of a model's parameters, of model.parameter_dtype and with stacked layers, as arrays of numpy.
+    """Returns the tree of a model's parameters, of model.parameter_dtype and with stacked layers, in the host's memory.
 
     The tensors have passed `check_tensors`. progress is called with the bytes of each. Logs tensors that were rounded to a
     shorter type, and warns of NaN and infinity, with the tensors' names.
     """
     dtype = jnp.dtype(model.parameter_dtype)
-    arrays = {path: np.empty(shape, dtype) for path, shape in parameter_shapes(model).items()}
+    arrays = {path: _empty(shape, dtype) for path, shape in parameter_shapes(model).items()}
     held, filled = holders(tensors, stored), Counter()
     unsound = []
     for tensor in dict.fromkeys(held.values()):
@@ -58,7 +62,16 @@ def load_parameters(
     _log_rounded([stored[tensor.name].dtype for tensor in set(held.values())], dtype)
     if unsound:
         logger.warning("import: NaN or infinity in %s: losses that depend on them will be NaN", listed(unsound))
-    return traverse_util.unflatten_dict(arrays, sep="/")
+    cpu = jax.local_devices(backend="cpu")[0]
+    return traverse_util.unflatten_dict(jax.device_put(arrays, cpu, may_alias=True), sep="/")
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an array that JAX takes as one of a CPU without a copy, and Orbax, which copies numpy's, saves without one."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(num_bytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def located(arrays: dict[str, np.ndarray], path: str) -> tuple[str, np.ndarray]:

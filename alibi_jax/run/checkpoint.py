@@ -126,13 +126,19 @@ class Checkpoints:
 
     A state is saved as two items, "params" and "optimizer" (everything else), so that evaluation reads the parameters alone,
     and a third, the checksums of both, which also says of which run it is: `origin`. With one, a checkpoint of another run
-    is refused (ConfigError); None: of any.
+    is refused (ConfigError); None: of any. Orbax holds what it writes of a file in memory: file_bytes is the size after which
+    it begins another one, None: 2 GiB.
     """
 
     def __init__(
-        self, workdir: Location, max_to_keep: int = 1, read_only: bool = False, origin: Origin | None = None
+        self,
+        workdir: Location,
+        max_to_keep: int = 1,
+        read_only: bool = False,
+        origin: Origin | None = None,
+        file_bytes: int | None = None,
     ) -> None:
-        self.folder, self.origin = check_path(workdir), origin
+        self.folder, self.origin, self.file_bytes = check_path(workdir), origin, file_bytes
         self.started: int | None = None  # a step whose save was begun and has not been looked at
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"checkpoints: got none in {self.folder}, expected a trained run. Train it first.")
@@ -173,7 +179,7 @@ class Checkpoints:
         if self.origin:
             facts["origin"] = origin_item(self.origin, step)
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
+            params=self._save_args(params),
             optimizer=ocp.args.StandardSave(optimizer),
             checksums=ocp.args.JsonSave(facts),
         )
@@ -181,6 +187,11 @@ class Checkpoints:
         with _Explained("write", self.folder, step):
             self.manager.save(step, args=items, metrics=metrics, force=True)
         self.started = step
+
+    def _save_args(self, tree: Any) -> ocp.args.CheckpointArgs:
+        if self.file_bytes is None:
+            return ocp.args.StandardSave(tree)
+        return ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=self.file_bytes)
 
     def check(self, step: int) -> None:
         """Raises CheckpointError for a checkpoint that lacks files or is of another step than its folder's name says,

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
+import jax
 import tyro
 
 from alibi_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig
@@ -203,6 +204,7 @@ class Import:
 
     def __call__(self) -> str:
         """Imports the model, and returns what it is and the next command."""
+        jax.config.update("jax_platforms", "cpu")  # an accelerator would wait, or be taken from whoever computes on it
         config = import_model(self.family, self.path, self.workdir, self.dtype, self.train_length)
         text = "--data.source", "files", "--data.train-path"
         return (
