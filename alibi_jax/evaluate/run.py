@@ -67,15 +67,16 @@ def _removed(workdir: Location, steps: list[int]) -> str:
 
 
 def _load_params(workdir: Location, config: Config, which: str, fingerprint: str | None) -> tuple[int, Any]:
-    checkpoints = Checkpoints(workdir, read_only=True, origin=Origin(config, fingerprint))
-    step = checkpoints.best() if which == "best" else checkpoints.latest()
-    if step is None:
-        raise CheckpointError(f"checkpoints: got none in {checkpoints.folder}, expected a trained run. Train it first.")
-    step = int(from_first_host(str(step)))
     mesh = jax.sharding.get_mesh()
     tokens = jnp.zeros(token_shards(), jnp.int32)
     shapes = jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
     abstract = placed_shapes(shapes, tree_shardings(config.model, shapes, mesh))
+    largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    checkpoints = Checkpoints(workdir, read_only=True, origin=Origin(config, fingerprint), largest=largest)
+    step = checkpoints.best() if which == "best" else checkpoints.latest()
+    if step is None:
+        raise CheckpointError(f"checkpoints: got none in {checkpoints.folder}, expected a trained run. Train it first.")
+    step = int(from_first_host(str(step)))
     return step, checkpoints.restore(step, params=abstract)["params"]
 
 

@@ -126,8 +126,10 @@ class Checkpoints:
 
     A state is saved as two items, "params" and "optimizer" (everything else), so that evaluation reads the parameters alone,
     and a third, the checksums of both, which also says of which run it is: `origin`. With one, a checkpoint of another run
-    is refused (ConfigError); None: of any. Orbax holds what it writes of a file in memory: file_bytes is the size after which
-    it begins another one, None: 2 GiB.
+    is refused (ConfigError); None: of any.
+
+    Two options save memory. file_bytes: when Orbax begins another file, as it holds what it writes of one; None: at 2 GiB.
+    largest: bytes of the largest parameter; reading holds little more than that beside the parameters. None: up to 96 GB.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class Checkpoints:
         read_only: bool = False,
         origin: Origin | None = None,
         file_bytes: int | None = None,
+        largest: int | None = None,
     ) -> None:
         self.folder, self.origin, self.file_bytes = check_path(workdir), origin, file_bytes
         self.started: int | None = None  # a step whose save was begun and has not been looked at
@@ -152,8 +155,12 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
         )
+        handlers = None
+        if largest is not None:
+            params = ocp.StandardCheckpointHandler(restore_concurrent_gb=largest // 10**9 + 1)  # it has to be above it
+            handlers = {"params": params, "checksums": ocp.JsonCheckpointHandler()}
         with _Explained("open", self.folder):
-            self.manager = ocp.CheckpointManager(self.folder, options=options)
+            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def _check_metrics(self) -> None:
         """Raises CheckpointError for a validation loss that cannot be read: Orbax reads all of them and names none."""
