@@ -93,9 +93,8 @@ def _tokenizer_files(workdir: Location, config: Config) -> dict[str, str | bytes
     if config.data.tokenizer in ("bytes", "words"):
         return {}  # transformers has neither
     folder = folder_of_run(config.data, trained_on(workdir))
-    if folder is None:
-        place = config.data.directory
-        logger.warning("export: without a tokenizer: the corpus that the run was trained on is not there, in %s", place)
+    if not folder.exists():
+        logger.warning("export: without a tokenizer: the corpus that the run was trained on, %s, is not there", folder)
         return {}
     return load_tokenizer(folder).exported()
 

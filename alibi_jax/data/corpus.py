@@ -69,7 +69,7 @@ def open_corpus(data: DataConfig, fingerprint: str | None = None) -> Corpus:
     fingerprint: of the text a run was begun with. Its corpus is opened wherever it is there, also where the text has
     changed since or is gone, and a line of the log says so. None: the corpus of the text as it is now.
     """
-    if is_sha256(fingerprint or "") and (folder := folder_of_run(data, fingerprint)):
+    if is_sha256(fingerprint or "") and (folder := folder_of_run(data, fingerprint)).exists():
         log_change(data, folder)
         return _open(folder)
     earlier = Path(data.directory) / earlier_name(data)

@@ -55,15 +55,15 @@ def corpus_folders(data: DataConfig) -> list[Path]:
     return [folder for name in names for folder in sorted(Path(data.directory).glob(f"{name}-*"))]
 
 
-def folder_of_run(data: DataConfig, fingerprint: str) -> Path | None:
-    """Returns the corpus that a run was begun with, by its fingerprint; None where it is not there.
+def folder_of_run(data: DataConfig, fingerprint: str) -> Path:
+    """Returns the folder of the corpus that a run was begun with, by its fingerprint; it may not be there.
 
     The name of one with somebody's tokenizer depends on a file that may be edited or gone since: the fingerprint decides.
     """
     if data.tokenizer != "file":
-        folder = corpus_folder(data, fingerprint)
-        return folder if folder.exists() else None
-    return min(Path(data.directory).glob(f"{data.source}-file-*-{fingerprint[:12]}"), default=None)
+        return corpus_folder(data, fingerprint)
+    pattern = f"{data.source}-file-*-{fingerprint[:12]}"
+    return min(Path(data.directory).glob(pattern), default=Path(data.directory) / pattern)
 
 
 def corpus_folder(data: DataConfig, fingerprint: str) -> Path:
