@@ -1,5 +1,8 @@
 """What all tests share: eight CPU devices, strict JAX, and the one table of tolerances (benchmarks/tolerances.py)."""
 
+import dataclasses
+import functools
+import importlib
 import logging
 import os
 
@@ -68,6 +71,23 @@ def shapes_unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@functools.cache
+def kept(programs, config, mesh):
+    return programs(config, mesh)
+
+
+@pytest.fixture
+def programs_once(monkeypatch):
+    """Has runs whose configs differ in their text alone compile their step once a process: each takes three seconds."""
+    from alibi_jax.config import DataConfig
+
+    module = importlib.import_module("alibi_jax.train")
+    programs = module.programs
+    monkeypatch.setattr(
+        module, "programs", lambda config, mesh: kept(programs, dataclasses.replace(config, data=DataConfig()), mesh)
+    )
 
 
 @pytest.fixture

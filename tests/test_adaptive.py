@@ -21,7 +21,7 @@ from alibi_jax.sharding import check_mesh, make_mesh
 from conftest import TOLERANCE, assert_close
 
 CUTOFFS = (30, 60)
-PAPER = {"num_layers": 3, "width": 32, "num_heads": 8, "mlp_width": 128, "final_norm": False, "vocab_size": 101}
+PAPER = {"num_layers": 2, "width": 32, "num_heads": 8, "mlp_width": 128, "final_norm": False, "vocab_size": 101}
 PAPER |= {"adaptive_cutoffs": CUTOFFS, "adaptive_factor": 4}
 
 

@@ -24,7 +24,10 @@ from alibi_jax.train import train
 from runs import assert_identical, tiny_config
 
 # Orbax leaves what it was reading beside a damaged file to the garbage collector, which warns
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("programs_once"),
+]
 
 
 @pytest.fixture(autouse=True, scope="module")

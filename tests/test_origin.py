@@ -14,6 +14,8 @@ from alibi_jax.run.workdir import saved_steps
 from alibi_jax.train import train
 from runs import tiny_config
 
+pytestmark = pytest.mark.usefixtures("programs_once")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
