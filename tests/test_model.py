@@ -47,7 +47,7 @@ def logits(model, params, tokens, **options):
 @pytest.mark.parametrize("position", POSITIONS)
 def test_no_gradient_reaches_a_logit_from_a_later_token(position):
     """Causality by gradient: d logits[t] / d embedding of token s is zero for s > t and not for s <= t."""
-    model, params, tokens = make(position=position, tied_embedding=False)
+    model, params, tokens = make(position=position, tied_embedding=False, num_layers=1)
     tokens = jnp.arange(12)[None]  # all different, so that a row of the table is one place in the text
 
     def logit(params, t):
@@ -61,7 +61,7 @@ def test_no_gradient_reaches_a_logit_from_a_later_token(position):
 
 @pytest.mark.parametrize("position", ANY_LENGTH)
 def test_runs_at_any_length_and_a_prefix_gives_the_same_logits(position):
-    model, params, _ = make(position=position)
+    model, params, _ = make(position=position, num_layers=1)
     tokens = jax.random.randint(jax.random.key(2), (1, 300), 0, 37)
     assert_close(logits(model, params, tokens)[:, :100], logits(model, params, tokens[:, :100]), "logits")
 
@@ -163,8 +163,8 @@ def test_options_change_the_parameters_they_name():
 
 @pytest.mark.parametrize("field", ["embedding_dropout", "residual_dropout", "attention_dropout", "activation_dropout"])
 def test_every_dropout_acts_in_training_only(field):
-    model, params, tokens = make(**{field: 0.5})
-    plain = logits(make()[0], params, tokens)
+    model, params, tokens = make(**{field: 0.5}, num_layers=1)
+    plain = logits(make(num_layers=1)[0], params, tokens)
     assert (logits(model, params, tokens) == plain).all()
     trained = logits(model, params, tokens, train=True, rngs={"dropout": jax.random.key(0)})
     assert float(jnp.abs(trained - plain).max()) > 1e-3
@@ -210,7 +210,7 @@ def test_t5_and_a_run_refuse_a_model_that_is_not_causal():
 @pytest.mark.parametrize("position", POSITIONS)
 def test_positions_passed_in_are_those_of_none_and_a_shift_shows_where_they_are_absolute(position):
     """Biases and rotations depend on distances alone; what is added to the embeddings on the positions themselves."""
-    model, params, tokens = make(position=position)
+    model, params, tokens = make(position=position, num_layers=1)
     run = jax.jit(lambda first: model.apply({"params": params}, tokens, first + jnp.arange(24)))
     plain = logits(model, params, tokens)
     assert_close(run(0), plain, "logits")

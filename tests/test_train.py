@@ -101,10 +101,9 @@ def test_parameters_and_moments_lie_where_the_table_says(scan_layers):
     assert sum(leaf.ndim == 0 for _, leaf in leaves) >= 2
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1, 1), (2, 1, 2, 2)])
-def test_alibi_learns_the_same_on_a_mesh(sizes):
+def test_alibi_learns_the_same_on_a_mesh():
     config = tiny_config(DataConfig(), {"attention": "blockwise"})
-    assert_close(steps(config, sizes)[0], one_device("alibi", "blockwise"), "sharded loss")
+    assert_close(steps(config, (2, 1, 2, 2))[0], one_device("alibi", "blockwise"), "sharded loss")
 
 
 def loss_and_gradients(position: str, sizes):
