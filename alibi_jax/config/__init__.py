@@ -111,9 +111,11 @@ def _section_from_dict(kind: type, name: str, values: Any, of_run: bool) -> Any:
     values = of_today(values) if kind is ModelConfig else values
     known = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-        path = f"{name}.{key}" if name != "config" else key
-        require(key in known, path, "an unknown key", f"one of {', '.join(known)}", f"Did you mean {near!r}?")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            path = f"{name}.{key}" if name != "config" else key
+            expected = f"expected one of {', '.join(known)}. Did you mean {near!r}?"
+            raise ConfigError(f"{path}: got an unknown key, {expected}")
     hints = typing.get_type_hints(kind)
     fields = {}
     for key, value in values.items():
