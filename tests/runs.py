@@ -34,8 +34,8 @@ def saved_state(config: Config, workdir) -> State:
     return jax.tree.map(np.asarray, state)
 
 
-def random_run(folder, model: dict, data: DataConfig | None = None, fingerprint: str = "") -> Config:
-    """The folder of a run that was not trained: random parameters are its only checkpoint, of step 3."""
+def random_run(folder, model: dict, data: DataConfig | None = None, fingerprint: str = "") -> tuple[Config, dict]:
+    """(config, parameters) of a run that was not trained: random parameters are its only checkpoint, of step 3."""
     config = Config(ModelConfig(**model), data or DataConfig(), train=TrainConfig(train_length=32))
     init = jax.jit(TransformerLM(config.model).init)
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
@@ -46,7 +46,7 @@ def random_run(folder, model: dict, data: DataConfig | None = None, fingerprint:
     checkpoints.close()
     (folder / "config.json").write_text(to_json(config))
     (folder / "corpus.txt").write_text(fingerprint)
-    return config
+    return config, params
 
 
 def assert_identical(actual, expected) -> None:

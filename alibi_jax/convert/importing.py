@@ -138,8 +138,9 @@ def _config(
             "train_length: got none, and the model's config says none either, expected the tokens that it was trained on at "
             "once. Pass --train-length N."
         )
-    if dtype == "auto":
-        dtype = "bfloat16" if all(tensor.dtype == "bfloat16" for tensor in stored.values()) else "float32"
+    if dtype == "auto":  # our own config.json says it
+        kept = architecture.model.parameter_dtype == "bfloat16"
+        dtype = "bfloat16" if kept or all(tensor.dtype == "bfloat16" for tensor in stored.values()) else "float32"
     model = dataclasses.replace(architecture.model, parameter_dtype=dtype, compute_dtype=dtype, scan_layers=True)
     data = DataConfig(tokenizer="file", tokenizer_path=str(folder))
     return Config(model=model, data=data, train=TrainConfig(train_length=length))

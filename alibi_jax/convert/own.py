@@ -21,7 +21,7 @@ def architecture(fields: Fields) -> Architecture:
 def tensors(model: ModelConfig) -> list[Tensor]:
     """Returns one tensor for each parameter, with the name that it has where layers are not stacked."""
     shapes = parameter_shapes(dataclasses.replace(model, scan_layers=False))
-    return [same(path, path, shape) for path, shape in shapes.items()]
+    return [same(path, path, leaf.shape) for path, leaf in shapes.items()]
 
 
 def config(run: Config) -> dict[str, Any]:

@@ -26,12 +26,12 @@ ALIGNMENT = 64  # bytes; XLA copies arrays that begin elsewhere
 logger = logging.getLogger("alibi_jax")
 
 
-def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each parameter by its path, such as "layers/attention/query"."""
+def parameter_shapes(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shape and type of each parameter by its path, such as "layers/attention/query"."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     model = dataclasses.replace(model, attention="reference")  # "auto" would log what it chose, for one token
     tree = jax.eval_shape(TransformerLM(model).init, jax.random.key(0), tokens)["params"]
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def load_parameters(
@@ -42,8 +42,7 @@ def load_parameters(
     The tensors have passed `check_tensors`. progress is called with the bytes of each. Logs tensors that were rounded to a
     shorter type, and warns of NaN and infinity, with the tensors' names.
     """
-    dtype = jnp.dtype(model.parameter_dtype)
-    arrays = {path: _empty(shape, dtype) for path, shape in parameter_shapes(model).items()}
+    arrays = {path: _empty(leaf.shape, leaf.dtype) for path, leaf in parameter_shapes(model).items()}
     held, filled = holders(tensors, stored), Counter()
     unsound = []
     for tensor in dict.fromkeys(held.values()):
@@ -59,7 +58,7 @@ def load_parameters(
         progress(stored[tensor.name].num_bytes)
     if wrong := [path for path, array in arrays.items() if filled[path] != array.size]:
         raise TypeError(f"the family's tensors do not fill {listed(wrong)}")
-    _log_rounded([stored[tensor.name].dtype for tensor in set(held.values())], dtype)
+    _log_rounded([stored[tensor.name].dtype for tensor in set(held.values())], jnp.dtype(model.parameter_dtype))
     if unsound:
         logger.warning("import: NaN or infinity in %s: losses that depend on them will be NaN", listed(unsound))
     cpu = jax.local_devices(backend="cpu")[0]
