@@ -37,7 +37,7 @@ def compare(family: str, heads: int, options: str, oracle: str, pairs: dict[int,
 
 def write_table(path: str) -> None:
     """Writes the session's rows as PATH.md and PATH.json, with the versions that made them."""
-    rows = sorted(ROWS, key=lambda row: (row["family"], row["options"], row["heads"]))
+    rows = sorted(ROWS, key=lambda row: (row["family"], row["heads"], row["options"]))
     installed = [name for name in PACKAGES if importlib.util.find_spec(name)]
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in installed}
     table = {"tolerance": TOLERANCE["imported"], "versions": versions, "rows": rows}

@@ -23,6 +23,7 @@ from alibi_jax.data.corpus import prepare
 from alibi_jax.data.tokenizer.file import FileTokenizer
 from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate.run import load_params
+from alibi_jax.run.parse import main
 from alibi_jax.sharding import make_mesh
 from runs import assert_identical, random_run
 
@@ -99,7 +100,7 @@ def test_an_import_is_exported_again_to_the_bit_and_in_shards(tmp_path, monkeypa
     assert_identical(unstacked(*saved_parameters(tmp_path / "again")), unstacked(*run))
 
 
-def test_the_tokenizer_of_the_corpus_comes_along(tiny_data, tmp_path, caplog):
+def test_the_tokenizer_of_the_corpus_comes_along(tiny_data, tmp_path, capsys):
     data = dataclasses.replace(tiny_data, tokenizer="bpe", bpe_vocab_size=270)
     corpus = prepare(data)
     random_run(tmp_path / "run", SIZES | BLOOM | {"vocab_size": 270}, data, corpus.fingerprint)
@@ -115,8 +116,10 @@ def test_the_tokenizer_of_the_corpus_comes_along(tiny_data, tmp_path, caplog):
     for path in (tmp_path / "out").iterdir():
         assert (tmp_path / "twice" / path.name).read_bytes() == path.read_bytes(), path.name
     corpus.folder.rename(tmp_path / "elsewhere")
-    export_run(tmp_path / "run", "bloom", tmp_path / "without")
-    assert not (tmp_path / "without" / "tokenizer.json").exists() and str(corpus.folder) in caplog.text
+    assert main(["export", str(tmp_path / "run"), "--format", "bloom", "--out", str(tmp_path / "without")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"exported: {tmp_path / 'without'}\n"
+    assert not (tmp_path / "without" / "tokenizer.json").exists() and str(corpus.folder) in captured.err
 
 
 @pytest.mark.parametrize(

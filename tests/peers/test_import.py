@@ -105,10 +105,10 @@ class Case(NamedTuple):
 
 PATCHED = "transformers with the method patched, which ignores bias_max"
 CASES = {
-    "bloom-4": Case(bloom, 4, {}, "", save_whole),
+    "bloom-4": Case(bloom, 4, {}, "one file", save_whole),
     "bloom-12": Case(bloom, 12, {}, ".bin file", save_bin),
     "bloom-16": Case(bloom, 16, {}, "shards", save_shards),
-    "mpt-12": Case(mpt, 12, {}, "", save_whole),
+    "mpt-12": Case(mpt, 12, {}, "one file", save_whole),
     "mpt-16-clip": Case(mpt, 16, {"clip_qkv": 0.5}, "clip_qkv 0.5, .bin file", save_bin),
     "mpt-4-scale": Case(mpt, 4, {"softmax_scale": 0.5}, "softmax_scale 0.5", save_whole),
     "mpt-12-bias_max": Case(mpt, 12, {"alibi_bias_max": 16}, "alibi_bias_max 16", save_shards, PATCHED),
