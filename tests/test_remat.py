@@ -52,10 +52,10 @@ def test_an_estimate_grows_with_what_is_kept():
 
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 1, "gated_mlp": True}], ids=["plain", "gated, one key head"])
 def test_the_products_that_are_kept_are_those_counted(changes):
-    """By JAX's own count of what the forward pass leaves to the backward pass, on one device."""
+    """By JAX's own count of what the forward pass leaves to the backward pass; heads over two devices, as many as layers."""
     models = [dataclasses.replace(SMALL, remat_saves=saves, **changes) for saves in ("products", "attention")]
     params = jax.eval_shape(TransformerLM(models[0]).init, jax.random.key(0), jnp.zeros((1, 8), int))["params"]
-    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+    with jax.set_mesh(make_mesh(MeshConfig(tensor=2), jax.devices()[:2])):
         kept = [activation_bytes(Config(model=m, train=TrainConfig(32 * 7, 3)), params) for m in models]
         estimated = [estimated_peak(m, 3, 32 * 7) for m in models]
     assert kept[0] - kept[1] == estimated[0] - estimated[1]

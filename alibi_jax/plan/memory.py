@@ -57,7 +57,9 @@ def _local_activation(config: Config, rows: int, leaf: jax.ShapeDtypeStruct) -> 
     mesh = jax.sharding.get_abstract_mesh()
     repeated = kv_heads_of_device(model.kv_heads, mesh) * num_shards(mesh, "heads")
     named = {model.num_heads: "heads", repeated: "heads", model.mlp_width: "mlp"}
-    named = {place: named[size] for place, size in enumerate(sizes) if size in named} | {at: "batch", length: "length"}
+    # before the batch there are layers, as many as there may be heads
+    named = {place: named[size] for place, size in enumerate(sizes) if size in named and place > at}
+    named |= {at: "batch", length: "length"}
     local = (local_size(size, named[place]) if place in named else size for place, size in enumerate(sizes))
     return math.prod(local) * leaf.dtype.itemsize
 
