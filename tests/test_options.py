@@ -99,8 +99,9 @@ ACTIVATIONS = {
 class Float64:
     """The model in numpy, from the options' formulas, with no code of the library but the paper's slopes."""
 
-    def __init__(self, config: ModelConfig, params) -> None:
+    def __init__(self, config: ModelConfig, params, first: int = 0) -> None:
         self.config, self.params = config, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        self.first = first  # position
 
     def norm(self, x, weights, axes=(-1,)):
         if self.config.norm == "layer":
@@ -114,7 +115,7 @@ class Float64:
         slopes = np.asarray(alibi_slopes(heads, config.bias_max), np.float64)
         divisor = config.slope_divisor * max(1, length / config.slope_length if config.slope_length else 1)
         powers = np.arange(heads) / (heads - 1) if config.slope_scaling == "ntk" else np.ones(heads)
-        positions = np.arange(length)
+        positions = self.first + np.arange(length)
         if config.slope_rounding == "bfloat16":
             products = slopes.astype(ml_dtypes.bfloat16)[:, None] * positions.astype(ml_dtypes.bfloat16)
             absolute = products.astype(np.float64) / divisor
@@ -208,6 +209,14 @@ def test_options_compute_their_formulas_and_each_matters(name):
         if shapes_of(without) == shapes_of(config):
             changed = np.abs(Float64(without, params)(TOKENS) - expected).max()
             assert changed > 50 * TOLERANCE["paper"], field
+
+
+def test_a_rounded_bias_is_that_of_the_positions_passed_in():
+    config = dataclasses.replace(config_of("rounded"), num_layers=1)
+    params, model = random_params(config), TransformerLM(config)
+    run = functools.partial(jax.jit(model.apply), {"params": params}, jnp.asarray(TOKENS))
+    assert_close(jax.nn.log_softmax(run(100 + jnp.arange(20)), -1), Float64(config, params, 100)(TOKENS), "paper")
+    assert np.abs(run(100 + jnp.arange(20)) - run(jnp.arange(20))).max() > 50 * TOLERANCE["paper"]
 
 
 SHARDED = {  # (mesh, options)

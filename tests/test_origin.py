@@ -126,6 +126,19 @@ def test_checkpoint_from_before_loads(run):
     assert saved_steps(workdir) == [2, 4] and read_origin(workdir / "checkpoints/4")
 
 
+def test_checkpoint_of_earlier_names_is_of_the_same_run(run):
+    """As written before the biases of each layer and the embedding's multiplier had fields of their own."""
+    config, workdir = run
+
+    def as_earlier(item):
+        model = item["origin"]["config"]["model"]
+        del model["biases"], model["embedding_multiplier"], model["parameter_dtype"]
+        model |= {"use_biases": True, "scale_embedding": True}
+
+    change_origin(workdir, 4, as_earlier)
+    assert read_origin(workdir / "checkpoints/4")[1].config == config
+
+
 STRANGE = {
     "null": None,
     "list": [],

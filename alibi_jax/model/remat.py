@@ -30,10 +30,8 @@ REMAT_SAVES = {  # beside each layer's input; those that recompute the least fir
 HEADROOM = 0.75  # of the memory: an estimate may be a quarter too low (13.9 GiB for 18.3, without remat)
 GPU_POOL = 0.75  # of a GPU's memory: what XLA takes of it unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 FLOAT32 = 4  # bytes
-WIDE, NARROW = (
-    10,
-    2,
-)  # arrays of the model's width, and of the MLP's (gated: twice), that a layer needs for its backward pass
+# arrays of the model's width, and of the MLP's (gated: twice as many), that a layer needs for its backward pass
+WIDE, NARROW = 10, 2
 
 
 def matrix_parameters(model: ModelConfig) -> int:

@@ -95,7 +95,8 @@ class Attention(nn.Module):
             axes = 1 if config.qk_norm == "head" else 2
             queries, keys = Norm(config, axes, name="query_norm")(queries), Norm(config, axes, name="key_norm")(keys)
         queries, keys = (self.rotate(heads, context.positions) for heads in (queries, keys))
-        queries = queries * config.score_multiplier
+        if config.score_multiplier != 1:  # in float32: bfloat16 would round the multiplier, and so all scores alike
+            queries = (config.score_multiplier * queries.astype(jnp.float32)).astype(dtype)
         for name, heads in (("queries", queries), ("keys", keys), ("values", values)):
             self.sow("intermediates", name, heads)  # kept only where apply(..., mutable="intermediates") asks
         rate = config.attention_dropout if train else 0.0
@@ -195,7 +196,7 @@ class TransformerLM(nn.Module):
 
     positions: int32 [L], 0 ... L - 1 where None. Embeddings and rotations take any; which tokens come earlier is a matter of
     their order alone. Attention computes a bias from the distance in that order: a method with one needs consecutive positions,
-    and where they start changes nothing.
+    and where they start changes nothing but a rounding (slope_rounding).
 
     ValueError for a config without vocab_size, ids outside the vocabulary, positions that do not fit, and a length that the
     position method refuses (`learned`). Under jax.jit values are not known: there an id outside gives NaN, as a target and, as
@@ -288,7 +289,7 @@ class TransformerLM(nn.Module):
         elif bias is None:
             check_positions(x, positions)
         else:
-            x = check_consecutive(x, positions)
+            x, bias = check_consecutive(x, positions), bias.from_position(positions[0])
         x = position.embed(x, positions)
         x = nn.Dropout(config.embedding_dropout, deterministic=not train)(x)
         x = self._layers(shard(x, "batch", "length", "channels"), Context(positions, bias), position, train)

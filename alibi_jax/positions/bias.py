@@ -118,7 +118,7 @@ class RoundedBias(Bias):
     """ALiBi as Falcon-RW has it: (a_h(key) - a_h(query)) / divisor_h, a_h(j) = slope_h * j in bfloat16 (Penedo et al. 2023).
 
     Slope, position and product are each rounded to bfloat16's 8 bits, whatever the compute dtype: at 2,048 tokens a_h is off by
-    up to 4, and a model that was trained so is another with exact slopes. The query's term is the same for all its keys; it is
+    up to 9, and a model that was trained so is another with exact slopes. The query's term is the same for all its keys; it is
     there so that distance 0 has no bias. No `decay()`: nothing is skipped.
     """
 
