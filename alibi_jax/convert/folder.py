@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from alibi_jax.errors import require
+from alibi_jax.errors import ConfigError, require
 from alibi_jax.run.checkpoint import check_path
 from alibi_jax.run.lock import only_run, writing
 from alibi_jax.storage import in_bucket, locate
@@ -36,7 +36,11 @@ def written_aside(folder: Path, option: str, work: str) -> Iterator[Path]:
     with contextlib.ExitStack() as last:
         for parent in reversed(parents):
             last.callback(_remove_empty, parent)
-        last.enter_context(only_run(aside, option, work))
+        try:
+            last.enter_context(only_run(aside, option, work))
+        except ConfigError:  # the disk has no room for a lock
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         last.callback(shutil.rmtree, aside, ignore_errors=True)
         for left in aside.iterdir():
             if left.name != "lock":

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import IO
+from typing import BinaryIO
 
 import jax
 
@@ -31,13 +31,13 @@ def writing(workdir: Location, name: str = "workdir") -> Iterator[None]:
         ) from error
 
 
-def _take(file: IO[str], workdir: Location, name: str, work: str) -> bool:
+def _take(file: BinaryIO, workdir: Location, name: str, work: str) -> bool:
     """Locks the file for this process; returns False where the file system has no locks; HeldError if another one holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        holder = file.read(LONGEST_NOTE) or "it has just begun"
+        holder = file.read(LONGEST_NOTE).decode(errors="replace") or "it has just begun"
         raise HeldError(
             f"{name}: got {workdir}, in which another {work} is at work ({holder}), expected a "
             f"folder of which it is the only {work}. Wait for that one, stop it, or choose another --{name}."
@@ -66,7 +66,7 @@ def only_run(workdir: Location, name: str = "workdir", work: str = "run") -> Ite
         if not in_bucket(workdir):
             with writing(workdir, name):
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context((workdir / "lock").open("a+", errors="replace"))
+                file = held.enter_context((workdir / "lock").open("a+b", buffering=0))
                 locked = _take(file, workdir, name, work)
         if not locked:
             logger.info(
@@ -77,6 +77,5 @@ def only_run(workdir: Location, name: str = "workdir", work: str = "run") -> Ite
         with writing(workdir, name):
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             file.truncate(0)
-            file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {now}")
-            file.flush()
+            file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {now}".encode())
         yield
