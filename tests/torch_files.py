@@ -34,6 +34,15 @@ class Object(NamedTuple):
     state: object
 
 
+class View(NamedTuple):
+    """A tensor that is a view of a flat array, which several may share: offset and strides in numbers."""
+
+    array: np.ndarray
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
 class Storage(NamedTuple):
     """The numbers of a tensor."""
 
@@ -72,14 +81,25 @@ class Pickler(pickle._Pickler):
         self.write(pickle.BUILD)
 
     def save_array(self, value):
-        """A call of _rebuild_tensor_v2 with a storage, offset, sizes, strides, requires_grad, hooks."""
-        key = str(len(self.storages))
-        storage = self.storages[key] = Storage(key, np.ascontiguousarray(value))
-        strides = tuple(stride // value.itemsize for stride in storage.array.strides)
-        arguments = storage, 0, value.shape, strides, False, collections.OrderedDict()
-        self.save_reduce(Name("torch._utils", "_rebuild_tensor_v2"), arguments, obj=value)
+        """As a view of all of it."""
+        array = np.asarray(value, order="C")
+        strides = tuple(stride // array.itemsize for stride in array.strides)
+        self.save_view(View(array.reshape(-1), 0, value.shape, strides), value)
 
-    dispatch[Name], dispatch[Object], dispatch[np.ndarray] = save_name, save_object, save_array
+    def save_view(self, view, value=None):
+        """A call of _rebuild_tensor_v2 with a storage, offset, sizes, strides, requires_grad, hooks."""
+        keys = {id(storage.array): key for key, storage in self.storages.items()}
+        key = keys.get(id(view.array), str(len(keys)))
+        storage = self.storages.setdefault(key, Storage(key, view.array))
+        arguments = storage, view.offset, view.shape, view.strides, False, collections.OrderedDict()
+        self.save_reduce(Name("torch._utils", "_rebuild_tensor_v2"), arguments, obj=view if value is None else value)
+
+    dispatch[Name], dispatch[Object], dispatch[np.ndarray], dispatch[View] = (
+        save_name,
+        save_object,
+        save_array,
+        save_view,
+    )
 
 
 def save_zip(path, value):

@@ -9,7 +9,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import jax.numpy as jnp
@@ -169,6 +169,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns what stands for a name; WeightsError for a name that is not known, which is neither imported nor called."""
+        module = "builtins" if module == "__builtin__" else module  # as Python 2 called it, and protocol 2 does
         called = f"{module}.{name}"
         if (module, name) in STORAGES or (module, name) in DTYPES:
             return STORAGES.get((module, name)) or DTYPES[module, name]
@@ -303,7 +304,7 @@ def _plain_inert(value: Inert) -> Any:
         if state or not args:
             return plain(state)
     if value.called.startswith("pathlib."):
-        return "/".join(map(str, args))
+        return str(PurePosixPath(*map(str, args)))
     if value.called.endswith(".scalar"):
         return _number(*args)
     return plain(args[0]) if len(args) == 1 else value.called
