@@ -312,8 +312,9 @@ def test_a_bucket_and_a_file_are_no_place_for_an_import(source, tmp_path):
     for place, match in ((tmp_path / "file", "which is there"), (tmp_path / "a*b", "a path without")):
         with pytest.raises(ConfigError, match=match):
             import_model("bloom", source, place)
-    pytest.importorskip("gcsfs")
-    with pytest.raises(ConfigError, match="workdir: got gs://bucket/run, expected a folder on a disk"):
+    with pytest.raises(
+        ConfigError, match=r"workdir: got gs://bucket/run, expected a folder on a disk|the package gcsfs"
+    ):
         import_model("bloom", source, "gs://bucket/run")
 
 

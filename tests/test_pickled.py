@@ -71,12 +71,17 @@ def test_views_beyond_their_storage_are_refused_by_name(tmp_path, save, case):
         read(tmp_path / "file")
 
 
-@pytest.mark.parametrize(
-    "view", [View(FLAT, -1, (2,), (1,)), View(FLAT, 0, (2,), (-1,)), View(FLAT, 0, (2,), (1, 1))], ids=str
-)
-def test_views_of_no_sense_are_refused(tmp_path, view):
-    save_zip(tmp_path / "file", {"bad": view})
-    with pytest.raises(WeightsError, match="got a file that cannot be read \\(a tensor of"):
+SENSELESS = {
+    "offset": View(FLAT, -1, (2,), (1,)),
+    "stride": View(FLAT, 0, (2,), (-1,)),
+    "strides": View(FLAT, 0, (2,), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("case", SENSELESS)
+def test_views_of_no_sense_are_refused(tmp_path, case):
+    save_zip(tmp_path / "file", {"bad": SENSELESS[case]})
+    with pytest.raises(WeightsError, match=r"got a file that cannot be read \(a tensor of"):
         read(tmp_path / "file")
 
 
