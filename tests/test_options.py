@@ -232,25 +232,25 @@ SHARDED = {  # (mesh, options)
 }
 
 
+def loss_and_gradient(config: ModelConfig, params):
+    def loss(params):
+        tokens = jnp.asarray(TOKENS)
+        return TransformerLM(config).apply({"params": params}, tokens, tokens[:, ::-1], method="nats").mean()
+
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+
+
 @pytest.mark.parametrize("name", SHARDED)
 def test_options_on_a_mesh_have_the_same_loss_and_gradients(name):
     """Blockwise on every device, in a ring where the sequence is split: key heads that do not divide are repeated."""
     sizes, changes = SHARDED[name]
-    config = ModelConfig(**(SMALL | {"vocab_size": 32, "num_layers": 1, "attention": "blockwise"} | changes))
-    model, params, tokens = TransformerLM(config), random_params(config), jnp.asarray(TOKENS)
-
-    @jax.jit
-    def step(params):
-        def loss(params):
-            return model.apply({"params": params}, tokens, tokens[:, ::-1], method="nats").mean()
-
-        return jax.value_and_grad(loss)(params)
-
-    expected = jax.device_get(step(params))
+    config = ModelConfig(**(SMALL | {"vocab_size": 32, "num_layers": 1, "attention": "reference"} | changes))
+    params = random_params(config)
+    expected = loss_and_gradient(config, params)
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, tree_shardings(config, params, mesh))
-        actual = jax.device_get(step(placed))
+        actual = loss_and_gradient(dataclasses.replace(config, attention="blockwise"), placed)
     assert_close(actual[0], expected[0], "sharded loss")
     jax.tree.map(functools.partial(assert_close, what="attention gradient"), actual[1], expected[1])
 
