@@ -16,7 +16,7 @@ from alibi_jax.config import (
     differing_fields,
     load_config,
 )
-from alibi_jax.convert import exporting
+from alibi_jax.convert import exporting, shards
 from alibi_jax.convert.exporting import export_run
 from alibi_jax.convert.importing import import_model
 from alibi_jax.data.corpus import prepare
@@ -84,7 +84,7 @@ def test_an_import_is_exported_again_to_the_bit_and_in_shards(tmp_path, monkeypa
     run = random_run(tmp_path / "run", SIZES | MPT)
     export_run(tmp_path / "run", "mpt", tmp_path / "first")
     import_model("mpt", tmp_path / "first", tmp_path / "imported")
-    monkeypatch.setattr(exporting, "SHARD_BYTES", 10_000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 10_000)
     export_run(tmp_path / "imported", "mpt", tmp_path / "second")
     files = sorted((tmp_path / "second").glob("*.safetensors"))
     assert len(files) > 3 and all(file.stat().st_size < 12_000 for file in files)

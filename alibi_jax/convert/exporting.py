@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +14,10 @@ from flax import traverse_util
 
 from alibi_jax.config import Config, MeshConfig, ModelConfig, load_config
 from alibi_jax.convert import bloom, mpt, own
-from alibi_jax.convert.family import Family, Tensor
+from alibi_jax.convert.family import Family
 from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.folder import new_folder, written_aside
-from alibi_jax.convert.parameters import located
+from alibi_jax.convert.shards import write_tensors
 from alibi_jax.data.names import folder_of_run
 from alibi_jax.data.tokenizer import load_tokenizer
 from alibi_jax.data.tokenizer.foreign import foreign_files
@@ -31,7 +30,6 @@ from alibi_jax.storage import Location, locate, write_atomically
 
 Format = Literal["bloom", "mpt", "safetensors"]
 FORMATS: dict[Format, Family] = {"bloom": bloom.FAMILY, "mpt": mpt.FAMILY, "safetensors": own.FAMILY}
-SHARD_BYTES = 2 * 10**9
 # fields of ModelConfig that change nothing that parameters compute without dropout, beyond rounding
 ANY = {
     *("attention", "compute_dtype", "parameter_dtype", "scan_layers", "remat", "remat_saves", "logits_mib"),
@@ -60,7 +58,7 @@ def export_run(
         values |= _token_ids(workdir, files)
     arrays = _parameters(workdir, config, which)
     with written_aside(folder, "out", "export") as aside, writing(folder, "out"):
-        _write_tensors(aside, family, config.model, arrays)
+        write_tensors(aside, family, config.model, arrays)
         for name, content in {"config.json": json.dumps(values, indent=2) + "\n", **files}.items():
             write_atomically(aside / name, content)
     return folder
@@ -124,39 +122,3 @@ def _parameters(workdir: Location, config: Config, which: Literal["best", "last"
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         _, params = load_params(workdir, config, which)
     return {path: np.asarray(array) for path, array in traverse_util.flatten_dict(params, sep="/").items()}
-
-
-def _write_tensors(folder: Path, family: Family, model: ModelConfig, arrays: dict[str, np.ndarray]) -> None:
-    from safetensors.numpy import save
-
-    item = np.dtype(next(iter(arrays.values())).dtype).itemsize
-    shards = _shards([tensor for tensor in family.tensors(model) if not tensor.tied], item)
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    names = names if len(shards) > 1 else ["model.safetensors"]
-    places = {}
-    for name, tensors in zip(names, shards, strict=True):
-        joined = {
-            family.full_name(tensor): np.ascontiguousarray(
-                tensor.join([located(arrays, path)[1] for path in tensor.ours])
-            )
-            for tensor in tensors
-        }
-        write_atomically(folder / name, save(joined, {"format": "pt"}))
-        places |= dict.fromkeys(joined, name)
-    if len(shards) > 1:
-        size = sum(array.nbytes for array in arrays.values())
-        index = {"metadata": {"total_size": size}, "weight_map": places}
-        write_atomically(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
-
-
-def _shards(tensors: Sequence[Tensor], item: int) -> list[list[Tensor]]:
-    """Returns the tensors of each file: at most SHARD_BYTES, unless one alone has more. item: bytes of a number."""
-    shards, room = [], 0
-    for tensor in tensors:
-        size = item * math.prod(tensor.shape)
-        if not shards or size > room:
-            shards.append([])
-            room = SHARD_BYTES
-        shards[-1].append(tensor)
-        room -= size
-    return shards
