@@ -124,8 +124,26 @@ def test_what_is_refused_by_name(changes, attention, message):
     assert message in str(error.value)
 
 
-def test_files_of_before_june_2023_have_other_names():
+def test_configs_of_before_june_2023_have_no_attn_config():
     """replit-code-v1's, too."""
+    flat = {name: value for name, value in CONFIG.items() if name not in ("attn_config", "init_config", "norm_type")}
+    flat |= {"alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "attn_pdrop": 0, "attn_uses_sequence_id": False}
+    flat |= {"attn_clip_qkv": 6.0, "attn_qk_ln": True, "prefix_lm": False, "softmax_scale": None, "mlp_ratio": 4}
+    flat |= {
+        "low_precision_layernorm": True,
+        "param_init_fn": "kaiming_normal_",
+        "fan_mode": "fan_in",
+        "init_std": 0.02,
+    }
+    flat.pop("expansion_ratio")
+    fields = Fields(flat, "config.json")
+    assert mpt.architecture(fields).model == architecture({}, {"clip_qkv": 6.0, "qk_ln": True}).model
+    fields.refuse_rest()
+    with pytest.raises(ConfigError, match=r"config.json: alibi: got false"):
+        mpt.architecture(Fields(flat | {"alibi": False}, "config.json"))
+
+
+def test_files_of_before_june_2023_have_other_names():
     model = architecture().model
     now = [tensor.name for tensor in mpt.tensors(model) if not tensor.tied]
     earlier = [name.replace("norm_f.", "ln_f.").replace("norm_1.", "ln_1.").replace("norm_2.", "ln_2.") for name in now]

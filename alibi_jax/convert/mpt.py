@@ -20,12 +20,26 @@ NORMS: dict[str, Literal["layer", "rms"]] = {
     "rmsnorm": "rms",
     "low_precision_rmsnorm": "rms",
 }
-RENAMED = {  # parts of the names of files from before June 2023
+# of files from before June 2023, as llm-foundry's own conversion of them has it: parts of tensors' names, and keys of
+# attn_config, which stood in config.json itself
+RENAMED = {
     "ln_f": "norm_f",
     "ln_1": "norm_1",
     "ln_2": "norm_2",
     "mlp.mlp_up": "ffn.up_proj",
     "mlp.mlp_down": "ffn.down_proj",
+}
+FLAT = {"attn_qk_ln": "qk_ln", "attn_clip_qkv": "clip_qkv"} | {
+    name: name
+    for name in (
+        "alibi",
+        "alibi_bias_max",
+        "attn_impl",
+        "attn_pdrop",
+        "attn_uses_sequence_id",
+        "prefix_lm",
+        "softmax_scale",
+    )
 }
 
 logger = logging.getLogger("alibi_jax")
@@ -52,9 +66,18 @@ def _qk_norm(attention: Fields) -> Literal["none", "head", "channels"]:
     return "channels" if channels else "head" if head else "none"
 
 
+def _attention_fields(fields: Fields) -> Fields:
+    """Returns attn_config, or what stands in its place in files from before June 2023."""
+    if "attn_config" in fields.values:
+        return Fields(fields.take(dict, "attn_config"), f"{fields.where}: attn_config")
+    fields.ignore(*FLAT, "low_precision_layernorm", "param_init_fn", "fan_mode", "init_nonlinearity", "init_gain")
+    fields.ignore("init_std", "init_div_is_residual", "emb_init_std", "emb_init_uniform_lim")
+    return Fields({now: fields.values[name] for name, now in FLAT.items() if name in fields.values}, fields.where)
+
+
 def _attention(fields: Fields, heads: int, head_width: int) -> dict[str, Any]:
     """Returns the fields of ours that attn_config decides."""
-    attention = Fields(fields.take(dict, "attn_config", default={}), f"{fields.where}: attn_config")
+    attention = _attention_fields(fields)
     scale = attention.take((float, type(None)), "softmax_scale", default=None)
     attention.expect("alibi", True)
     attention.expect("prefix_lm", False)
@@ -80,7 +103,7 @@ def _attention(fields: Fields, heads: int, head_width: int) -> dict[str, Any]:
 
 
 def _mlp_width(fields: Fields, width: int) -> int:
-    ratio = fields.take(float, "expansion_ratio", default=4)
+    ratio = fields.take(float, "expansion_ratio", "mlp_ratio", default=4)
     require(
         width * ratio == int(width * ratio),
         f"{fields.where}: expansion_ratio",
@@ -223,4 +246,6 @@ def config(run: Config) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("mpt", ("mpt",), architecture, tensors, prefix="transformer.", renamed=renamed, config=config)
+FAMILY = Family(
+    "mpt", ("mpt", "mosaic_gpt"), architecture, tensors, prefix="transformer.", renamed=renamed, config=config
+)
