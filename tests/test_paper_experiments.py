@@ -44,16 +44,18 @@ def rows(text, heading):
 
 def test_slopes_then_early_tokens_in_two_processes_and_again_without_repeating(tiny, tmp_path):
     recipe, out = tiny
-    text = slopes.Slopes(config=recipe, out=out, equal=(2,), jobs=2)()
-    names = {"geometric_(paper)", "learned", "bias_max_16", "all_2^-2"}
-    assert set(rows(text, "Perplexity, non-overlapping")) == {"run", *names}
-    kinds = {name: load_config(out / name).model for name in names}
+    kinds = {name: config.model for name, config in slopes.Slopes(config=recipe, equal=(2,)).configs().items()}
     assert {name: (model.slopes, model.bias_max) for name, model in kinds.items()} == {
         "geometric_(paper)": ("geometric", 8.0),
         "learned": ("learned", 8.0),
         "bias_max_16": ("geometric", 16.0),
         "all_2^-2": ("equal", 2.0),
     }
+    text = slopes.Slopes(config=recipe, out=out, equal=(), jobs=2)()
+    names = {"geometric_(paper)", "learned", "bias_max_16"}
+    assert set(rows(text, "Perplexity, non-overlapping")) == {"run", *names}
+    for name in names:
+        assert load_config(out / name).model == dataclasses.replace(kinds[name], vocab_size=256)
     divided = rows(text, "The paper's slopes divided by s at evaluation")
     assert divided["as trained"][0] == divided["divided by s"][0]  # s = 1
     assert divided["as trained"][1] != divided["divided by s"][1]
@@ -62,7 +64,7 @@ def test_slopes_then_early_tokens_in_two_processes_and_again_without_repeating(t
     assert "`python -m experiments.some --out out`" in text and re.search(r"jax \d+\.\d+", text)
 
     changed = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoints/*")}
-    again = slopes.Slopes(config=recipe, out=out, equal=(2,), jobs=1)()
+    again = slopes.Slopes(config=recipe, out=out, equal=(), jobs=1)()
     assert rows(again, "Perplexity, non-overlapping") == rows(text, "Perplexity, non-overlapping")
     assert changed == {path: path.stat().st_mtime_ns for path in out.rglob("checkpoints/*")}
 
