@@ -119,7 +119,10 @@ def text_of(config: Config) -> str:
     data = config.data
     source = data.tfds_name or data.train_path or data.source
     scored = f"the first {config.evaluate.max_tokens:,} tokens" if config.evaluate.max_tokens else "all"
-    return f"{markdown_text(source)} as {data.tokenizer}; scored: {scored} of {config.evaluate.split}"
+    tokens = (
+        f"by the tokenizer in {markdown_text(data.tokenizer_path)}" if data.tokenizer_path else f"as {data.tokenizer}"
+    )
+    return f"{markdown_text(source)} {tokens}; scored: {scored} of {config.evaluate.split}"
 
 
 def read_kept(path: Path, nothing: dict[str, Any]) -> dict[str, Any]:

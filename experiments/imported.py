@@ -104,10 +104,10 @@ def settings_of(model: ModelConfig, train_length: int) -> tuple[dict[str, dict[s
 
 def sections_of(records: Sequence[Record], without: Mapping[str, str]) -> dict[str, str]:
     """Returns heading -> text of the page of results."""
-    stride, slid = sliding(records)
+    slid = sliding(records)[1]
     sections = {"Perplexity by length and setting, non-overlapping": markdown_table(non_overlapping(records))}
     if slid:
-        sections[f"Perplexity by length and setting, sliding by {stride}"] = markdown_table(slid)
+        sections["Perplexity by length and setting, sliding"] = markdown_table(slid)
     sections["The gain over the training length, split in two"] = f"{gain_table(records)}\n\n{READ}"
     if without:
         sections["Settings left out"] = "\n".join(f"- {name}: {markdown_text(why)}" for name, why in without.items())

@@ -137,6 +137,7 @@ def test_how_far_it_reads_as_is_and_with_its_slopes_stretched(folder, tmp_path):
     places = {"text": Path(data.train_path), "directory": Path(data.directory), "out": tmp_path}
     page = experiment.Imported(folder / "bloom", lengths=(16, 32), max_tokens=256, **places)()
     assert "# How far does bloom read?" in page and "| NTK |" in page and "far context" in page
+    assert "Sliding window, stride L/4:" in page and f"by the tokenizer in {folder / 'bloom'}" in page
     assert (tmp_path / "report.html").exists() and (tmp_path / "results.md").read_text() in page
     records = non_overlapping(read_records([tmp_path / name for name in ("as_is", "PI", "NTK")]))
     nats = {(record.run, record.length): record.statistics["mean_nats"] for record in records}

@@ -136,7 +136,7 @@ def markdown_table(records: Sequence[Record]) -> str:
     shown = protocols(records)
     if [name for name, _ in shown] == ["non-overlapping windows"]:
         return _markdown_grid(shown[0][1])
-    return "\n\n".join(f"{name.capitalize()}:\n\n{_markdown_grid(some)}" for name, some in shown)
+    return "\n\n".join(f"{name[0].upper()}{name[1:]}:\n\n{_markdown_grid(some)}" for name, some in shown)
 
 
 def _markdown_grid(records: Sequence[Record]) -> str:
