@@ -5,27 +5,19 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alibi_jax.config import Config, EvaluateConfig, MeshConfig, ModelConfig, load_config, to_json
-from alibi_jax.data.batches import Batches
+from alibi_jax.config import Config, EvaluateConfig, ModelConfig, load_config, to_json
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate.reader import read_records
 from alibi_jax.evaluate.records import non_overlapping
 from alibi_jax.evaluate.report import write_report
-from alibi_jax.evaluate.run import evaluate_run, load_params
-from alibi_jax.model import TransformerLM
+from alibi_jax.evaluate.run import evaluate_run
 from alibi_jax.run.parse import main
-from alibi_jax.sharding import make_mesh
-from alibi_jax.train import train
-from conftest import assert_close
 from experiments import imported as experiment
 from imported import imported_bloom
-from runs import saved_state, tiny_config
 
 WORDS = ["north", "south", "east", "west", "the", "café", "\n"]
 SWEEP = EvaluateConfig(lengths=(16, 64), strides=("L", "L/4"), far_stride="L/4", max_tokens=256)
@@ -109,27 +101,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(folder,
     ):
         evaluate_run(bare, SWEEP, data=data)
     assert "has no tokenizer: that of data.tokenizer has to be the model's own" in caplog.text
-
-
-def test_training_goes_on_from_it_in_float32(folder, tmp_path):
-    own = load_config(folder / "bloom")
-    assert own.model.parameter_dtype == "bfloat16"
-    config = dataclasses.replace(
-        tiny_config(data_of(folder), steps=1), model=dataclasses.replace(own.model, compute_dtype="float32")
-    )
-    resolved = train(config, tmp_path / "run", init_from=folder / "bloom")
-    assert resolved.model.parameter_dtype == "float32"
-    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
-    first = next(line["loss"] for line in lines if "loss" in line)
-    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        _, params = load_params(folder / "bloom", own, "best")
-    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    inputs, targets = map(jnp.asarray, Batches(open_corpus(config.data).tokens("train"), 16, 8, 0).batch_at(0))
-    nats = jax.jit(TransformerLM(resolved.model).apply, static_argnames="method")(
-        {"params": params}, inputs, targets, method="nats"
-    )
-    assert_close(first, np.mean(nats), "loss")
-    assert {x.dtype for x in jax.tree.leaves(saved_state(resolved, tmp_path / "run").params)} == {np.dtype("float32")}
 
 
 def test_how_far_it_reads_as_is_and_with_its_slopes_stretched(folder, tmp_path):

@@ -129,10 +129,15 @@ def _corpus_of_run(workdir: Location, config: Config) -> Corpus:
             check_vocabulary(corpus, config.model)
             return corpus
         trained = trained_on(workdir)
-        corpus = open_corpus(config.data, trained)
+        corpus = open_corpus(config.data, trained if _names_same_text(config.data, load_config(workdir).data) else None)
         if trained:
             check_corpus(workdir, corpus.fingerprint)
     return corpus
+
+
+def _names_same_text(data: DataConfig, own: DataConfig) -> bool:
+    """Returns whether two configs name the same text, wherever corpora and the tokenizer's file are."""
+    return dataclasses.replace(data, directory=own.directory, tokenizer_path=own.tokenizer_path) == own
 
 
 def check_tokenizer(workdir: Location, data: DataConfig) -> None:
