@@ -44,7 +44,7 @@ def load_parameters(
     """
     arrays = {path: _empty(leaf.shape, leaf.dtype) for path, leaf in parameter_shapes(model).items()}
     held, filled = holders(tensors, stored), Counter()
-    unsound = []
+    unsound: dict[str, None] = {}  # in order
     for tensor in dict.fromkeys(held.values()):
         pieces = tensor.split(stored[tensor.name].read())
         for path, piece in zip(tensor.ours, pieces, strict=True):
@@ -52,9 +52,10 @@ def load_parameters(
                 name, target = located(arrays, path)
                 if target.shape != piece.shape:
                     raise TypeError(f"{path}: {tensor.name} gives {piece.shape}, expected {target.shape}")
-                target[...] = piece
+                with np.errstate(over="ignore"):  # what becomes infinite is warned of
+                    target[...] = piece
                 filled[name] += piece.size
-                unsound += [] if _is_finite(target) else [tensor.name]
+                unsound |= {} if _is_finite(target) else {tensor.name: None}
         progress(stored[tensor.name].num_bytes)
     if wrong := [path for path, array in arrays.items() if filled[path] != array.size]:
         raise TypeError(f"the family's tensors do not fill {listed(wrong)}")

@@ -104,7 +104,8 @@ def _sharded(index: Path, load: Callable[[Path], dict[str, Stored]]) -> dict[str
             f"{index}: got shards without tensors that the index says they hold: {listed(lacking)}; expected index and shards "
             "of one model. Download both again."
         )
-    return {tensor: stored for shard in shards.values() for tensor, stored in shard.items()}
+    extra = {tensor: stored for shard in shards.values() for tensor, stored in shard.items()}
+    return extra | {tensor: shards[name][tensor] for tensor, name in places.items()}
 
 
 def safetensors_of(path: Path) -> dict[str, Stored]:
