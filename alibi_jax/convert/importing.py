@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,25 +65,27 @@ def import_model(
     config = _config(architecture, stored, folder, dtype, train_length)
     sizes = [file.stat().st_size for file in opened.files]
     sizes += [stored[tensor.name].num_bytes for tensor in set(holders(tensors, stored).values())]
-    with (
-        written_aside(folder, "workdir", "import") as aside,
-        _progress(f"import {chosen.name}", sum(sizes)) as progress,
-    ):
-        with writing(folder):
-            for name, content in opened.tokenizer.items():
-                write_atomically(aside / name, content)
+    with written_aside(folder, "workdir", "import") as aside:
+        _write(aside, opened.tokenizer)
         _check_tokenizer(aside, source, config.model)
-        hashes = {str(file): {"sha256": _sha256(file, progress), "bytes": file.stat().st_size} for file in opened.files}
-        params = load_parameters(tensors, stored, config.model, progress)
+        with _progress(f"import {chosen.name}", sum(sizes)) as progress:
+            files = {str(file): _checksum(file, progress) for file in opened.files}
+            params = load_parameters(tensors, stored, config.model, progress)
         facts = {"family": chosen.name, "source": str(source.absolute()), "dtype": config.model.parameter_dtype}
-        facts |= {"files": hashes, "config": opened.fields.values, **provenance()}
-        with writing(folder):
-            write_atomically(aside / "config.json", to_json(config))
-            write_atomically(aside / IMPORTED, json.dumps(facts, indent=2))
+        facts |= {"files": files, "config": opened.fields.values, **provenance()}
+        _write(aside, {"config.json": to_json(config), IMPORTED: json.dumps(facts, indent=2)})
+        logger.info("import: writing the checkpoint")
         origin = Origin(config, None)
         with contextlib.closing(Checkpoints(aside, origin=origin, file_bytes=FILE_BYTES)) as checkpoints:
             checkpoints.save(0, params, {"step": np.zeros((), np.int32)}, None)
     return config
+
+
+def _write(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Writes files into the run's folder to be; ConfigError where the disk is full."""
+    with writing(folder):
+        for name, content in files.items():
+            write_atomically(folder / name, content)
 
 
 def _family(name: str, source: Path) -> Family:
@@ -101,7 +103,7 @@ def _family(name: str, source: Path) -> Family:
         do = "Import it as its own family, or as `auto`."
         require(fits, f"{config}: model_type", shown(kind), f"{types}, as family {name} has it", do)
         return chosen
-    if kind is None and any(source.parent.glob(source.name if source.suffix == ".pt" else f"{source.name}/*.pt")):
+    if not config.is_file() and (source.suffix == ".pt" or any(source.glob("*.pt"))):
         return FAMILIES["fairseq"]
     require(
         any(kind in family.model_types for family in FAMILIES.values()),
@@ -178,10 +180,12 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield add
 
 
-def _sha256(file: Path, progress: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
+def _checksum(file: Path, progress: Callable[[int], None]) -> dict[str, str | int]:
+    """Returns the sha256 and the bytes of a file."""
+    digest, size = hashlib.sha256(), 0
     with file.open("rb") as opened:
         while chunk := opened.read(AT_ONCE):
             digest.update(chunk)
             progress(len(chunk))
-    return digest.hexdigest()
+            size += len(chunk)
+    return {"sha256": digest.hexdigest(), "bytes": size}
