@@ -49,7 +49,11 @@ def initial_params(folder: Location, config: Config, shardings: Any) -> tuple[di
     params = checkpoints.restore(step, params=placed_shapes(shapes, shardings))["params"]
     logger.info("init-from: parameters of step %d of %s", step, folder)
     facts = {"source": _name(folder), "step": step, "checksum": _checksum(folder, step)}
-    return facts, jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    return facts, jax.jit(_float32, out_shardings=shardings)(params)
+
+
+def _float32(params: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), params)
 
 
 def check_init_from(workdir: Location, folder: Location | None) -> None:
