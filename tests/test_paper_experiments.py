@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from alibi_jax.config import load_config, replace, to_json
@@ -15,6 +16,7 @@ from alibi_jax.errors import ConfigError, Interrupted, Refused, ResultsError
 from alibi_jax.evaluate.records import record_of
 from alibi_jax.run.signals import stop_requested
 from experiments import cost, domains, early_tokens, extrapolation, grid, paper, processes, slopes
+from flags import QUICK
 from runs import tiny_config
 
 
@@ -42,8 +44,10 @@ def rows(text, heading):
     return {cells[0][0]: cells[0][1:]} | {line[0]: line[1:] for line in cells[2:]}
 
 
-def test_slopes_then_early_tokens_in_two_processes_and_again_without_repeating(tiny, tmp_path):
+def test_slopes_then_early_tokens_in_two_processes_and_again_without_repeating(tiny, tmp_path, monkeypatch):
     recipe, out = tiny
+    assert len(jax.devices()) == 8
+    monkeypatch.setenv("XLA_FLAGS", QUICK)  # of the others, which have a device each
     kinds = {name: config.model for name, config in slopes.Slopes(config=recipe, equal=(2,)).configs().items()}
     assert {name: (model.slopes, model.bias_max) for name, model in kinds.items()} == {
         "geometric_(paper)": ("geometric", 8.0),
