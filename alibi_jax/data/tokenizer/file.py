@@ -30,12 +30,12 @@ if TYPE_CHECKING:  # imported where it is used, as a model can be trained where 
     import tokenizers
 
 
-def library_model(library: dict[str, Any]) -> "tokenizers.Tokenizer":
+def library_model(text: str) -> "tokenizers.Tokenizer":
     """Returns the `tokenizers` library's object of its JSON, for texts of any length. DataError where it takes no such JSON."""
     from tokenizers import Tokenizer
 
     try:
-        model = Tokenizer.from_str(json.dumps(library))
+        model = Tokenizer.from_str(text)
     except Exception as error:
         if type(error) is not Exception:  # the library raises the bare class
             raise
@@ -54,24 +54,30 @@ def number_of_tokens(path: str | Location) -> int:
     file = tokenizer_file(path)
     if is_vocabulary(file):
         return WordTokenizer.read(file).vocab_size
-    return max(library_model(read_object(file)).get_vocab().values(), default=-1) + 1
+    return max(library_model(json.dumps(read_object(file))).get_vocab().values(), default=-1) + 1
 
 
 def _without_prefix(library: dict[str, Any]) -> dict[str, Any]:
-    """Returns the JSON of a tokenizer that puts no space in front of a text: for what follows within a document."""
-    library = json.loads(json.dumps(library))
-    for component in components(library["pre_tokenizer"]):
-        if component["type"] == "ByteLevel":
-            component["add_prefix_space"] = False
-        elif component["type"] == "Metaspace":
-            component["prepend_scheme"] = "never"
-    kept = [component for component in components(library["normalizer"]) if component["type"] != "Prepend"]
-    library["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
-    return library
+    """Returns the parts of a tokenizer's JSON that put no space in front of a text: for what follows within a document."""
+    changes = {"ByteLevel": {"add_prefix_space": False}, "Metaspace": {"prepend_scheme": "never"}}
+    split = [part | changes.get(part["type"], {}) for part in components(library.get("pre_tokenizer"))]
+    for part in split:
+        if part["type"] == "Metaspace":
+            part.pop("add_prefix_space", None)  # of earlier versions; it has to agree with prepend_scheme
+    kept = [part for part in components(library.get("normalizer")) if part["type"] != "Prepend"]
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": kept} if kept else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": split} if split else None,
+    }
 
 
-def _parts_before_model(library: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*components(library["normalizer"]), *components(library["pre_tokenizer"])]
+def _puts_prefix(library: dict[str, Any]) -> bool:
+    """Returns whether a tokenizer puts a space in front of a text that has none."""
+    parts = [*components(library.get("normalizer")), *components(library.get("pre_tokenizer"))]
+    kinds = [part["type"] for part in parts]
+    spaces = [part.get("add_prefix_space", True) for part in parts if part["type"] == "ByteLevel"]
+    spaces += [part.get("prepend_scheme", "always") != "never" for part in parts if part["type"] == "Metaspace"]
+    return any(spaces) or "Prepend" in kinds
 
 
 class FileTokenizer(Tokenizer):
@@ -88,17 +94,15 @@ class FileTokenizer(Tokenizer):
     fields: ClassVar[tuple[str, ...]] = ("tokenizer_path", "tokenizer_end")
 
     def __init__(self, library: dict[str, Any], end: str | int) -> None:
-        self.model = library_model(library)
-        self.library = library
-        current = json.loads(self.model.to_str())  # every field, as the installed version names it
-        self.spelling = spelling_of(current)
-        inside = _without_prefix(current)
-        self.has_prefix = _parts_before_model(inside) != _parts_before_model(current)
-        self.inside = library_model(inside) if self.has_prefix else self.model
+        self.text = json.dumps(library, ensure_ascii=False)  # a tenth of the memory that the object takes
+        self.model = library_model(self.text)
+        self.spelling = spelling_of(library)
+        self.has_prefix = _puts_prefix(library)
+        self.inside = library_model(json.dumps(library | _without_prefix(library))) if self.has_prefix else self.model
         self.end = self._id(end)
         self.first_input = self._first_input()
-        special = {token["id"] for token in current["added_tokens"] if token["special"]}
-        self.token_bytes = token_bytes(self.model, current, special | {self.end, self.first_input})
+        self.token_bytes = token_bytes(self.model, library)
+        self.token_bytes[[self.end, self.first_input]] = 0
         self.vocab_size = len(self.token_bytes)
 
     def _id(self, end: str | int) -> int:
@@ -182,10 +186,9 @@ class FileTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         """Writes the library's JSON as it was read, and the id of the token that ends a document."""
-        text = json.dumps({"end": self.end, "tokenizer": self.library}, ensure_ascii=False)
-        (folder / self.file).write_text(text, encoding="utf-8")
+        (folder / self.file).write_text(f'{{"end": {self.end}, "tokenizer": {self.text}}}', encoding="utf-8")
 
     def exported(self) -> dict[str, str]:
         """Returns name -> content of the files by which transformers loads this tokenizer."""
         names = [self.model.id_to_token(number) for number in (self.first_input, self.end)]
-        return exported_files(json.dumps(self.library, ensure_ascii=False), *names)
+        return exported_files(self.text, *names)

@@ -47,7 +47,7 @@ def spelling_of(library: dict[str, Any]) -> Spelling:
     """Returns the spelling of a tokenizer's JSON; DataError for a decoder whose tokens have no bytes of their own."""
     from tokenizers import pre_tokenizers
 
-    listed = list(components(library["decoder"]))
+    listed = list(components(library.get("decoder")))
     decoders = {decoder["type"]: decoder for decoder in listed}
     if decoders.keys() in ({"ByteLevel"}, {"ByteLevel", "Fuse"}):
         return Spelling(letters=frozenset(pre_tokenizers.ByteLevel.alphabet()))
@@ -65,7 +65,7 @@ def spelling_of(library: dict[str, Any]) -> Spelling:
     )
 
 
-def token_bytes(model: "Tokenizer", library: dict[str, Any], special: set[int]) -> Int32[np.ndarray, " V"]:
+def token_bytes(model: "Tokenizer", library: dict[str, Any]) -> Int32[np.ndarray, " V"]:
     """Returns the UTF-8 bytes of text that each id stands for: 0 for special ones and for ids without a token.
 
     An added token stands for its own letters, as the normalizer leaves them where it is looked for in normalized text.
@@ -75,10 +75,12 @@ def token_bytes(model: "Tokenizer", library: dict[str, Any], special: set[int]) 
     counts = np.zeros(max(vocabulary.values(), default=-1) + 1, np.int32)
     for token, number in vocabulary.items():
         counts[number] = spelling.num_bytes(token)
-    for token in library["added_tokens"]:
+    added = [
+        token for token in library.get("added_tokens", ()) if token["content"] in vocabulary
+    ]  # it drops empty ones
+    for token in added:
         content = normalized(model, token["content"]) if token["normalized"] else token["content"]
-        counts[token["id"]] = spelling.text_bytes(content)
-    counts[list(special)] = 0
+        counts[vocabulary[token["content"]]] = 0 if token["special"] else spelling.text_bytes(content)
     return counts
 
 
