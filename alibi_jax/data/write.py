@@ -1,10 +1,10 @@
 """Writing a corpus: a tokenizer is learned, and each split is read, counted and written as tokens.
 
-This takes at most PREPARING_MIB of memory, however long a file, a line or a decompressed gzip file is. Three things come on top.
-One is the different words of the training text while `words` or `bpe` is learned, about 200 bytes each: they grow with the
+This takes at most PREPARING_MIB of memory, however long a file, a line or a decompressed gzip file is. Three things come on
+top. One is the different words of the training text while `words` or `bpe` is learned, about 200 bytes each: they grow with the
 variety of the text, not with its length. (For BPE's library up to 65,536 letters without space or punctuation between them are
-one word, of about 40 bytes a letter.) Another is one example of a tfds data set. The third is the vocabulary of a tokenizer from
-a file: 350 MiB while one of 250,880 tokens is read, 250 then.
+one word, of about 40 bytes a letter.) Another is one example of a tfds data set. The third is the vocabulary of a tokenizer
+from a file: 350 MiB while one of 250,880 tokens is read, 250 then.
 """
 
 import logging
