@@ -158,9 +158,11 @@ class Checkpoints:
         handlers = None
         if largest is not None:
             params = ocp.StandardCheckpointHandler(restore_concurrent_gb=largest // 10**9 + 1)  # it has to be above it
-            handlers = {"params": params, "checksums": ocp.JsonCheckpointHandler()}
+            handlers = ocp.handlers.create_default_handler_registry(
+                params=params, checksums=ocp.JsonCheckpointHandler()
+            )
         with _Explained("open", self.folder):
-            self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            self.manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=handlers)
 
     def _check_metrics(self) -> None:
         """Raises CheckpointError for a validation loss that cannot be read: Orbax reads all of them and names none."""
