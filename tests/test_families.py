@@ -17,7 +17,7 @@ from alibi_jax.convert import baichuan, btlm, fairseq
 from alibi_jax.convert.families import FAMILIES
 from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.importing import import_model
-from alibi_jax.convert.matching import check_tensors
+from alibi_jax.convert.matching import check_tensors, todays_names
 from alibi_jax.convert.stored import Stored
 from alibi_jax.data.tokenizer import load_tokenizer
 from alibi_jax.errors import ConfigError, WeightsError
@@ -26,6 +26,7 @@ from alibi_jax.positions import alibi_slopes
 from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.origin import Origin
 from foreign_files import BAICHUAN, BTLM, JAIS, LENGTH, PAPER, REFACT, VOCABULARY
+from released import RELEASED
 from torch_files import save_zip
 
 LENGTHS = LENGTH, 4 * LENGTH
@@ -134,31 +135,34 @@ def model_of(family, config):
     return model
 
 
-FULL_SIZE = {  # from the models' own configs, and what they were published to have, parameters
-    "btlm": (BTLM | {"n_embd": 2560, "n_layer": 32, "n_head": 32, "n_inner": 6826, "vocab_size": 50257}, 2.6e9, 0.03),
-    "jais-13b": (
-        JAIS | {"n_embd": 5120, "n_layer": 40, "n_head": 40, "n_inner": 13653, "vocab_size": 84992},
-        13e9,
-        0.03,
-    ),
-    "jais-30b": (
-        JAIS | {"n_embd": 7168, "n_layer": 48, "n_head": 56, "n_inner": 19114, "vocab_size": 84992},
-        30e9,
-        0.03,
-    ),
-    "baichuan": (
-        BAICHUAN | {"hidden_size": 5120, "num_hidden_layers": 40, "intermediate_size": 13696, "vocab_size": 64000},
-        13_264_901_120,  # in its README
-        0,
-    ),
-    "refact": (REFACT | {"n_embd": 2048, "n_layer": 32, "n_head": 32, "vocab_size": 49216}, 1.6e9, 0.03),
-}
+@pytest.mark.parametrize("name", RELEASED)
+def test_every_key_of_a_released_config_is_known_and_its_model_as_large_as_published(name):
+    config, published, train_length, options = RELEASED[name]
+    family = next(family for family in FAMILIES.values() if config["model_type"] in family.model_types)
+    fields = Fields(config, "config.json")
+    model, length = family.architecture(fields)
+    fields.refuse_rest()
+    assert length == train_length
+    assert {option: getattr(model, option) for option in options} == options
+    exact = isinstance(published, int)
+    assert abs(parameter_count(model) - published) <= (0 if exact else 0.03 * published)
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
-def test_models_of_full_size_have_as_many_parameters_as_published(name):
-    config, published, tolerance = FULL_SIZE[name]
-    assert abs(parameter_count(model_of(name.partition("-")[0], config)) - published) <= tolerance * published
+@pytest.mark.parametrize(
+    ("family", "buffer"),
+    [
+        ("bloom", "h.1.self_attention.scale_mask_softmax.causal_mask"),
+        ("falcon", "h.1.self_attention.scale_mask_softmax.causal_mask"),
+        ("btlm", "h.1.attn.masked_bias"),
+        ("jais", "h.1.attn.bias"),
+    ],
+)
+def test_files_may_have_the_masks_of_attention_and_names_without_the_prefix(family, buffer):
+    family = FAMILIES[family]
+    for prefix in ("", family.prefix):
+        names = [f"{prefix}{name}" for name in ("h.1.attn.out.weight", buffer)] + ["lm_head.weight"]
+        kept = todays_names(family, {name: Stored(Path("file"), "bool", (), np.empty) for name in names})
+        assert list(kept) == ["h.1.attn.out.weight", "lm_head.weight"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def architecture(fields: Fields) -> Architecture:
     )
     fields.expect("hidden_act", "silu")
     fields.expect("tie_word_embeddings", False)
-    fields.ignore("z_loss_weight", "tokenizer_class", "_from_model_config")  # a term of the training loss; names
+    fields.ignore("z_loss_weight")  # a term of the training loss
     model = ModelConfig(
         num_layers=fields.take(int, "num_hidden_layers"),
         width=fields.take(int, "hidden_size"),

@@ -90,4 +90,6 @@ def config(run: Config) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("bloom", ("bloom",), architecture, tensors, prefix="transformer.", config=config)
+# buffers that the first classes of BLOOM and Falcon-RW had
+MASKS = r"h\.\d+\.self_attention\.scale_mask_softmax\.causal_mask"
+FAMILY = Family("bloom", ("bloom",), architecture, tensors, prefix="transformer.", harmless=MASKS, config=config)

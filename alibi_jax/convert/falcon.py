@@ -7,7 +7,7 @@ scores. Falcon-7B and 40B (rotary, parallel layers) are refused.
 import math
 
 from alibi_jax.config import ModelConfig
-from alibi_jax.convert.bloom import tensors
+from alibi_jax.convert.bloom import MASKS, tensors
 from alibi_jax.convert.family import Architecture, Family
 from alibi_jax.convert.fields import Fields
 
@@ -43,4 +43,5 @@ def architecture(fields: Fields) -> Architecture:
     return Architecture(model, fields.take(int, "max_position_embeddings", default=None))
 
 
-FAMILY = Family("falcon", ("falcon", "RefinedWebModel", "RefinedWeb"), architecture, tensors, prefix="transformer.")
+_TYPES = "falcon", "RefinedWebModel", "RefinedWeb"
+FAMILY = Family("falcon", _TYPES, architecture, tensors, prefix="transformer.", harmless=MASKS)

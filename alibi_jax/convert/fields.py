@@ -7,9 +7,12 @@ from typing import Any
 from alibi_jax.errors import ConfigError, require, shown
 
 REQUIRED: Any = object()
-# of any config of transformers, the settings of generation among them: they change nothing that the parameters compute
+# of any config of transformers, the settings of generation and of GPT-2's classifying heads among them: they change nothing
+# that the parameters compute
 HARMLESS = {
+    "_attn_implementation_autoset",
     "_commit_hash",
+    "_from_model_config",
     "_name_or_path",
     "add_cross_attention",
     "architectures",
@@ -59,6 +62,11 @@ HARMLESS = {
     "return_dict",
     "return_dict_in_generate",
     "sep_token_id",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
     "suppress_tokens",
     "task_specific_params",
     "temperature",

@@ -17,6 +17,7 @@ MULTIPLE = 256  # of which the MLP's hidden channels are one
 def architecture(fields: Fields) -> Architecture:
     """Returns the model that a Refact config.json describes."""
     fields.expect("multi_query", True)
+    fields.expect("scale_attn_weights", True)
     fields.expect("add_cross_attention", False)
     # they say in which precision scores are computed, act in training or in generation alone
     fields.ignore("attention_bias_in_fp32", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32")
