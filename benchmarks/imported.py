@@ -148,6 +148,7 @@ nats.
 `{record["command"]}`
 
 {record["machine"]}, {os.cpu_count()} CPU cores, load over the last minute {loads}; {versions}; {record["date"][:10]}.
+Where the load is above the number of cores, other programs were at work: the ratios hold, the tokens a second are low.
 """
 
 
