@@ -98,6 +98,7 @@ def test_bloom():
         (falcon, FALCON, {"new_decoder_architecture": True}, "new_decoder_architecture: got true, expected false"),
         (falcon, FALCON, {"activation": "relu"}, 'activation: got "relu", expected "gelu"'),
         (falcon, FALCON, {"gate": 1}, "config.json: got unknown keys: gate"),
+        (falcon, FALCON, {"num_attention_heads": 0}, "num_attention_heads: got 0, expected a divisor of the width, 64"),
         (bloom, BLOOM, {"apply_residual_connection_post_layernorm": True}, "post_layernorm: got true, expected false"),
         (bloom, BLOOM, {"n_inner": 128}, "n_inner: got 128, expected null or 256"),
         (bloom, BLOOM, {"gate": 1}, "config.json: got unknown keys: gate"),

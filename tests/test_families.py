@@ -176,6 +176,7 @@ def test_files_may_have_the_masks_of_attention_and_names_without_the_prefix(fami
         ("btlm", {n: v for n, v in BTLM.items() if n != "activation_function"}, "activation_function: got no such key"),
         ("btlm", BTLM | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: got true"),
         ("btlm", BTLM | {"mup_base": 256}, "unknown keys: mup_base"),
+        ("btlm", BTLM | {"n_head": 64}, "n_head: got 64, expected a divisor of the width, 32"),
         ("btlm", BTLM | {"width_scale": 0.2}, "mup_width_scale: got 0.1 beside width_scale 0.2, expected the same"),
         (
             "jais",

@@ -277,6 +277,14 @@ def test_damaged_files_are_refused(source, case):
     refused(source, match)
 
 
+def test_a_path_that_is_no_folder_is_named(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"path: got .*nowhere, which is no folder, expected a folder with config.json"
+    ):
+        import_model("auto", tmp_path / "nowhere", tmp_path / "run")
+    assert not any(tmp_path.iterdir())
+
+
 CONFIGS = {
     "key missing": ({"n_layer": None}, "bloom", "config.json: n_layer: got no such key"),
     "key unknown": ({"rope": 1}, "bloom", "config.json: got unknown keys: rope, expected"),
@@ -285,7 +293,11 @@ CONFIGS = {
         "bloom",
         "apply_residual_connection_post_layernorm: got true, expected false",
     ),
-    "sizes that do not fit": ({"n_head": 3}, "bloom", "config.json: model.num_heads: got 3 heads for width 16"),
+    "sizes that do not fit": (
+        {"n_head": 3},
+        "bloom",
+        "config.json: n_head: got 3, expected a divisor of the width, 16",
+    ),
     "another family": ({}, "mpt", "config.json: model_type: got 'bloom', expected 'mpt'.* Import it as its own family"),
     "no known family": (
         {"model_type": "llama"},

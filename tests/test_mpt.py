@@ -99,6 +99,9 @@ def test_what_a_key_changes(changes, attention, expected):
     ("changes", "attention", "message"),
     [
         ({}, {"alibi": False}, "attn_config: alibi: got false, expected true"),
+        ({"attn_config": {}}, {}, "attn_config: alibi: got no such key"),
+        ({"n_heads": 0}, {}, "n_heads: got 0, expected a divisor of the width, 64"),
+        ({"expansion_ratio": math.inf}, {}, "expansion_ratio: got inf, expected one whose product"),
         ({}, {"rope": True}, "attn_config: rope: got true, expected false"),
         ({}, {"prefix_lm": True}, "attn_config: prefix_lm: got true, expected false"),
         ({}, {"sliding_window_size": 512}, "attn_config: sliding_window_size: got 512, expected -1"),

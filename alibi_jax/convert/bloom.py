@@ -18,7 +18,7 @@ def architecture(fields: Fields) -> Architecture:
     model = ModelConfig(
         num_layers=fields.take(int, "n_layer", "num_hidden_layers"),
         width=width,
-        num_heads=fields.take(int, "n_head", "num_attention_heads"),
+        num_heads=fields.heads(width, "n_head", "num_attention_heads"),
         mlp_width=4 * width,
         vocab_size=fields.take(int, "vocab_size"),
         norm_epsilon=float(fields.take(float, "layer_norm_epsilon", default=1e-5)),

@@ -25,7 +25,8 @@ def architecture(fields: Fields) -> Architecture:
     fields.expect("tie_word_embeddings", True)
     # they act in training alone, or say in which precision scores are computed
     fields.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn")
-    width, heads = fields.take(int, "n_embd", "hidden_size"), fields.take(int, "n_head", "num_attention_heads")
+    width = fields.take(int, "n_embd", "hidden_size")
+    heads = fields.heads(width, "n_head", "num_attention_heads")
     divided_by_width = _either(fields, bool, "mup_scale_qk_dot_by_d", "scale_qk_dot_by_d", False)
     output_alpha = fields.take(float, "mup_output_alpha", default=1.0)
     divisor, slope_length = _slope_scaling(fields)

@@ -15,7 +15,7 @@ from alibi_jax.convert.fields import Fields
 def architecture(fields: Fields) -> Architecture:
     """Returns the model that the config.json of a Falcon with ALiBi describes."""
     width = fields.take(int, "hidden_size", "n_embed")
-    heads = fields.take(int, "num_attention_heads", "n_head")
+    heads = fields.heads(width, "num_attention_heads", "n_head")
     for name, wanted in (("alibi", True), ("multi_query", False), ("parallel_attn", False)):
         fields.take(bool, name)  # has to be there: other values are transformers' defaults
         fields.expect(name, wanted)

@@ -110,6 +110,14 @@ class Fields:
         require(fits, f"{self.where}: {name}", shown(value), f"a value of type {names_of_kinds}", "Correct the file.")
         return value
 
+    def heads(self, width: int, *names: str) -> int:
+        """Returns the number of heads; names as in `take`. ConfigError unless it divides the width, in channels."""
+        number = self.take(int, *names)
+        name = next(name for name in names if name in self.values)
+        fits = 0 < number <= width and width % number == 0
+        require(fits, f"{self.where}: {name}", number, f"a divisor of the width, {width}", "Correct the file.")
+        return number
+
     def expect(self, name: str, *allowed: Any) -> None:
         """Raises ConfigError for a value of this key that is not implemented; one that is absent is the first allowed."""
         self.left -= {name}

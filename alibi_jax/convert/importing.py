@@ -105,6 +105,8 @@ def _family(name: str, source: Path) -> Family:
         return chosen
     if not config.is_file() and (source.suffix == ".pt" or any(source.glob("*.pt"))):
         return FAMILIES["fairseq"]
+    got = f"{source}, which is no folder"
+    require(source.is_dir(), "path", got, "a folder with config.json, or a fairseq checkpoint, *.pt", "Check the path.")
     require(
         any(kind in family.model_types for family in FAMILIES.values()),
         f"{config}: model_type",

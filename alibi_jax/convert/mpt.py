@@ -79,6 +79,7 @@ def _attention(fields: Fields, heads: int, head_width: int) -> dict[str, Any]:
     """Returns the fields of ours that attn_config decides."""
     attention = _attention_fields(fields)
     scale = attention.take((float, type(None)), "softmax_scale", default=None)
+    attention.take(bool, "alibi")  # has to be there: llm-foundry's own default is false, transformers' true
     attention.expect("alibi", True)
     attention.expect("prefix_lm", False)
     attention.expect("rope", False)
@@ -105,7 +106,7 @@ def _attention(fields: Fields, heads: int, head_width: int) -> dict[str, Any]:
 def _mlp_width(fields: Fields, width: int) -> int:
     ratio = fields.take(float, "expansion_ratio", "mlp_ratio", default=4)
     require(
-        width * ratio == int(width * ratio),
+        float(width * ratio).is_integer(),  # JSON as Python writes it may have NaN and Infinity
         f"{fields.where}: expansion_ratio",
         ratio,
         f"one whose product with d_model, {width}, is whole",
@@ -129,7 +130,8 @@ def _logit_multiplier(fields: Fields, width: int) -> float:
 
 def architecture(fields: Fields) -> Architecture:
     """Returns the model that an MPT config.json describes."""
-    width, heads = fields.take(int, "d_model"), fields.take(int, "n_heads")
+    width = fields.take(int, "d_model")
+    heads = fields.heads(width, "n_heads")
     biases = not fields.take(bool, "no_bias", default=True)
     kind = fields.take(str, "norm_type", default="low_precision_layernorm").lower()
     require(kind in NORMS, f"{fields.where}: norm_type", repr(kind), " or ".join(NORMS), "Nothing else is implemented.")

@@ -28,7 +28,7 @@ def architecture(fields: Fields) -> Architecture:
     model = ModelConfig(
         num_layers=fields.take(int, "n_layer", "num_hidden_layers"),
         width=width,
-        num_heads=fields.take(int, "n_head", "num_attention_heads"),
+        num_heads=fields.heads(width, "n_head", "num_attention_heads"),
         num_kv_heads=1,
         mlp_width=MULTIPLE * math.ceil(int(2 * inner / 3) / MULTIPLE),
         vocab_size=fields.take(int, "vocab_size"),
