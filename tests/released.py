@@ -25,8 +25,7 @@ BLOOM = COMMON | {
     "n_layer": 70,
     "offset_alibi": 100,
     "pad_token_id": 3,
-    "pretraining_tp": 4,
-    "seq_length": 2048,
+    "pretraining_tp": 1,
     "skip_bias_add": True,
     "skip_bias_add_qkv": False,
     "slow_but_exact": False,
@@ -246,14 +245,15 @@ REFACT = COMMON | {
 
 
 def older_names(config, **sizes):
-    """BLOOM's smaller models have two keys by earlier names."""
-    return {name: value for name, value in config.items() if name not in ("hidden_size", "n_head")} | sizes
+    """BLOOM's smaller models have two keys by earlier names, and the length."""
+    kept = {name: value for name, value in config.items() if name not in ("hidden_size", "n_head")}
+    return kept | {"seq_length": 2048} | sizes
 
 
 # config, published parameters (all of them where the card has them to the last one), tokens trained on at once, and what of our
 # model is not as most are
 RELEASED = {
-    "bloom": (BLOOM, 176_247_271_424, 2048, {"embedding_norm": True, "activation": "gelu_tanh"}),
+    "bloom": (BLOOM, 176_247_271_424, None, {"embedding_norm": True, "activation": "gelu_tanh"}),
     "bloom-7b1": (older_names(BLOOM, n_embed=4096, num_attention_heads=32, n_layer=30), 7_069_016_064, 2048, {}),
     "bloom-560m": (older_names(BLOOM, n_embed=1024, num_attention_heads=16, n_layer=24), 559_214_592, 2048, {}),
     "mpt-7b": (MPT, 6.7e9, 2048, {"bias_max": 8, "clip_qkv": None, "activation": "gelu_erf"}),
