@@ -112,6 +112,12 @@ def test_a_document_in_pieces_comes_back_with_one_space_in_front_at_most(foreign
     assert tokenizer.token_bytes[tokens].sum() == len(TEXTS[1].encode()) + (name == "like llama")
 
 
+def test_words_at_the_end_of_a_piece_are_not_cut(foreign, monkeypatch):
+    monkeypatch.setattr(document_module, "PIECE_CHARACTERS", 7)
+    tokenizer, text = foreign["byte-level"], "the cat sat on the mat on the matmat"
+    np.testing.assert_array_equal(tokenizer.encode(text)[:-1], tokenizer.model.encode(text).ids)
+
+
 def test_a_stream_starts_with_what_the_tokenizer_puts_in_front_else_with_the_end_of_a_document(foreign):
     ids = {name: MODELS[name].token_to_id for name in MODELS}
     llama, plain = foreign["like llama"], foreign["byte-level"]

@@ -1,6 +1,7 @@
 """Tokens of a tokenizer.json that somebody else made, such as the one beside a model's weights."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, takewhile
 from pathlib import Path
@@ -28,6 +29,9 @@ from alibi_jax.storage import Location
 
 if TYPE_CHECKING:  # imported where it is used, as a model can be trained where it is not installed
     import tokenizers
+
+WORD_END = re.compile(r"[^\W\d_](?= [^\W\d_])")  # a letter, before a space and a letter
+SEARCHED = 4096  # characters at the end of a piece
 
 
 def library_model(text: str) -> "tokenizers.Tokenizer":
@@ -78,6 +82,22 @@ def _puts_prefix(library: dict[str, Any]) -> bool:
     spaces = [part.get("add_prefix_space", True) for part in parts if part["type"] == "ByteLevel"]
     spaces += [part.get("prepend_scheme", "always") != "never" for part in parts if part["type"] == "Metaspace"]
     return any(spaces) or "Prepend" in kinds
+
+
+def _between_words(document: Iterable[str]) -> Iterator[str]:
+    """Yields the same text in pieces that end after a word, in front of a space: tokens of words are those of the whole text.
+
+    A piece ends anywhere where its last SEARCHED characters have no such place.
+    """
+    rest = ""
+    for piece in document:
+        ends = [match.end() for match in WORD_END.finditer(rest, max(0, len(rest) - SEARCHED))]
+        end = ends[-1] if ends else len(rest)
+        if end:
+            yield rest[:end]
+        rest = rest[end:] + piece
+    if rest:
+        yield rest
 
 
 class FileTokenizer(Tokenizer):
@@ -160,7 +180,7 @@ class FileTokenizer(Tokenizer):
 
     def encode_pieces(self, document: Iterable[str]) -> Iterator[Int32[np.ndarray, "_"]]:
         """Yields the tokens of BATCH_PIECES pieces at a time, and at the end the token that ends a document."""
-        pieces = iter(document)
+        pieces = _between_words(document)
         for piece in islice(pieces, 1):
             yield self._encoded(self.model, [piece], self.has_prefix)
         while batch := list(islice(pieces, BATCH_PIECES)):
