@@ -118,7 +118,7 @@ def _check_fits(folder: Location, source: Config, shapes: Any, config: Config) -
         return
     do = "Take that folder's own config (train DIR --init-from DIR) and change what holds no parameters."
     if source.model.scan_layers != config.model.scan_layers:
-        do = f"Pass --model.scan-layers {source.model.scan_layers}: it decides how layers are stored."
+        do = f"Pass --model.{'' if source.model.scan_layers else 'no-'}scan-layers: it decides how layers are stored."
     raise ConfigError(f"init_from: got parameters of {folder} that are {'; '.join(texts)}; expected the model's. {do}")
 
 

@@ -103,7 +103,7 @@ def test_parameters_that_do_not_fit_are_all_named(began, tmp_path):
     assert "not in the config's model: final_norm/bias, final_norm/scale;" in message
     assert "of another shape: layers/mlp/down (2, 64, 16), expected (2, 24, 16), layers/mlp/down" not in message
     assert "of another shape: layers/mlp/down (2, 64, 16), expected (2, 24, 16), layers/mlp/up (2, 16, 64)" in message
-    with pytest.raises(ConfigError, match=r"Pass --model.scan-layers True: it decides how layers are stored"):
+    with pytest.raises(ConfigError, match=r"Pass --model.scan-layers: it decides how layers are stored"):
         train(replace(config, "model", scan_layers=False), tmp_path / "run", init_from=folder / "bloom")
 
 

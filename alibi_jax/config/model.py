@@ -134,7 +134,8 @@ class ModelConfig(Section):
             "model.parameter_dtype",
             repr(self.parameter_dtype),
             "'float32' in training: most updates are smaller than bfloat16's rounding",
-            "Start a new run from these parameters with --init-from, which makes them float32.",
+            "Start a new run from these parameters with --init-from, which makes them float32; plan it with "
+            "--model.parameter-dtype float32.",
         )
 
     def check(self) -> None:
