@@ -41,7 +41,8 @@ def _log_once(message: str, *arguments: Any) -> None:
 def _choose(q: Array, k: Array, bias: Bias | None) -> str:
     """Returns the platform's first kernel that can serve, else blockwise; the definition where all is one small block."""
     chosen = "reference" if q.shape[1] * k.shape[1] <= DENSE_SCORES else _fastest(q, bias)
-    _log_once("attention: %s for %d queries and %d keys", chosen, q.shape[1], k.shape[1])
+    if k.shape[1] > ring_size():  # of one token a device only shapes are traced
+        _log_once("attention: %s for %d queries and %d keys", chosen, q.shape[1], k.shape[1])
     return chosen
 
 
