@@ -78,11 +78,13 @@ def keep_init_from(workdir: Location, facts: dict[str, Any] | None) -> None:
     """Writes init_from.json for a run that begins; None: it begins from parameters of its own, and there is none."""
     if not is_first():
         return
+    path = workdir / RECORD
     with writing(workdir):
         if facts:
-            write_atomically(workdir / RECORD, json.dumps(facts, indent=2) + "\n")
-        else:
-            (workdir / RECORD).unlink(missing_ok=True)
+            write_atomically(path, json.dumps(facts, indent=2) + "\n")
+        elif path.exists():
+            logger.warning("init-from: %s is removed: nothing of that run was saved, and this one begins from its seed", path)
+            path.unlink()
 
 
 def _open(folder: Location) -> tuple[Checkpoints, int, Config]:

@@ -14,7 +14,7 @@ from alibi_jax.data.batches import Batches
 from alibi_jax.data.corpus import open_corpus
 from alibi_jax.errors import ConfigError
 from alibi_jax.evaluate.run import evaluate_run, load_params
-from alibi_jax.init_from import initial_params
+from alibi_jax.init_from import initial_params, keep_init_from
 from alibi_jax.model import TransformerLM
 from alibi_jax.run.parse import parse
 from alibi_jax.sharding import make_mesh
@@ -91,6 +91,14 @@ def test_a_run_that_began_from_its_seed_takes_no_other_parameters(began, tmp_pat
     (run / "init_from.json").unlink()
     with pytest.raises(ConfigError, match=r"which has begun from parameters of its own, expected the same"):
         train(config, run, init_from=folder / "bloom")
+
+
+def test_a_run_that_saved_nothing_and_begins_again_without_the_folder_says_so(tmp_path, caplog):
+    keep_init_from(tmp_path, {"source": "bloom"})
+    keep_init_from(tmp_path, None)
+    assert "init_from.json is removed" in caplog.text and not any(tmp_path.iterdir())
+    keep_init_from(tmp_path, None)
+    assert len(caplog.records) == 1
 
 
 def test_parameters_that_do_not_fit_are_all_named(began, tmp_path):
