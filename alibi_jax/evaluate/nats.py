@@ -3,7 +3,8 @@
 The stream is n targets; the input before target t is target t - 1, and before the first a token that the caller names
 (end-of-line). Window w scores targets [w S, (w+1) S) and sees the inputs of [max(0, (w+1) S - L), (w+1) S): stride S = length
 L is the non-overlapping protocol, S < L the sliding window. Windows are computed from scratch: a cache would let deeper
-layers see further back than L.
+layers see further back than L. All are L inputs long, padded on the right where they have fewer: slopes that the length
+divides (model.slope_length) are those of L in every window.
 """
 
 import functools
