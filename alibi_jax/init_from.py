@@ -83,7 +83,9 @@ def keep_init_from(workdir: Location, facts: dict[str, Any] | None) -> None:
         if facts:
             write_atomically(path, json.dumps(facts, indent=2) + "\n")
         elif path.exists():
-            logger.warning("init-from: %s is removed: nothing of that run was saved, and this one begins from its seed", path)
+            logger.warning(
+                "init-from: %s is removed: nothing of that run was saved, and this one begins from its seed", path
+            )
             path.unlink()
 
 
