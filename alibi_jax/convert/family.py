@@ -44,9 +44,8 @@ class Family:
     name: str  # on the command line
     model_types: tuple[str, ...]  # of config.json, by which `auto` knows it
     architecture: Callable[[Fields], Architecture]
-    tensors: Callable[
-        [ModelConfig], list[Tensor]
-    ]  # all that a checkpoint of this model holds, one layer after the other
+    # all that a checkpoint of this model holds, one layer after the other
+    tensors: Callable[[ModelConfig], list[Tensor]]
     prefix: str = ""  # of every name in files of the whole model; those of the base model alone lack it
     open: Callable[[Path], Opened] = open_folder  # its files; WeightsError for broken ones
     harmless: str = r"(?!)"  # pattern of further tensors, which hold no parameter

@@ -295,10 +295,8 @@ def plain(value: Any) -> Any:
 def _plain_inert(value: Inert) -> Any:
     state, args = value.state, value.args
     if isinstance(state, dict):
-        for content in (
-            "_content",
-            "_val",
-        ):  # of omegaconf's containers and leaves; their parents would lead in a circle
+        # of omegaconf's containers and leaves; their parents would lead in a circle
+        for content in ("_content", "_val"):
             if content in state:
                 return plain(state[content])
         if state or not args:
