@@ -30,7 +30,7 @@ test-ids: .venv/.dev  ## two collections of the tests, seconds apart and with di
 	$(RUN) tests/collect_twice.py
 
 test-peers: .venv/.peers  ## the tests that compare with PyTorch and transformers; writes runs/parity.md
-	$(RUN) -m pytest -n 0 -m 'not slow' --parity runs/parity tests/peers $(wildcard tests/test_families.py)
+	$(RUN) -m pytest -n 0 -m 'not slow' --parity runs/parity tests/peers tests/test_families.py
 
 test-slow: .venv/.dev  ## minutes: twenty kills while saving, twenty of two hosts
 	$(RUN) -m pytest -m slow

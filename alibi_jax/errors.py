@@ -5,9 +5,11 @@ Four bases carry the status: `Refused` (bad input, before any work), `Failed` (a
 is expected, and what to do.
 """
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 LONGEST_TEXT = 200  # characters of a value in a message
+MANY = 20  # names in a message
 GAVE_UP = 4  # exit status of `supervise` after as many restarts as its patience without a new checkpoint
 KILLED = 130  # exit status of a command that was stopped at once
 
@@ -88,3 +90,9 @@ def shown(value: Any) -> str:
         return f"an integer of {value.bit_length():,} bits"
     text = repr(value)
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}... ({len(text):,} characters)"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Returns names for a message: the first of them, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:MANY]) + (f" and {len(names) - MANY} more" if len(names) > MANY else "")

@@ -14,27 +14,20 @@ import jax.numpy as jnp
 
 from alibi_jax.config import Config, load_config
 from alibi_jax.config.recipes import parse_json
-from alibi_jax.errors import ConfigError, require
-from alibi_jax.model import TransformerLM
+from alibi_jax.errors import ConfigError, listed, require
+from alibi_jax.model.placement import parameter_shapes
 from alibi_jax.run.checkpoint import Checkpoints
 from alibi_jax.run.exchange import first_host_first, from_first_host
 from alibi_jax.run.hosts import is_first
 from alibi_jax.run.lock import writing
 from alibi_jax.run.origin import Origin
 from alibi_jax.run.workdir import saved_steps
-from alibi_jax.sharding import placed_shapes, token_shards
+from alibi_jax.sharding import placed_shapes
 from alibi_jax.storage import Location, in_bucket, write_atomically
 
 RECORD = "init_from.json"
-NAMES_SHOWN = 20  # parameters of each kind in a message
 
 logger = logging.getLogger("alibi_jax")
-
-
-def parameter_shapes(config: Config) -> Any:
-    """Returns the shapes and types of a model's parameters. Called inside `jax.set_mesh`."""
-    tokens = jnp.zeros(token_shards(), jnp.int32)
-    return jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
 
 
 def initial_params(folder: Location, config: Config, shardings: Any) -> tuple[dict[str, Any], Any]:
@@ -44,7 +37,7 @@ def initial_params(folder: Location, config: Config, shardings: Any) -> tuple[di
     CheckpointError for a damaged checkpoint.
     """
     checkpoints, step, source = _open(folder)
-    shapes = parameter_shapes(source)
+    shapes = parameter_shapes(source.model)
     _check_fits(folder, source, shapes, config)
     params = checkpoints.restore(step, params=placed_shapes(shapes, shardings))["params"]
     logger.info("init-from: parameters of step %d of %s", step, folder)
@@ -110,25 +103,20 @@ def _named(shapes: Any) -> dict[str, tuple[int, ...]]:
 
 def _check_fits(folder: Location, source: Config, shapes: Any, config: Config) -> None:
     """Raises ConfigError, which names all that differ, unless a folder's parameters are those of a config."""
-    theirs, ours = _named(shapes), _named(parameter_shapes(config))
+    theirs, ours = _named(shapes), _named(parameter_shapes(config.model))
     both = [name for name in ours if name in theirs and ours[name] != theirs[name]]
     problems = {
         "missing": [name for name in ours if name not in theirs],
         "not in the config's model": [name for name in theirs if name not in ours],
         "of another shape": [f"{name} {theirs[name]}, expected {ours[name]}" for name in both],
     }
-    texts = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+    texts = [f"{what}: {listed(names)}" for what, names in problems.items() if names]
     if not texts:
         return
     do = "Take that folder's own config (train DIR --init-from DIR) and change what holds no parameters."
     if source.model.scan_layers != config.model.scan_layers:
         do = f"Pass --model.{'' if source.model.scan_layers else 'no-'}scan-layers: it decides how layers are stored."
     raise ConfigError(f"init_from: got parameters of {folder} that are {'; '.join(texts)}; expected the model's. {do}")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def _name(folder: Location) -> str:

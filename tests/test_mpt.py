@@ -9,21 +9,11 @@ import pytest
 from alibi_jax.convert import mpt
 from alibi_jax.convert.fields import Fields
 from alibi_jax.errors import ConfigError
+from released import ATTENTION
 
 CONFIG = {  # of mpt-7b-instruct, its sizes divided
     "architectures": ["MPTForCausalLM"],
-    "attn_config": {
-        "alibi": True,
-        "alibi_bias_max": 8,
-        "attn_impl": "torch",
-        "attn_pdrop": 0,
-        "attn_type": "multihead_attention",
-        "attn_uses_sequence_id": False,
-        "clip_qkv": None,
-        "prefix_lm": False,
-        "qk_ln": False,
-        "softmax_scale": None,
-    },
+    "attn_config": ATTENTION,
     "auto_map": {"AutoConfig": "configuration_mpt.MPTConfig", "AutoModelForCausalLM": "modeling_mpt.MPTForCausalLM"},
     "d_model": 64,
     "emb_pdrop": 0,

@@ -20,6 +20,7 @@ from alibi_jax.convert.folder import new_folder, written_aside
 from alibi_jax.convert.shards import write_tensors
 from alibi_jax.data.names import folder_of_run
 from alibi_jax.data.tokenizer import load_tokenizer
+from alibi_jax.data.tokenizer.file import library_model
 from alibi_jax.data.tokenizer.foreign import foreign_files
 from alibi_jax.errors import ConfigError, require
 from alibi_jax.evaluate.run import load_params
@@ -111,10 +112,8 @@ def _token_id(kind: str, files: dict[str, str | bytes]) -> int | None:
     token = token.get("content") if isinstance(token, dict) else token
     if not isinstance(token, str):
         return None
-    from tokenizers import Tokenizer
-
     library = files["tokenizer.json"]
-    return Tokenizer.from_str(library if isinstance(library, str) else library.decode()).token_to_id(token)
+    return library_model(library if isinstance(library, str) else library.decode()).token_to_id(token)
 
 
 def _parameters(workdir: Location, config: Config, which: Literal["best", "last"]) -> dict[str, np.ndarray]:

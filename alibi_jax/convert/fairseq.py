@@ -16,8 +16,8 @@ from alibi_jax.convert.family import Architecture, Family, Tensor
 from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.layouts import affine, linear, norm, same
 from alibi_jax.convert.pickled import load_pickled, plain, tensors_of
-from alibi_jax.convert.source import MANY, Opened
-from alibi_jax.errors import ConfigError, WeightsError, require, shown
+from alibi_jax.convert.source import Opened
+from alibi_jax.errors import ConfigError, WeightsError, listed, require, shown
 
 logger = logging.getLogger("alibi_jax")
 
@@ -171,7 +171,7 @@ def _checkpoint_file(path: Path) -> Path:
         return path
     files = sorted(path.glob("*.pt"))
     if len(files) != 1:
-        names = ", ".join(file.name for file in files[:MANY]) or "none"
+        names = listed(file.name for file in files) or "none"
         raise WeightsError(f"{path}: got {len(files)} files *.pt ({names}), expected one. Name the file itself.")
     return files[0]
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alibi_jax.convert.family import Family, Tensor
-from alibi_jax.convert.source import listed
 from alibi_jax.convert.stored import Stored
-from alibi_jax.errors import WeightsError
+from alibi_jax.errors import WeightsError, listed
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 

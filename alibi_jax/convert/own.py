@@ -8,7 +8,7 @@ from alibi_jax.config import Config, ModelConfig, from_json, to_json
 from alibi_jax.convert.family import Architecture, Family, Tensor
 from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.layouts import same
-from alibi_jax.convert.parameters import parameter_shapes
+from alibi_jax.convert.parameters import shapes_by_path
 
 
 def architecture(fields: Fields) -> Architecture:
@@ -20,7 +20,7 @@ def architecture(fields: Fields) -> Architecture:
 
 def tensors(model: ModelConfig) -> list[Tensor]:
     """Returns one tensor for each parameter, with the name that it has where layers are not stacked."""
-    shapes = parameter_shapes(dataclasses.replace(model, scan_layers=False))
+    shapes = shapes_by_path(dataclasses.replace(model, scan_layers=False))
     return [same(path, path, leaf.shape) for path, leaf in shapes.items()]
 
 

@@ -1,6 +1,5 @@
 """A checkpoint's tensors as our parameters, one tensor after the other: in memory are the parameters and the one at hand."""
 
-import dataclasses
 import logging
 import math
 import re
@@ -16,9 +15,9 @@ from flax import traverse_util
 from alibi_jax.config import ModelConfig
 from alibi_jax.convert.family import Tensor
 from alibi_jax.convert.matching import holders
-from alibi_jax.convert.source import listed
 from alibi_jax.convert.stored import Stored
-from alibi_jax.model import TransformerLM
+from alibi_jax.errors import listed
+from alibi_jax.model.placement import parameter_shapes
 
 AT_ONCE = 2**22  # numbers that are looked at for NaN together
 ALIGNMENT = 64  # bytes; XLA copies arrays that begin elsewhere
@@ -26,12 +25,9 @@ ALIGNMENT = 64  # bytes; XLA copies arrays that begin elsewhere
 logger = logging.getLogger("alibi_jax")
 
 
-def parameter_shapes(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes_by_path(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shape and type of each parameter by its path, such as "layers/attention/query"."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    model = dataclasses.replace(model, attention="reference")  # "auto" would log what it chose, for one token
-    tree = jax.eval_shape(TransformerLM(model).init, jax.random.key(0), tokens)["params"]
-    return traverse_util.flatten_dict(tree, sep="/")
+    return traverse_util.flatten_dict(parameter_shapes(model), sep="/")
 
 
 def load_parameters(
@@ -42,7 +38,7 @@ def load_parameters(
     The tensors have passed `check_tensors`. progress is called with the bytes of each. Logs tensors that were rounded to a
     shorter type, and warns of NaN and infinity, with the tensors' names.
     """
-    arrays = {path: _empty(leaf.shape, leaf.dtype) for path, leaf in parameter_shapes(model).items()}
+    arrays = {path: _empty(leaf.shape, leaf.dtype) for path, leaf in shapes_by_path(model).items()}
     held, filled = holders(tensors, stored), Counter()
     unsound: dict[str, None] = {}  # in order
     for tensor in dict.fromkeys(held.values()):

@@ -1,7 +1,7 @@
 """A model's files as transformers writes them: config.json, and tensors in safetensors or .bin files, whole or in shards."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from alibi_jax.convert.fields import Fields
 from alibi_jax.convert.pickled import load_pickled, tensors_of
 from alibi_jax.convert.stored import Stored, check_weights_file, mapped
 from alibi_jax.data.tokenizer.foreign import foreign_files
-from alibi_jax.errors import WeightsError, shown
+from alibi_jax.errors import WeightsError, listed, shown
 
 DTYPES = {  # of safetensors
     "BF16": jnp.dtype(jnp.bfloat16),
@@ -26,7 +26,6 @@ DTYPES = {  # of safetensors
         for bits in (8, 16, 32, 64)
     },
 }
-MANY = 20  # names in a message
 
 
 class Opened(NamedTuple):
@@ -61,7 +60,7 @@ def open_folder(folder: Path) -> Opened:
         tokenizer = foreign_files(folder)
         files += [folder / name for name in tokenizer if (folder / name).is_file()]
         return Opened(fields, tensors, files, tokenizer)
-    there = ", ".join(sorted(path.name for path in folder.iterdir())[:MANY])
+    there = listed(sorted(path.name for path in folder.iterdir()))
     raise WeightsError(
         f"{folder}: got no tensors (there are: {there}), expected model.safetensors or pytorch_model.bin, or several of them "
         "with an index. Download them."
@@ -137,9 +136,3 @@ def _in_safetensors(path: Path, start: int, entry: dict[str, Any]) -> Stored:
 def bin_of(path: Path) -> dict[str, Stored]:
     """Returns the tensors of a .bin file, the pickle of one dict; WeightsError for anything else."""
     return tensors_of(load_pickled(path), path)
-
-
-def listed(names: Iterable[str]) -> str:
-    """Returns names for a message: the first of them, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:MANY]) + (f" and {len(names) - MANY} more" if len(names) > MANY else "")

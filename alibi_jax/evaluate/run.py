@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alibi_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig, load_config
@@ -19,7 +18,7 @@ from alibi_jax.errors import CheckpointError, ConfigError, require
 from alibi_jax.evaluate.records import MANY_UNKNOWN
 from alibi_jax.evaluate.sweep import plan, sweep
 from alibi_jax.model import TransformerLM
-from alibi_jax.model.placement import tree_shardings
+from alibi_jax.model.placement import parameter_shapes, tree_shardings
 from alibi_jax.model.served import check_served
 from alibi_jax.run.agreement import check_same
 from alibi_jax.run.checkpoint import Checkpoints
@@ -28,7 +27,7 @@ from alibi_jax.run.exchange import first_host_first, from_first_host
 from alibi_jax.run.hosts import several
 from alibi_jax.run.origin import Origin
 from alibi_jax.run.workdir import check_corpus, imported_from, saved_steps, trained_on
-from alibi_jax.sharding import check_divides, make_mesh, placed_shapes, token_shards
+from alibi_jax.sharding import check_divides, make_mesh, placed_shapes
 from alibi_jax.storage import Location, in_bucket, locate
 
 TRIES = 5  # to read a checkpoint of a run that goes on saving
@@ -68,8 +67,7 @@ def _removed(workdir: Location, steps: list[int]) -> str:
 
 def _load_params(workdir: Location, config: Config, which: str, fingerprint: str | None) -> tuple[int, Any]:
     mesh = jax.sharding.get_mesh()
-    tokens = jnp.zeros(token_shards(), jnp.int32)
-    shapes = jax.eval_shape(TransformerLM(config.model).init, jax.random.key(0), tokens)["params"]
+    shapes = parameter_shapes(config.model)
     abstract = placed_shapes(shapes, tree_shardings(config.model, shapes, mesh))
     largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     checkpoints = Checkpoints(workdir, read_only=True, origin=Origin(config, fingerprint), largest=largest)
@@ -192,10 +190,10 @@ def evaluate_run(
     evaluate: what to sweep; None: as the run's config says. label: what the run is called in tables; None: the name of its
     folder. mesh: None: all devices along the batch, whatever the run was trained on. data: the text; None: as the run's config
     says. A trained run takes none but the text it was trained with, an imported model any, by its own tokenizer. slopes: fields
-    of the model that divide ALiBi's slopes, such as slope_length, to score with in place of its own. Errors:
-    ConfigError (also where the corpus is not the one trained on), CheckpointError (no checkpoint, a damaged one), DataError,
-    ResultsError (`out` holds
-    another evaluation, or the text has one token), HeldError (another evaluation is at work in `out`), OSError (a full disk).
+    of the model that divide ALiBi's slopes, such as slope_length, to score with in place of its own. Errors: ConfigError (also
+    where the corpus is not the one trained on), CheckpointError (no checkpoint, a damaged one), DataError, ResultsError (`out`
+    holds another evaluation, or the text has one token), HeldError (another evaluation is at work in `out`), OSError (a full
+    disk).
     """
     workdir = locate(workdir)
     label = run_label(workdir, label)

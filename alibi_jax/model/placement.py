@@ -1,16 +1,21 @@
-"""Where a model's parameters and their moments lie: the names of the dimensions of each, which sharding.RULES split."""
+"""A model's parameters before they are there: their shapes, and where they and their moments will lie.
+
+The names of the dimensions of each say it, which sharding.RULES split.
+"""
 
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from alibi_jax.config import ModelConfig
 from alibi_jax.errors import ConfigError
+from alibi_jax.model.transformer import TransformerLM
 from alibi_jax.positions.methods import POSITIONS
-from alibi_jax.sharding import kv_dimension, sharding_of
+from alibi_jax.sharding import kv_dimension, sharding_of, token_shards
 
 # By the end of a parameter's path. An optimizer moment's path ends in its parameter's, so the same rows place both.
 DIMENSIONS: dict[str, tuple[str, ...]] = {
@@ -30,6 +35,12 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     "softmax/projection": ("cluster_width", "width"),
     "softmax/classes": ("rows", "width"),
 }
+
+
+def parameter_shapes(model: ModelConfig) -> Any:
+    """Returns the tree of shapes and types of a model's parameters. On a mesh it is called inside `jax.set_mesh(mesh)`."""
+    tokens = jnp.zeros(token_shards(), jnp.int32)  # what divides over the mesh; no parameter depends on length
+    return jax.eval_shape(TransformerLM(model).init, jax.random.key(0), tokens)["params"]
 
 
 def dimensions_of(model: ModelConfig, mesh: Mesh) -> dict[str, tuple[str, ...]]:

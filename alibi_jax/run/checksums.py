@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped, UInt32
 
-AT_ONCE = (
-    2**20
-)  # numbers of an array in the host's memory that are summed together: what is computed stays in the cache
+# numbers of an array in the host's memory that are summed together: what is computed stays in the cache
+AT_ONCE = 2**20
 
 
 def _bits_sum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:

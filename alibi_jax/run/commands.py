@@ -143,9 +143,8 @@ class Plan:
 class Export:
     """Write a run's model and its tokenizer as a folder that transformers loads, or as safetensors files of our own names."""
 
-    workdir: Annotated[
-        tyro.conf.Positional[str], tyro.conf.arg(metavar="WORKDIR")
-    ]  # folder of a trained or imported run
+    # folder of a trained run or an imported model
+    workdir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WORKDIR")]
     format: Format  # a family of transformers, which the model has to be one of, or safetensors, which holds any model
     out: str  # folder to write, new or empty
     checkpoint: Literal["best", "last"] = "best"  # checkpoint of the run, by validation loss or by step

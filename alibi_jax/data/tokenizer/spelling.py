@@ -75,9 +75,8 @@ def token_bytes(model: "Tokenizer", library: dict[str, Any]) -> Int32[np.ndarray
     counts = np.zeros(max(vocabulary.values(), default=-1) + 1, np.int32)
     for token, number in vocabulary.items():
         counts[number] = spelling.num_bytes(token)
-    added = [
-        token for token in library.get("added_tokens", ()) if token["content"] in vocabulary
-    ]  # it drops empty ones
+    # the library drops empty ones
+    added = [token for token in library.get("added_tokens", ()) if token["content"] in vocabulary]
     for token in added:
         content = normalized(model, token["content"]) if token["normalized"] else token["content"]
         counts[vocabulary[token["content"]]] = 0 if token["special"] else spelling.text_bytes(content)
